@@ -1,0 +1,195 @@
+/**
+ * One class per stable code. Callers match on `error.code` (or instanceof);
+ * people read `message`, and `cure` says what to do about it.
+ *
+ * Codes never change their meaning; new ones may be added.
+ */
+
+export interface HoldfastErrorOptions {
+  /** What the operator can do about it; one or two sentences. */
+  readonly cure?: string;
+  readonly cause?: unknown;
+  /** Machine-readable particulars: paths, limits, device names. */
+  readonly details?: Readonly<Record<string, unknown>>;
+}
+
+export abstract class HoldfastError extends Error {
+  abstract readonly code: string;
+  /** Exit code of the CLI when this error ends it; docs/operations.md lists them. */
+  readonly exitCode: number = 1;
+  readonly cure: string | undefined;
+  readonly details: Readonly<Record<string, unknown>>;
+
+  constructor(message: string, options: HoldfastErrorOptions = {}) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause });
+    this.name = new.target.name;
+    this.cure = options.cure;
+    this.details = options.details ?? {};
+  }
+
+  toJSON(): Record<string, unknown> {
+    return { code: this.code, message: this.message, cure: this.cure, details: this.details };
+  }
+}
+
+/** An option, flag or configuration key has a value that is not allowed; the message names the key. */
+export class ConfigError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_CONFIG';
+  override readonly exitCode = 2;
+}
+
+/** The VM has something that cannot be protected; nothing was touched. `details.reasons` lists all. */
+export class UnsupportedVmError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_UNSUPPORTED_VM';
+  override readonly exitCode = 3;
+}
+
+/** This host lacks a kernel feature, a capability or a QEMU feature. See `holdfast doctor`. */
+export class UnsupportedHostError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_UNSUPPORTED';
+  override readonly exitCode = 3;
+}
+
+/** QEMU answered a QMP command with an error. `details`: command, class, desc. */
+export class QmpError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_QMP';
+  override readonly exitCode = 4;
+}
+
+/** The QMP connection failed, ended or did not answer in time. */
+export class QmpConnectionError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_QMP_CONNECTION';
+  override readonly exitCode = 4;
+}
+
+/** QEMU ended. `details`: pid, exit code or signal, last lines of its stderr where known. */
+export class VmGoneError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_VM_GONE';
+  override readonly exitCode = 4;
+}
+
+/** A system call of the data plane failed. `details`: errno, syscall. */
+export class SystemError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_SYSCALL';
+  override readonly exitCode = 4;
+}
+
+/** The userfaultfd could not be injected into QEMU. */
+export class InjectError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_INJECT';
+  override readonly exitCode = 4;
+}
+
+/** Guest RAM is not a shared, file-backed mapping that another process can reach. */
+export class RamMappingError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_RAM_MAPPING';
+  override readonly exitCode = 3;
+}
+
+/** The peer could not be reached in time. */
+export class ConnectError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_CONNECT';
+  override readonly exitCode = 5;
+}
+
+/** The peer closed the connection, reset it, or fell silent. */
+export class PeerLostError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_PEER_LOST';
+  override readonly exitCode = 5;
+}
+
+/** The peer sent what the protocol does not allow. */
+export class ProtocolError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_PROTOCOL';
+  override readonly exitCode = 5;
+}
+
+/** No protocol version that both sides speak. */
+export class VersionError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_VERSION';
+  override readonly exitCode = 5;
+}
+
+/** An epoch's digest did not match; it was not committed. */
+export class ChecksumError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_CHECKSUM';
+  override readonly exitCode = 5;
+}
+
+/** The keys of the two sides differ, or a bulk token was refused. */
+export class AuthError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_AUTH';
+  override readonly exitCode = 6;
+}
+
+/** Replica, staging or device state could not be allocated. */
+export class NoSpaceError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_NO_SPACE';
+  override readonly exitCode = 7;
+}
+
+/** A named limit was exceeded. */
+export class LimitError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_LIMIT';
+  override readonly exitCode = 7;
+}
+
+/** The standby QEMU could not be started, or did not take the device state. */
+export class StandbyError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_STATE_LOAD';
+  override readonly exitCode = 8;
+}
+
+/** The other side is active in a newer term; this one must stay silent. */
+export class FencedError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_FENCED';
+  override readonly exitCode = 9;
+}
+
+/** The operation was cancelled (AbortSignal, close, Ctrl-C). */
+export class CancelledError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_CANCELLED';
+  override readonly exitCode = 130;
+}
+
+const byCode: Readonly<
+  Record<string, new (message: string, options?: HoldfastErrorOptions) => HoldfastError>
+> = {
+  HOLDFAST_E_SYSCALL: SystemError,
+  HOLDFAST_E_UNSUPPORTED: UnsupportedHostError,
+  HOLDFAST_E_INJECT: InjectError,
+  HOLDFAST_E_RAM_MAPPING: RamMappingError,
+  HOLDFAST_E_CONNECT: ConnectError,
+  HOLDFAST_E_PEER_LOST: PeerLostError,
+  HOLDFAST_E_PROTOCOL: ProtocolError,
+  HOLDFAST_E_VERSION: VersionError,
+  HOLDFAST_E_CHECKSUM: ChecksumError,
+  HOLDFAST_E_AUTH: AuthError,
+  HOLDFAST_E_NO_SPACE: NoSpaceError,
+  HOLDFAST_E_LIMIT: LimitError,
+  HOLDFAST_E_STATE_LOAD: StandbyError,
+  HOLDFAST_E_FENCED: FencedError,
+  HOLDFAST_E_CANCELLED: CancelledError,
+};
+
+const cures: Readonly<Record<string, string>> = {
+  HOLDFAST_E_INJECT:
+    'Run as root (CAP_SYS_PTRACE) on the host that runs QEMU; `holdfast doctor` checks this.',
+  HOLDFAST_E_UNSUPPORTED: 'Run `holdfast doctor`; Linux 6.7 or newer is needed.',
+  HOLDFAST_E_NO_SPACE: 'Free memory or enlarge the tmpfs that holds the replica (mount -o remount,size=…).',
+};
+
+/** Wraps an error of the addon (or anything thrown) into its public class. Holdfast errors pass through. */
+export const toHoldfastError = (error: unknown, context?: string): HoldfastError => {
+  if (error instanceof HoldfastError) return error;
+  const native = error as { message?: string; code?: string; errno?: number; syscall?: string } | null;
+  const text = native?.message ?? String(error);
+  const message = context === undefined ? text : `${context}: ${text}`;
+  const ErrorClass = byCode[native?.code ?? ''] ?? SystemError;
+  const cure = cures[native?.code ?? ''];
+  return new ErrorClass(message, {
+    cause: error,
+    ...(cure === undefined ? {} : { cure }),
+    details: { errno: native?.errno ?? 0, syscall: native?.syscall ?? '' },
+  });
+};

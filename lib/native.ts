@@ -1,0 +1,310 @@
+/**
+ * The native addon, typed: everything TypeScript may ask of the data plane.
+ *
+ * TypeScript decides, C++ moves bytes. No function here returns guest memory;
+ * what crosses is offsets, counts, paths, descriptors and policies, and each
+ * epoch crosses a handful of times (capture, send, and on the backup one
+ * event per commit). Nothing here blocks the event loop: what takes time
+ * returns a promise that a native thread settles.
+ *
+ * Native failures reject (or throw) as plain `Error`s with `code` (one of
+ * `NativeErrorCode`), `errno` (number, 0 if none) and `syscall` (name of the
+ * failing call, or ''). `lib/errors.ts` wraps them into the public classes.
+ */
+
+import { existsSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+/** Stable codes of native failures. */
+export type NativeErrorCode =
+  | 'HOLDFAST_E_SYSCALL' // a system call failed; see errno and syscall
+  | 'HOLDFAST_E_UNSUPPORTED' // kernel or address space lacks what is needed
+  | 'HOLDFAST_E_INJECT' // no thread of QEMU could be used for the injection
+  | 'HOLDFAST_E_RAM_MAPPING' // guest RAM mapping not found or not usable
+  | 'HOLDFAST_E_CONNECT' // bulk connection could not be made in time
+  | 'HOLDFAST_E_PEER_LOST' // peer closed, reset or fell silent
+  | 'HOLDFAST_E_PROTOCOL' // peer sent what the protocol does not allow
+  | 'HOLDFAST_E_CHECKSUM' // an epoch's digest did not match
+  | 'HOLDFAST_E_AUTH' // bulk token refused
+  | 'HOLDFAST_E_NO_SPACE' // replica or staging could not be allocated
+  | 'HOLDFAST_E_LIMIT' // a named limit was exceeded
+  | 'HOLDFAST_E_STATE_LOAD' // device state could not be handed to the standby
+  | 'HOLDFAST_E_FENCED' // the receiver no longer acknowledges
+  | 'HOLDFAST_E_CANCELLED'; // cancelled by close() or disconnect()
+
+export interface NativeError extends Error {
+  readonly code: NativeErrorCode;
+  readonly errno: number;
+  readonly syscall: string;
+}
+
+export type SenderStrategy = 'copy' | 'sendfile' | 'splice';
+export type NativeCaptureMode = 'staged' | 'direct';
+
+/** What the kernel can do, each probed for real in this process, none assumed. */
+export interface KernelProbe {
+  /** Kernel release, as uname prints it. */
+  readonly release: string;
+  /** userfaultfd(2) can be opened by this process. `errno` of the failure otherwise. */
+  readonly userfaultfd: { readonly ok: boolean; readonly errno: number };
+  /** UFFDIO_API accepts WP_ASYNC | WP_UNPOPULATED | WP_HUGETLBFS_SHMEM. */
+  readonly wpAsync: boolean;
+  /** A written page of a registered shared mapping is reported by PAGEMAP_SCAN, exactly that one, and re-protected. */
+  readonly pagemapScan: boolean;
+  /** ptrace(PTRACE_SEIZE) and pidfd_getfd of a child both work. */
+  readonly ptrace: boolean;
+  readonly pidfdGetfd: boolean;
+  /** RLIMIT_MEMLOCK soft limit, bytes; -1 is unlimited. */
+  readonly memlockBytes: number;
+  /** Effective capabilities, as a bit mask in hexadecimal (CapEff of /proc/self/status). */
+  readonly capEff: string;
+}
+
+/** One file-backed, shared mapping of a process, merged over adjacent VMAs. */
+export interface RamMapping {
+  /** Address in the process. */
+  readonly hostAddress: bigint;
+  readonly sizeBytes: number;
+  /** Offset of `hostAddress` in the file. */
+  readonly fileOffset: number;
+  readonly path: string;
+  readonly deleted: boolean;
+  readonly shared: boolean;
+  /** Mapping's page size, bytes: 4096, or 2097152 on hugetlbfs. */
+  readonly pageSize: number;
+}
+
+export interface PrimaryEngineOptions {
+  /** Process id of QEMU. */
+  readonly pid: number;
+  /** The mapping that findRamMappings returned for the guest's RAM. */
+  readonly ram: RamMapping;
+  /** Upper bound of the staging pool, bytes (default 256 MiB). It grows lazily. */
+  readonly stagingBytesMax: number;
+  /** How pages are sent. */
+  readonly strategy: SenderStrategy;
+  /** Threads that copy during the pause (default 2). */
+  readonly copyThreads: number;
+}
+
+export interface ConnectOptions {
+  readonly host: string;
+  readonly port: number;
+  /** 32 bytes that bind the bulk connection to the authenticated control session. */
+  readonly token: Uint8Array;
+  readonly timeoutMs: number;
+}
+
+export interface AttachResult {
+  /** True if a userfaultfd was found open in QEMU and adopted, false if injected. */
+  readonly adopted: boolean;
+  readonly injectMs: number;
+}
+
+export interface BaseRoundOptions {
+  /**
+   * True in the first round: send every populated page (SEEK_DATA), after
+   * arming the tracker. False: send what was written since the last scan.
+   */
+  readonly first: boolean;
+}
+
+export interface BaseRoundResult {
+  readonly pages: number;
+  readonly zeroPages: number;
+  readonly bytes: number;
+  readonly scanMs: number;
+  readonly sendMs: number;
+}
+
+export interface CaptureOptions {
+  readonly epoch: number;
+  readonly mode: NativeCaptureMode;
+}
+
+export interface CaptureResult {
+  /**
+   * What was done: `direct` also when `staged` was asked for but the dirty set
+   * exceeds the staging pool; the VM must then stay paused until send() settles.
+   */
+  readonly mode: NativeCaptureMode;
+  readonly dirtyPages: number;
+  readonly runs: number;
+  readonly scanMs: number;
+  readonly copyMs: number;
+}
+
+/** A file whose bytes [skipBytes, skipBytes + maxBytes) travel with the epoch. */
+export interface StateFile {
+  readonly path: string;
+  readonly skipBytes: number;
+  /** Length to read; undefined: to the end of the file. */
+  readonly maxBytes?: number | undefined;
+}
+
+export interface SendOptions {
+  readonly epoch: number;
+  /** The epoch's device state. Read completely before anything else is sent. */
+  readonly device: StateFile;
+  /** New prefix of the composite stream, if it changed since the last commit. */
+  readonly prefix?: StateFile | undefined;
+}
+
+export interface SendResult {
+  readonly epoch: number;
+  readonly pages: number;
+  readonly zeroPages: number;
+  readonly bytes: number;
+  readonly deviceBytes: number;
+  /** From the start of the send to the last byte handed to the kernel. */
+  readonly sendMs: number;
+  /** From the start of the send to the acknowledgement. */
+  readonly ackMs: number;
+  /** System calls that moved payload. */
+  readonly syscalls: number;
+  /** CPU time of the sending thread for this epoch. */
+  readonly cpuMs: number;
+  /** The backup's apply time of the epoch before, as carried by the acknowledgement; -1 unknown. */
+  readonly previousApplyMs: number;
+}
+
+/**
+ * The primary's data plane for one VM: tracker, staging, one bulk connection.
+ *
+ * Order per epoch: capture() while the VM is stopped; then send(). With
+ * `staged` the VM may run as soon as capture() settles; with `direct` it must
+ * stay stopped until send() settles. At most one epoch is unacknowledged:
+ * capture(N+1) before send(N) settled rejects with HOLDFAST_E_LIMIT.
+ */
+export interface PrimaryEngine {
+  /** Injects (or adopts) the userfaultfd, registers the RAM mapping write-protected. */
+  attach(): Promise<AttachResult>;
+  connect(options: ConnectOptions): Promise<void>;
+  /** One live round of the base sync, straight from guest RAM. The VM runs. */
+  baseRound(options: BaseRoundOptions): Promise<BaseRoundResult>;
+  capture(options: CaptureOptions): Promise<CaptureResult>;
+  /** Settles on the backup's acknowledgement, never on a kernel completion. */
+  send(options: SendOptions): Promise<SendResult>;
+  /**
+   * Drops a captured epoch that will not be (or was not completely) sent: its
+   * pages are merged into the next capture, so that no write is forgotten.
+   */
+  abort(epoch: number): Promise<void>;
+  /** Cuts the bulk connection; pending calls reject with HOLDFAST_E_CANCELLED. */
+  disconnect(): Promise<void>;
+  /** Unregisters the mapping and makes QEMU close the descriptor. Idempotent. Works on a dead QEMU. */
+  detach(): Promise<void>;
+  /** Stops the threads, unmaps, closes. Does not detach. Idempotent. */
+  close(): Promise<void>;
+}
+
+export interface ReceiverOptions {
+  /** Address to listen on for bulk connections. */
+  readonly host: string;
+  /** 0: any free port. */
+  readonly port: number;
+  /** Bounded event queue to JavaScript ends in this callback. */
+  readonly onEvent: (event: ReceiverEvent) => void;
+}
+
+export interface SessionOptions {
+  readonly token: Uint8Array;
+  /** Replica file; created with this size, its memory reserved (fallocate) before the promise settles. */
+  readonly ramPath: string;
+  readonly ramBytes: number;
+  readonly pageSize: number;
+  /** Limit on one epoch's page bytes; larger is a protocol error. Usually ramBytes. */
+  readonly epochBytesMax: number;
+  /** Limit on device state and on the prefix, bytes each. */
+  readonly deviceBytesMax: number;
+}
+
+export type ReceiverEvent =
+  | { readonly type: 'connected' }
+  | { readonly type: 'round'; readonly pages: number; readonly zeroPages: number; readonly bytes: number }
+  | {
+      readonly type: 'committed';
+      readonly epoch: number;
+      readonly pages: number;
+      readonly bytes: number;
+      /** First byte of the epoch received to commit. */
+      readonly receiveMs: number;
+    }
+  | { readonly type: 'applied'; readonly epoch: number; readonly applyMs: number }
+  /** The bulk connection ended; `code` says why. The partly received epoch was dropped. */
+  | { readonly type: 'disconnected'; readonly code: NativeErrorCode; readonly message: string };
+
+export interface FenceResult {
+  /** Last committed epoch, now applied to the replica completely; 0 if none. */
+  readonly epoch: number;
+  /** From the call until acknowledgements were impossible and the last epoch applied. */
+  readonly fenceMs: number;
+  readonly partialEpochDropped: boolean;
+}
+
+/**
+ * The backup's data plane: a listening socket, at most one bulk connection,
+ * one replica. A session stands for one replica and one lineage of epochs.
+ */
+export interface Receiver {
+  readonly port: number;
+  /** Milliseconds since the last byte arrived on the bulk connection; Infinity if none did. */
+  idleMs(): number;
+  /** Creates and reserves the replica, then accepts one bulk connection that shows `token`. */
+  openSession(options: SessionOptions): Promise<void>;
+  /**
+   * From this moment no acknowledgement leaves (atomic with the commit of an
+   * epoch: an epoch is either acknowledged and in the replica, or neither).
+   * Settles when the last committed epoch is applied. Idempotent.
+   */
+  fence(): Promise<FenceResult>;
+  /**
+   * Writes prefix + device state of the last committed epoch to a Unix socket
+   * on which the standby listens. Only after fence().
+   */
+  writeState(socketPath: string): Promise<{ readonly bytes: number; readonly writeMs: number }>;
+  /** Ends the session: drops the connection and staging; keeps the replica file on disk. */
+  closeSession(): Promise<void>;
+  close(): Promise<void>;
+}
+
+export interface NativeBinding {
+  probeKernel(): Promise<KernelProbe>;
+  /** Mappings of regular (tmpfs, hugetlbfs) files of at least `minBytes`, or of memfds. */
+  findRamMappings(pid: number, minBytes: number): Promise<readonly RamMapping[]>;
+  /** Process id at the other end of a Unix stream socket (SO_PEERCRED). */
+  peerPid(socketFd: number): number;
+  /** Sends `data` with `fd` attached (SCM_RIGHTS) on a Unix socket; all or an error. */
+  sendWithFd(socketFd: number, data: Uint8Array, fd: number): void;
+  /** xxh3-64 of [0, bytes) of a file, for tests and verification; holes count as zeros. */
+  hashFile(path: string, bytes: number): Promise<string>;
+  /** Page numbers (first `limit`) at which two files of `bytes` length differ. */
+  compareFiles(
+    a: string,
+    b: string,
+    bytes: number,
+    pageSize: number,
+    limit: number,
+  ): Promise<readonly number[]>;
+  /** Live native threads and open engines: a leak check for tests. */
+  debugCounters(): { readonly threads: number; readonly engines: number; readonly descriptors: number };
+  readonly PrimaryEngine: new (options: PrimaryEngineOptions) => PrimaryEngine;
+  readonly Receiver: new (options: ReceiverOptions) => Receiver;
+}
+
+/** Nearest directory upwards that holds package.json: the same from lib/ and from dist/lib/. */
+const packageRoot = (): string => {
+  let dir = dirname(fileURLToPath(import.meta.url));
+  while (!existsSync(join(dir, 'package.json'))) {
+    const parent = dirname(dir);
+    if (parent === dir) throw new Error('holdfast: package.json not found above the installed files');
+    dir = parent;
+  }
+  return dir;
+};
+
+const load = createRequire(import.meta.url)('node-gyp-build') as (dir: string) => NativeBinding;
+
+export const native: NativeBinding = load(packageRoot());
