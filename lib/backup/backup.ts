@@ -1,0 +1,686 @@
+/**
+ * The backup's effects: carries out what machine.ts decides. One Backup waits
+ * for one VM's primary, keeps its checkpoints, and takes over.
+ *
+ *   control channel ─┐
+ *   receiver events ─┼─► machine.step ─► prepare, accept, take over, drop …
+ *   liveness, timer ─┘
+ */
+import { EventEmitter } from 'node:events';
+import { mkdir, readdir, readFile, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { type ControlChannel, ControlServer } from '../control/channel.js';
+import { Liveness } from '../control/liveness.js';
+import type { ControlMessage, SessionMessage } from '../control/messages.js';
+import { CancelledError, type HoldfastError, toHoldfastError } from '../errors.js';
+import { type Logger, NOTHING_LOGGED } from '../log.js';
+import type { ReceiverEvent } from '../native.js';
+import { parseHostPort } from '../primary/options.js';
+import { isAlive, processStartTime, VmRecords } from '../state/records.js';
+import { SampleWindow } from '../stats.js';
+import { Generation } from './generation.js';
+import {
+  type BackupAction,
+  type BackupEvent,
+  type BackupState,
+  initialState,
+  isTakeoverPossible,
+  step,
+} from './machine.js';
+import { type BackupSettings, type BackupSettingsInput, checkBackupSettings } from './options.js';
+
+export interface BackupOptions extends BackupSettingsInput {
+  /** Pre-shared key, at least 16 bytes; the same on both sides. */
+  readonly key: Uint8Array;
+  readonly signal?: AbortSignal;
+  readonly logger?: Logger;
+}
+
+/** How a takeover went. */
+export interface TakeoverReport {
+  readonly vmId: string;
+  readonly vmName: string;
+  readonly term: number;
+  /** The checkpoint that runs now. */
+  readonly epoch: number;
+  readonly planned: boolean;
+  readonly reason: string;
+  /** Between the last sign of life and the decision. */
+  readonly detectMs: number;
+  /** No more acknowledgements, last epoch applied. */
+  readonly fenceMs: number;
+  /** Device state written until the VM ran. */
+  readonly loadMs: number;
+  /** Decision until the VM ran. */
+  readonly resumeMs: number;
+  /** Unix time, milliseconds. */
+  readonly decidedAtMs: number;
+  readonly resumedAtMs: number;
+  readonly qmp: string;
+  readonly pid: number;
+}
+
+export interface BackupStatus {
+  readonly role: 'backup';
+  readonly name: string;
+  readonly phase: BackupState['phase']['name'];
+  readonly reason?: string;
+  readonly listen: string;
+  readonly vm?: { readonly id: string; readonly name: string; readonly ramBytes: number };
+  readonly term: number;
+  readonly committedEpoch: number;
+  readonly primary?: string;
+  readonly standbyPid?: number;
+  readonly replica?: string;
+  readonly takeover?: TakeoverReport;
+  readonly receiveMs?: { readonly p50: number; readonly p99: number; readonly max: number };
+  readonly applyMs?: { readonly p50: number; readonly p99: number; readonly max: number };
+}
+
+export type BackupOutcome =
+  | { readonly kind: 'stopped' }
+  | { readonly kind: 'left-running'; readonly takeover: TakeoverReport }
+  | { readonly kind: 'vm-exited'; readonly reason: string };
+
+interface BackupEvents {
+  phase: [BackupStatus];
+  round: [{ readonly pages: number; readonly bytes: number }];
+  committed: [{ readonly epoch: number; readonly pages: number; readonly receiveMs: number }];
+  'took-over': [TakeoverReport];
+  'takeover-failed': [HoldfastError];
+  warning: [HoldfastError];
+  ended: [BackupOutcome];
+}
+
+/** Epochs of which receive and apply times are kept. */
+const WINDOW_EPOCHS = 10_000;
+
+interface Session {
+  readonly generation: Generation;
+  readonly channel: ControlChannel;
+  liveness: Liveness | undefined;
+  /** The loss has been seen; what else the connection reports about it is of no interest. */
+  over: boolean;
+}
+
+export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposable {
+  readonly #settings: BackupSettings;
+  readonly #server: ControlServer;
+  readonly #records: VmRecords;
+  readonly #dir: string;
+  readonly #log: Logger;
+  readonly #sessions = new Map<number, Session>();
+  readonly #receiveMs = new SampleWindow(WINDOW_EPOCHS);
+  readonly #applyMs = new SampleWindow(WINDOW_EPOCHS);
+  readonly #ended: { promise: Promise<BackupOutcome>; resolve: (outcome: BackupOutcome) => void };
+  #state: BackupState;
+  #nextGeneration = 1;
+  #graceTimer: NodeJS.Timeout | undefined;
+  #takeover: TakeoverReport | undefined;
+  #detectMs = 0;
+  #closing: Promise<void> | undefined;
+
+  private constructor(settings: BackupSettings, server: ControlServer, records: VmRecords, log: Logger) {
+    super();
+    this.#settings = settings;
+    this.#server = server;
+    this.#records = records;
+    this.#dir = join(settings.runDir, `backup-${settings.name}`);
+    this.#log = log;
+    this.#state = initialState({
+      takeover: settings.takeover,
+      connectionGraceMs: settings.connectionGraceMs,
+      reconnectGraceMs: settings.reconnectGraceMs,
+    });
+    let resolve: (outcome: BackupOutcome) => void = () => {};
+    const promise = new Promise<BackupOutcome>((settle) => {
+      resolve = settle;
+    });
+    this.#ended = { promise, resolve };
+  }
+
+  /**
+   * Listens for a primary. What an earlier daemon of the same name left behind
+   * (a standby that waits, its replica) is removed; a VM that it took over is
+   * left alone, and its old primary will be refused.
+   * @throws ConfigError, ConnectError
+   */
+  static async start(options: BackupOptions): Promise<Backup> {
+    const { key, signal, logger, ...input } = options;
+    const settings = checkBackupSettings(input);
+    signal?.throwIfAborted();
+    const records = new VmRecords(settings.runDir);
+    const server = await ControlServer.listen(parseHostPort(settings.listen), key);
+    const backup = new Backup(settings, server, records, logger ?? NOTHING_LOGGED);
+    try {
+      await backup.#removeLeftovers();
+      await mkdir(backup.#dir, { recursive: true, mode: 0o700 });
+    } catch (error) {
+      await server.close();
+      throw toHoldfastError(error);
+    }
+    server.on('channel', (channel) => backup.#onChannel(channel));
+    server.on('rejected', ({ remote, error }) => {
+      backup.#log.warn({ remote, code: error.code, err: error.message }, 'connection rejected');
+      backup.emit('warning', error);
+    });
+    signal?.addEventListener('abort', () => void backup.close(), { once: true });
+    return backup;
+  }
+
+  /** Port of the control connection. */
+  get port(): number {
+    return this.#server.port;
+  }
+
+  /** Settles when this backup has ended, with how. Never rejects. */
+  get ended(): Promise<BackupOutcome> {
+    return this.#ended.promise;
+  }
+
+  get takeover(): TakeoverReport | undefined {
+    return this.#takeover;
+  }
+
+  status(): BackupStatus {
+    const { phase, vm, checkpoint } = this.#state;
+    const session = this.#session(this.#state.receiving) ?? this.#session(checkpoint?.generation);
+    const reason =
+      phase.name === 'ended' ? phase.failure?.message : 'reason' in phase ? phase.reason : undefined;
+    const receiveMs = this.#receiveMs.summary();
+    const applyMs = this.#applyMs.summary();
+    return {
+      role: 'backup',
+      name: this.#settings.name,
+      phase: phase.name,
+      ...(reason === undefined ? {} : { reason }),
+      listen: this.#settings.listen,
+      ...(vm === undefined || session === undefined
+        ? {}
+        : {
+            vm: {
+              id: vm.vmId,
+              name: session.generation.session.vmName,
+              ramBytes: session.generation.session.ramBytes,
+            },
+          }),
+      term: vm?.term ?? 0,
+      committedEpoch: checkpoint?.epoch ?? 0,
+      ...(session === undefined
+        ? {}
+        : { primary: session.channel.remote, replica: session.generation.ramPath }),
+      ...(session?.generation.standbyPid === undefined ? {} : { standbyPid: session.generation.standbyPid }),
+      ...(this.#takeover === undefined ? {} : { takeover: this.#takeover }),
+      ...(receiveMs === undefined ? {} : { receiveMs }),
+      ...(applyMs === undefined ? {} : { applyMs }),
+    };
+  }
+
+  /**
+   * Runs the last checkpoint now, on the operator's word; the primary, if it
+   * lives, is fenced. Settles when the VM runs here.
+   * @throws CancelledError if there is no checkpoint; StandbyError
+   */
+  async takeOver(): Promise<TakeoverReport> {
+    if (!isTakeoverPossible(this.#state)) {
+      throw new CancelledError(`takeover: there is no checkpoint to run (${this.#state.phase.name})`, {
+        cure: '`holdfast status` shows whether a VM is protected here.',
+      });
+    }
+    const done = new Promise<TakeoverReport>((resolve, reject) => {
+      const onDone = (report: TakeoverReport): void => {
+        this.off('takeover-failed', onFailed);
+        resolve(report);
+      };
+      const onFailed = (error: HoldfastError): void => {
+        this.off('took-over', onDone);
+        reject(error);
+      };
+      this.once('took-over', onDone);
+      this.once('takeover-failed', onFailed);
+    });
+    await this.#settleAll();
+    this.#dispatch({ type: 'takeover-requested' });
+    return await done;
+  }
+
+  /** Ends: a waiting standby and its replica are removed; a VM that was taken over runs on. */
+  async close(): Promise<void> {
+    this.#closing ??= this.#close({ kind: 'stopped' });
+    await this.#closing;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  // --- events in -----------------------------------------------------------------
+
+  #dispatch(event: BackupEvent): void {
+    const before = this.#state.phase.name;
+    const [next, actions] = step(this.#state, event);
+    this.#state = next;
+    if (next.phase.name !== before) {
+      this.#log.info({ event: event.type, phase: next.phase.name }, 'phase');
+      this.emit('phase', this.status());
+    }
+    for (const action of actions) this.#perform(action);
+  }
+
+  #onChannel(channel: ControlChannel): void {
+    let session: Session | undefined;
+    channel.on('message', (message) => {
+      if (session === undefined) session = this.#beginSession(channel, message);
+      else void this.#onMessage(session, message);
+    });
+    channel.on('closed', (error) => {
+      if (session !== undefined) void this.#onLost(session, { silent: false, reason: error.message });
+    });
+    channel.start();
+  }
+
+  #beginSession(channel: ControlChannel, message: ControlMessage): Session | undefined {
+    if (message.type !== 'session') {
+      channel.send({
+        type: 'session-refused',
+        code: 'HOLDFAST_E_PROTOCOL',
+        message: `the first message must be a session, not ${message.type}`,
+      });
+      void channel.close();
+      return undefined;
+    }
+    const id = this.#nextGeneration++;
+    const bulkPort = this.#settings.bulkPort === 0 ? 0 : this.#settings.bulkPort + (id % 2);
+    let session: Session | undefined;
+    try {
+      const generation = new Generation({
+        id,
+        session: message,
+        token: channel.bulkToken,
+        listenHost: parseHostPort(this.#settings.listen).host,
+        bulkPort,
+        runDir: this.#dir,
+        ramPath: join(this.#settings.ramDir, `holdfast-${this.#settings.name}-${process.pid}-g${id}.ram`),
+        qemu: this.#settings.qemu,
+        replacements: this.#settings.replace,
+        logger: this.#log,
+        onReceiverEvent: (event) => {
+          if (session !== undefined) this.#onReceiverEvent(session, event);
+        },
+        onStandbyExit: (reason) => {
+          if (session !== undefined) void this.#onStandbyExit(session, reason);
+        },
+      });
+      session = { generation, channel, liveness: undefined, over: false };
+    } catch (error) {
+      const failure = toHoldfastError(error, 'bulk port');
+      channel.send({ type: 'session-refused', code: failure.code, message: failure.message });
+      void channel.close();
+      return undefined;
+    }
+    this.#sessions.set(id, session);
+    void this.#requestSession(session, message);
+    return session;
+  }
+
+  /** A VM that an earlier daemon here took over is known from its record. */
+  async #requestSession(session: Session, message: SessionMessage): Promise<void> {
+    const record = await this.#records.read(message.vmId);
+    if (record?.role === 'active' && record.term > message.term && (await isAlive(record))) {
+      this.#refuse(
+        session.generation.id,
+        { code: 'HOLDFAST_E_FENCED', message: `this host runs the VM in term ${record.term}` },
+        record.term,
+      );
+      return;
+    }
+    this.#dispatch({
+      type: 'session-requested',
+      generation: session.generation.id,
+      vmId: message.vmId,
+      term: message.term,
+      outputHeld: message.outputHeld,
+    });
+  }
+
+  async #onMessage(session: Session, message: ControlMessage): Promise<void> {
+    const generation = session.generation.id;
+    switch (message.type) {
+      case 'vm-ended':
+        session.over = true;
+        this.#dispatch({ type: 'protection-ended', generation, reason: message.reason });
+        return;
+      case 'detach':
+        session.over = true;
+        this.#dispatch({ type: 'protection-ended', generation, reason: 'the primary detached' });
+        return;
+      case 'reconnecting':
+        await this.#settle(session);
+        session.over = true;
+        this.#dispatch({ type: 'primary-reconnecting', generation });
+        return;
+      case 'vm-lost':
+        session.over = true;
+        this.#detectMs = 0; // told by the primary itself
+        await this.#settle(session);
+        this.#dispatch({ type: 'vm-lost', generation, reason: message.reason });
+        return;
+      case 'switchover':
+        this.#detectMs = 0;
+        await this.#settle(session);
+        this.#dispatch({ type: 'switchover', generation, epoch: message.epoch });
+        return;
+      default:
+        return; // heartbeats count by having arrived
+    }
+  }
+
+  #onReceiverEvent(session: Session, event: ReceiverEvent): void {
+    switch (event.type) {
+      case 'connected':
+        return;
+      case 'round':
+        this.emit('round', { pages: event.pages, bytes: event.bytes });
+        return;
+      case 'committed':
+        this.#receiveMs.add(event.receiveMs);
+        this.#dispatch({ type: 'committed', generation: session.generation.id, epoch: event.epoch });
+        this.emit('committed', { epoch: event.epoch, pages: event.pages, receiveMs: event.receiveMs });
+        return;
+      case 'applied':
+        this.#applyMs.add(event.applyMs);
+        return;
+      case 'disconnected':
+        // A verdict on the primary is the control connection's; this may be the stream's fault alone.
+        this.#log.warn({ code: event.code, err: event.message }, 'bulk connection ended');
+        if (!session.over && event.code !== 'HOLDFAST_E_PEER_LOST') {
+          session.channel.send({ type: 'failure', code: event.code, message: event.message });
+        }
+        return;
+    }
+  }
+
+  async #onLost(session: Session, loss: { silent: boolean; reason: string }): Promise<void> {
+    if (session.over) return;
+    session.over = true;
+    session.liveness?.stop();
+    this.#detectMs = Math.min(session.channel.idleMs(), session.generation.bulkIdleMs());
+    await this.#settle(session);
+    this.#dispatch({ type: 'primary-lost', generation: session.generation.id, ...loss });
+    if (loss.silent) {
+      session.channel.send({
+        type: 'session-refused',
+        code: 'HOLDFAST_E_FENCED',
+        message: `the backup heard nothing and took over`,
+        term: this.#state.vm?.term,
+      });
+      await session.channel.close();
+    }
+  }
+
+  /**
+   * Whatever ends a session, its receiver is fenced first: then what has been
+   * acknowledged is known exactly, also a commit whose event is still on its way.
+   */
+  async #settle(session: Session): Promise<void> {
+    try {
+      const { epoch } = await session.generation.fence();
+      if (epoch > 0) this.#dispatch({ type: 'committed', generation: session.generation.id, epoch });
+    } catch (error) {
+      this.#log.error({ err: toHoldfastError(error).message }, 'fencing the receiver');
+    }
+  }
+
+  async #settleAll(): Promise<void> {
+    for (const session of this.#sessions.values()) await this.#settle(session);
+  }
+
+  async #onStandbyExit(session: Session, reason: string): Promise<void> {
+    if (this.#state.phase.name === 'active' && this.#takeover !== undefined) {
+      this.#dispatch({ type: 'vm-exited', reason });
+      return;
+    }
+    if (this.#state.phase.name === 'taking-over') return; // Generation.run deals with it
+    this.#log.error({ reason, log: session.generation.logPath }, 'the standby QEMU ended; starting another');
+    try {
+      await session.generation.replaceStandby();
+    } catch (error) {
+      const failure = toHoldfastError(error, 'replacing the standby');
+      this.emit('warning', failure);
+      session.channel.send({ type: 'failure', code: failure.code, message: failure.message });
+    }
+  }
+
+  // --- actions out -----------------------------------------------------------------
+
+  #perform(action: BackupAction): void {
+    switch (action.type) {
+      case 'prepare':
+        void this.#prepare(action.generation);
+        return;
+      case 'accept':
+        this.#accept(action.generation);
+        return;
+      case 'refuse':
+        this.#refuse(action.generation, action.failure, action.term);
+        return;
+      case 'drop-generation':
+        void this.#drop(action.generation);
+        return;
+      case 'arm-grace':
+        clearTimeout(this.#graceTimer);
+        this.#graceTimer = setTimeout(() => this.#dispatch({ type: 'grace-over' }), action.ms);
+        return;
+      case 'cancel-grace':
+        clearTimeout(this.#graceTimer);
+        return;
+      case 'take-over':
+        void this.#takeOver(action);
+        return;
+      case 'reply-switchover-failed':
+        this.#session(action.generation)?.channel.send({ type: 'takeover-failed', ...action.failure });
+        return;
+      case 'clean-up':
+        void this.#cleanUp(action.reason);
+        return;
+    }
+  }
+
+  #session(generation: number | undefined): Session | undefined {
+    return generation === undefined ? undefined : this.#sessions.get(generation);
+  }
+
+  async #prepare(id: number): Promise<void> {
+    const session = this.#session(id);
+    if (session === undefined) return;
+    try {
+      await session.generation.prepare();
+      this.#dispatch({ type: 'prepared', generation: id });
+    } catch (error) {
+      const failure = toHoldfastError(error, 'preparing the standby');
+      this.#log.error({ code: failure.code, err: failure.message }, 'session not possible');
+      this.emit('warning', failure);
+      const cure = failure.cure === undefined ? '' : ` ${failure.cure}`;
+      this.#dispatch({
+        type: 'prepare-failed',
+        generation: id,
+        failure: { code: failure.code, message: `${failure.message}.${cure}` },
+      });
+    }
+  }
+
+  #accept(id: number): void {
+    const session = this.#session(id);
+    if (session === undefined) return;
+    const { channel, generation } = session;
+    const { heartbeatIntervalMs, heartbeatTimeoutMs } = generation.session;
+    channel.send({ type: 'session-ready', bulkPort: generation.bulkPort });
+    session.liveness = new Liveness({
+      intervalMs: heartbeatIntervalMs,
+      timeoutMs: heartbeatTimeoutMs,
+      sendHeartbeat: (sequence) => channel.send({ type: 'heartbeat', sequence }),
+      idleMs: () => Math.min(channel.idleMs(), generation.bulkIdleMs()),
+      onSilent: (idleMs) =>
+        void this.#onLost(session, {
+          silent: true,
+          reason: `the primary is silent since ${Math.round(idleMs)} ms`,
+        }),
+    });
+  }
+
+  #refuse(id: number, failure: { code: string; message: string }, term: number | undefined): void {
+    const session = this.#session(id);
+    if (session === undefined) return;
+    this.#log.warn({ ...failure }, 'session refused');
+    session.over = true;
+    session.channel.send({ type: 'session-refused', ...failure, term });
+    void session.channel.close();
+    void this.#drop(id);
+  }
+
+  async #drop(id: number): Promise<void> {
+    const session = this.#session(id);
+    if (session === undefined) return;
+    this.#sessions.delete(id);
+    session.over = true;
+    session.liveness?.stop();
+    await Promise.all([session.channel.close(), session.generation.drop()]).catch((error: unknown) => {
+      this.#log.error({ err: toHoldfastError(error).message }, 'dropping a generation');
+    });
+  }
+
+  async #takeOver(action: Extract<BackupAction, { type: 'take-over' }>): Promise<void> {
+    const session = this.#session(action.generation);
+    const { vm, phase } = this.#state;
+    if (session === undefined || vm === undefined) return;
+    const reason = phase.name === 'taking-over' ? phase.reason : '';
+    const decidedAtMs = Date.now();
+    const startMs = performance.now();
+    session.over = true;
+    session.liveness?.stop();
+    // Tell a primary that still hears us; that it falls silent does not depend on it.
+    if (!action.planned) this.#tellFenced(action.term);
+    try {
+      const { fenceMs } = await session.generation.fence();
+      const { epoch, loadMs } = await session.generation.run();
+      const report: TakeoverReport = {
+        vmId: vm.vmId,
+        vmName: session.generation.session.vmName,
+        term: action.term,
+        epoch,
+        planned: action.planned,
+        reason,
+        detectMs: this.#detectMs,
+        fenceMs,
+        loadMs,
+        resumeMs: performance.now() - startMs,
+        decidedAtMs,
+        resumedAtMs: Date.now(),
+        qmp: session.generation.qmpPath,
+        pid: session.generation.standbyPid ?? 0,
+      };
+      this.#takeover = report;
+      this.#dispatch({ type: 'took-over', epoch });
+      if (action.planned) {
+        session.channel.send({ type: 'took-over', term: action.term, epoch, resumeMs: report.resumeMs });
+      }
+      this.#log.info({ ...report }, 'took over');
+      this.emit('took-over', report);
+      await this.#afterTakeover(session, report, action.abandon);
+    } catch (error) {
+      const failure = toHoldfastError(error, 'takeover');
+      this.#log.error({ code: failure.code, err: failure.message }, 'takeover failed');
+      this.#dispatch({ type: 'takeover-failed', failure: { code: failure.code, message: failure.message } });
+      this.emit('takeover-failed', failure);
+    }
+  }
+
+  /** What may wait until the VM runs. */
+  async #afterTakeover(session: Session, report: TakeoverReport, abandon: number | undefined): Promise<void> {
+    await this.#records.write({
+      vmId: report.vmId,
+      vmName: report.vmName,
+      term: report.term,
+      role: 'active',
+      pid: report.pid,
+      startTime: (await processStartTime(report.pid)) ?? '',
+      qmpPath: report.qmp,
+      ramPath: session.generation.ramPath,
+    });
+    await session.generation.announce().catch((error: unknown) => {
+      this.#log.warn({ err: toHoldfastError(error).message }, 'announce-self');
+    });
+    if (abandon !== undefined) await this.#drop(abandon);
+  }
+
+  #tellFenced(term: number): void {
+    for (const session of this.#sessions.values()) {
+      session.channel.send({
+        type: 'session-refused',
+        code: 'HOLDFAST_E_FENCED',
+        message: `the backup took over in term ${term}`,
+        term,
+      });
+    }
+  }
+
+  async #cleanUp(reason: string): Promise<void> {
+    this.#log.info({ reason }, 'protection ended');
+    if (this.#state.phase.name === 'ended') await this.#close({ kind: 'vm-exited', reason });
+  }
+
+  async #close(outcome: BackupOutcome): Promise<void> {
+    clearTimeout(this.#graceTimer);
+    await this.#server.close();
+    const takeover = this.#takeover;
+    for (const [id, session] of [...this.#sessions]) {
+      const isTheVm = takeover !== undefined && session.generation.standbyPid === takeover.pid;
+      if (isTheVm && outcome.kind === 'vm-exited') {
+        await session.generation.removeFiles();
+        await this.#records.remove(takeover.vmId);
+      }
+      if (!(this.#state.phase.name === 'ended' && this.#state.phase.failure !== undefined))
+        await this.#drop(id);
+    }
+    if (takeover === undefined || outcome.kind === 'vm-exited') {
+      await rm(this.#dir, { recursive: true, force: true }).catch(() => {});
+    }
+    const final: BackupOutcome =
+      takeover !== undefined && outcome.kind === 'stopped' ? { kind: 'left-running', takeover } : outcome;
+    this.emit('ended', final);
+    this.#ended.resolve(final);
+  }
+
+  /** Standbys and replicas of an earlier daemon of this name that was killed. */
+  async #removeLeftovers(): Promise<void> {
+    const kept = new Set<string>();
+    for (const record of await this.#records.list()) {
+      if (record.role === 'active' && (await isAlive(record))) kept.add(record.ramPath);
+    }
+    const prefix = `holdfast-${this.#settings.name}-`;
+    const names = await readdir(this.#settings.ramDir).catch(() => [] as string[]);
+    for (const name of names) {
+      const path = join(this.#settings.ramDir, name);
+      if (!name.startsWith(prefix) || !name.endsWith('.ram') || kept.has(path)) continue;
+      await endProcessesUsing(path, this.#log);
+      await rm(path, { force: true });
+      this.#log.info({ path }, 'removed the replica of an earlier run');
+    }
+  }
+}
+
+/** Ends QEMUs that an earlier run started over this replica: their command line names it. */
+const endProcessesUsing = async (ramPath: string, log: Logger): Promise<void> => {
+  for (const entry of await readdir('/proc')) {
+    if (!/^\d+$/.test(entry)) continue;
+    const commandLine = await readFile(`/proc/${entry}/cmdline`, 'utf8').catch(() => '');
+    const [binary = '', ...argv] = commandLine.split('\0');
+    if (!/qemu-/.test(binary) || !argv.some((argument) => argument.includes(`mem-path=${ramPath}`))) continue;
+    log.warn({ pid: Number(entry), ramPath }, 'ending the standby of an earlier run');
+    try {
+      process.kill(Number(entry), 'SIGKILL');
+    } catch {
+      // it ended by itself
+    }
+  }
+};

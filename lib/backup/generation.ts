@@ -1,0 +1,233 @@
+/**
+ * One generation: a replica file, a receiver that fills it, and a standby QEMU
+ * that can run it. Made per session; at a takeover it becomes the VM.
+ *
+ *   prepare ─► token accepted on bulk port, standby waiting with -incoming defer
+ *   fence   ─► no acknowledgement leaves any more; last epoch applied
+ *   run     ─► device state into the standby; it resumes
+ *   drop    ─► everything removed (not after run)
+ */
+import { mkdir, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { SessionMessage } from '../control/messages.js';
+import { StandbyError, toHoldfastError } from '../errors.js';
+import type { Logger } from '../log.js';
+import { type FenceResult, native, type Receiver, type ReceiverEvent } from '../native.js';
+import type { QmpClient } from '../qmp/client.js';
+import { announceSelf, prepareIncoming, waitRunning } from '../qmp/recipes.js';
+import { forStandby } from '../vm/command-line.js';
+import { type LaunchedVm, launchVm } from '../vm/launch.js';
+import { findStandbyBinary } from './standby-binary.js';
+
+/** A standby that died is replaced this often at a takeover before it is given up. */
+const STANDBY_ATTEMPTS_MAX = 3;
+/** Ordinary loads take 4 to 6 ms; slow disks for the kernel image can make a fresh start take longer. */
+const RESUME_TIMEOUT_MS = 10_000;
+
+export interface GenerationOptions {
+  readonly id: number;
+  readonly session: SessionMessage;
+  readonly token: Uint8Array;
+  readonly listenHost: string;
+  readonly bulkPort: number;
+  readonly runDir: string;
+  readonly ramPath: string;
+  readonly qemu: string | undefined;
+  readonly replacements: readonly { readonly from: string; readonly to: string }[];
+  readonly logger: Logger;
+  readonly onReceiverEvent: (event: ReceiverEvent) => void;
+  readonly onStandbyExit: (reason: string) => void;
+}
+
+export interface Resumed {
+  readonly epoch: number;
+  /** Writing the device state until the VM ran. */
+  readonly loadMs: number;
+}
+
+interface Standby {
+  readonly vm: LaunchedVm;
+  readonly qmp: QmpClient;
+  readonly incomingPath: string;
+}
+
+export class Generation {
+  readonly id: number;
+  readonly session: SessionMessage;
+  readonly ramPath: string;
+  readonly #options: GenerationOptions;
+  readonly #receiver: Receiver;
+  readonly #dir: string;
+  #standby: Standby | undefined;
+  #launches = 0;
+  #state: 'new' | 'ready' | 'running' | 'dropped' = 'new';
+  #fencing: Promise<FenceResult> | undefined;
+
+  constructor(options: GenerationOptions) {
+    this.id = options.id;
+    this.session = options.session;
+    this.ramPath = options.ramPath;
+    this.#options = options;
+    this.#dir = join(options.runDir, `g${options.id}`);
+    this.#receiver = new native.Receiver({
+      host: options.listenHost,
+      port: options.bulkPort,
+      onEvent: options.onReceiverEvent,
+    });
+  }
+
+  get bulkPort(): number {
+    return this.#receiver.port;
+  }
+
+  get standbyPid(): number | undefined {
+    return this.#standby?.vm.pid;
+  }
+
+  /** QMP socket for the operator and for the next primary; the daemon has one of its own. */
+  get qmpPath(): string {
+    return join(this.#dir, 'qmp.sock');
+  }
+
+  get logPath(): string {
+    return join(this.#dir, 'qemu.log');
+  }
+
+  /** Settles when the QEMU of a running generation has ended. */
+  get exited(): Promise<unknown> {
+    return this.#standby?.vm.exited ?? Promise.resolve();
+  }
+
+  bulkIdleMs(): number {
+    return this.#receiver.idleMs();
+  }
+
+  /** @throws NoSpaceError, StandbyError */
+  async prepare(): Promise<void> {
+    await mkdir(this.#dir, { recursive: true, mode: 0o700 });
+    const { ramBytes, pageSize, deviceBytesMax } = this.session;
+    await this.#receiver.openSession({
+      token: this.#options.token,
+      ramPath: this.ramPath,
+      ramBytes,
+      pageSize,
+      epochBytesMax: ramBytes,
+      deviceBytesMax,
+    });
+    await this.#launchStandby();
+    if (this.#state === 'new') this.#state = 'ready';
+  }
+
+  /** Idempotent. After it settles nothing is acknowledged, and the last committed epoch is in the replica. */
+  fence(): Promise<FenceResult> {
+    this.#fencing ??= this.#receiver.fence();
+    return this.#fencing;
+  }
+
+  /** A standby that died while waiting is replaced: the replica and the checkpoint are not touched by that. */
+  async replaceStandby(): Promise<void> {
+    if (this.#state === 'running' || this.#state === 'dropped') return;
+    await this.#endStandby();
+    await this.#launchStandby();
+  }
+
+  /**
+   * Runs the last committed epoch. Retries with a fresh standby, as long as the
+   * one that failed did not run: a standby loads once per process.
+   * @throws StandbyError
+   */
+  async run(): Promise<Resumed> {
+    const { epoch } = await this.fence();
+    let failure: unknown;
+    for (let attempt = 0; attempt < STANDBY_ATTEMPTS_MAX; attempt += 1) {
+      try {
+        if (this.#standby === undefined || !this.#standby.qmp.open) await this.replaceStandby();
+        const loadMs = await this.#load();
+        this.#state = 'running';
+        await this.#receiver.closeSession().catch(() => {}); // frees staging; the replica is the VM's RAM now
+        await this.#receiver.close();
+        return { epoch, loadMs };
+      } catch (error) {
+        failure = error;
+        this.#options.logger.error(
+          { attempt, err: toHoldfastError(error).message, log: this.logPath },
+          'the standby did not resume',
+        );
+        await this.#endStandby();
+      }
+    }
+    throw new StandbyError(`no standby resumed epoch ${epoch}: ${toHoldfastError(failure).message}`, {
+      cause: failure,
+      cure: `The replica is kept at ${this.ramPath}; QEMU's log is ${this.logPath}.`,
+    });
+  }
+
+  /** Repeats the guest's announcement and lets go of the QMP connection for others. */
+  async announce(): Promise<void> {
+    const qmp = this.#standby?.qmp;
+    if (qmp?.open) await announceSelf(qmp);
+  }
+
+  /** Removes all of it. A running generation is only let go of: its VM stays. */
+  async drop(): Promise<void> {
+    if (this.#state === 'running') {
+      await this.#standby?.qmp.close();
+      return;
+    }
+    if (this.#state === 'dropped') return;
+    this.#state = 'dropped';
+    await this.#endStandby();
+    await this.#receiver.close();
+    await rm(this.ramPath, { force: true });
+    await rm(this.#dir, { recursive: true, force: true });
+  }
+
+  /** After the VM of a running generation has ended. */
+  async removeFiles(): Promise<void> {
+    await this.#standby?.qmp.close();
+    await rm(this.ramPath, { force: true });
+    await rm(this.#dir, { recursive: true, force: true });
+  }
+
+  async #launchStandby(): Promise<void> {
+    const { standby } = this.session;
+    const binary = await findStandbyBinary(standby.binary, this.#options.qemu);
+    this.#launches += 1;
+    const daemonQmpPath = join(this.#dir, `qmp-daemon-${this.#launches}.sock`);
+    const incomingPath = join(this.#dir, `incoming-${this.#launches}.sock`);
+    await rm(this.qmpPath, { force: true });
+    const argv = forStandby(standby.argv, {
+      machineType: standby.machineType,
+      backendId: standby.backendId,
+      replicaPath: this.ramPath,
+      ramBytes: this.session.ramBytes,
+      qmpPaths: [daemonQmpPath, this.qmpPath],
+      replacements: [...standby.replacements, ...this.#options.replacements],
+    });
+    const vm = await launchVm({ binary, argv, qmpPath: daemonQmpPath, logPath: this.logPath });
+    this.#standby = { vm, qmp: vm.qmp, incomingPath };
+    void vm.exited.then((exit) => {
+      if (this.#standby?.vm === vm) this.#options.onStandbyExit(String(exit));
+    });
+    await prepareIncoming(vm.qmp, incomingPath);
+  }
+
+  async #load(): Promise<number> {
+    const standby = this.#standby;
+    if (standby === undefined) throw new StandbyError('there is no standby');
+    const startMs = performance.now();
+    const running = waitRunning(standby.qmp, { timeoutMs: RESUME_TIMEOUT_MS });
+    running.catch(() => {}); // awaited below, after the write that may fail first
+    await this.#receiver.writeState(standby.incomingPath);
+    await running;
+    return performance.now() - startMs;
+  }
+
+  async #endStandby(): Promise<void> {
+    const standby = this.#standby;
+    this.#standby = undefined;
+    if (standby === undefined) return;
+    await standby.vm.kill();
+    await standby.qmp.close();
+  }
+}

@@ -1,0 +1,85 @@
+/**
+ * What the two sides say on the control connection. Every message is checked
+ * against its schema when it arrives; inside, it is trusted.
+ */
+import { z } from 'zod';
+
+export const CONTROL_VERSIONS = [1] as const;
+
+const hex = (bytes: number) => z.string().regex(new RegExp(`^[0-9a-f]{${bytes * 2}}$`));
+const count = z.number().int().nonnegative();
+const text = z.string().max(4096);
+
+export const handshakeMessage = z.discriminatedUnion('type', [
+  z.strictObject({
+    type: z.literal('hello'),
+    protocol: z.literal('holdfast'),
+    versions: z.array(z.number().int().positive()).min(1).max(16),
+    nonce: hex(32),
+  }),
+  z.strictObject({ type: z.literal('challenge'), version: z.number().int().positive(), nonce: hex(32) }),
+  z.strictObject({ type: z.literal('auth'), mac: hex(32) }),
+  z.strictObject({ type: z.literal('welcome'), mac: hex(32) }),
+  z.strictObject({ type: z.literal('refused'), code: text, message: text }),
+]);
+export type HandshakeMessage = z.infer<typeof handshakeMessage>;
+
+/** What the backup must know to launch a standby for the VM. */
+export const standbySpec = z.strictObject({
+  /** Base name of QEMU's binary; the backup looks it up itself, it never runs a path it was sent. */
+  binary: z.string().regex(/^qemu-[a-z0-9_-]+$/),
+  qemuVersion: text,
+  /** QEMU's arguments without the binary, as on the primary. */
+  argv: z.array(z.string().max(65536)).max(4096),
+  machineType: text,
+  backendId: text,
+  replacements: z.array(z.strictObject({ from: z.string().min(1), to: z.string() })).max(256),
+});
+export type StandbySpec = z.infer<typeof standbySpec>;
+
+export const sessionMessage = z.strictObject({
+  type: z.literal('session'),
+  vmId: z.string().regex(/^[0-9a-f-]{36}$/),
+  vmName: text,
+  term: count,
+  /** False once this primary released output that no checkpoint explains: older checkpoints are void. */
+  outputHeld: z.boolean(),
+  ramBytes: count,
+  pageSize: count,
+  deviceBytesMax: count,
+  heartbeatIntervalMs: count,
+  heartbeatTimeoutMs: count,
+  standby: standbySpec,
+});
+export type SessionMessage = z.infer<typeof sessionMessage>;
+
+export const controlMessage = z.discriminatedUnion('type', [
+  sessionMessage,
+  z.strictObject({ type: z.literal('session-ready'), bulkPort: z.number().int().min(1).max(65535) }),
+  z.strictObject({
+    type: z.literal('session-refused'),
+    code: text,
+    message: text,
+    cure: text.optional(),
+    term: count.optional(),
+  }),
+  z.strictObject({ type: z.literal('heartbeat'), sequence: count }),
+  /** Guest shut down or QEMU was told to quit: the VM ended, no takeover. */
+  z.strictObject({ type: z.literal('vm-ended'), reason: text }),
+  /** QEMU died under the primary: take over now. */
+  z.strictObject({ type: z.literal('vm-lost'), reason: text }),
+  z.strictObject({ type: z.literal('detach') }),
+  /** The primary gives up this session but lives, its output held, and will open another: don't take over yet. */
+  z.strictObject({ type: z.literal('reconnecting') }),
+  /** The VM is stopped, `epoch` is its last checkpoint, acknowledged: run it. */
+  z.strictObject({ type: z.literal('switchover'), epoch: count }),
+  z.strictObject({
+    type: z.literal('took-over'),
+    term: count,
+    epoch: count,
+    resumeMs: z.number(),
+  }),
+  z.strictObject({ type: z.literal('takeover-failed'), code: text, message: text }),
+  z.strictObject({ type: z.literal('failure'), code: text, message: text }),
+]);
+export type ControlMessage = z.infer<typeof controlMessage>;

@@ -1,0 +1,37 @@
+/**
+ * When to stop the live rounds of the base sync and go over to epochs: a pure
+ * function over the rounds so far.
+ */
+
+export interface RoundStats {
+  /** Pages whose bytes travelled. */
+  readonly pages: number;
+  readonly zeroPages: number;
+  readonly bytes: number;
+  readonly scanMs: number;
+  readonly sendMs: number;
+}
+
+/** True: enough; what is still dirty travels in the first epoch. */
+export type ConvergencePolicy = (rounds: readonly RoundStats[]) => boolean;
+
+export interface FixedConvergence {
+  /** A round this small fits into a pause. */
+  readonly pagesSmall: number;
+  readonly roundsMax: number;
+}
+
+/**
+ * Stops when a round is small, when rounds no longer shrink (the guest writes
+ * as fast as the link sends: another round would cost the same again), or at
+ * the limit.
+ */
+export const fixedConvergence =
+  (limits: FixedConvergence): ConvergencePolicy =>
+  (rounds) => {
+    if (rounds.length < 2) return false; // the first round is the whole of RAM
+    const total = (round: RoundStats | undefined): number => (round?.pages ?? 0) + (round?.zeroPages ?? 0);
+    const last = total(rounds.at(-1));
+    if (last <= limits.pagesSmall || rounds.length >= limits.roundsMax) return true;
+    return rounds.length >= 3 && last > 0.7 * total(rounds.at(-2));
+  };

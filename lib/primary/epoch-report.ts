@@ -1,0 +1,111 @@
+/**
+ * What one epoch cost, part by part. All times in milliseconds. The parts of
+ * the pause overlap (device state beside scan and copy), so they add up to more
+ * than `pauseMs`.
+ */
+import { SampleWindow } from '../stats.js';
+import type { EpochMode } from './machine.js';
+
+export interface EpochReport {
+  readonly epoch: number;
+  readonly mode: EpochMode;
+  readonly dirtyPages: number;
+  /** Of these, pages that were all zero and did not travel. */
+  readonly zeroPages: number;
+  /** Bytes on the bulk connection. */
+  readonly bytes: number;
+  readonly deviceBytes: number;
+  /** From sending `stop` to the answer of `cont`: the guest did not run. */
+  readonly pauseMs: number;
+  /** QMP stop. */
+  readonly stopMs: number;
+  /** Device state saved by QEMU; from the answer of `stop`. */
+  readonly deviceMs: number;
+  /** Output boundary set; from the end of the device state. */
+  readonly gateMs: number;
+  /** PAGEMAP_SCAN with re-protection. */
+  readonly scanMs: number;
+  /** Dirty pages copied to staging; 0 in direct mode. */
+  readonly copyMs: number;
+  /** QMP cont. */
+  readonly contMs: number;
+  /** First to last byte handed to the kernel. */
+  readonly sendMs: number;
+  /** First byte handed to the kernel to the backup's acknowledgement. */
+  readonly ackMs: number;
+  /** The backup's apply time of the epoch before; undefined for the first. */
+  readonly previousApplyMs: number | undefined;
+  /** From the boundary (the pause) to the release: the least any packet of the epoch waited. */
+  readonly releaseDelayMs: number;
+  /** From the begin of the epoch to the release: the most any packet of it waited. */
+  readonly outputDelayMs: number;
+  /** Since the pause before this one began. */
+  readonly intervalMs: number;
+  /** CPU time of the sending thread. */
+  readonly sendCpuMs: number;
+}
+
+export interface Distribution {
+  readonly p50: number;
+  readonly p99: number;
+  readonly max: number;
+}
+
+const measured = [
+  'pauseMs',
+  'stopMs',
+  'deviceMs',
+  'gateMs',
+  'scanMs',
+  'copyMs',
+  'contMs',
+  'sendMs',
+  'ackMs',
+  'releaseDelayMs',
+  'outputDelayMs',
+  'dirtyPages',
+  'bytes',
+  'deviceBytes',
+  'intervalMs',
+  'sendCpuMs',
+] as const;
+export type MeasuredPart = (typeof measured)[number] | 'applyMs';
+
+export type EpochSummary = { readonly [part in MeasuredPart]?: Distribution };
+
+/** Epochs of which the distributions are kept: a few minutes' worth. */
+const WINDOW_EPOCHS = 10_000;
+
+/** Distributions over the latest epochs. */
+export class EpochStatistics {
+  readonly #windows = new Map<MeasuredPart, SampleWindow>();
+  #epochs = 0;
+
+  get epochs(): number {
+    return this.#epochs;
+  }
+
+  add(report: EpochReport): void {
+    this.#epochs += 1;
+    for (const part of measured) this.#window(part).add(report[part]);
+    if (report.previousApplyMs !== undefined) this.#window('applyMs').add(report.previousApplyMs);
+  }
+
+  summary(): EpochSummary {
+    const summary: { [part in MeasuredPart]?: Distribution } = {};
+    for (const [part, window] of this.#windows) {
+      const distribution = window.summary();
+      if (distribution !== undefined) summary[part] = distribution;
+    }
+    return summary;
+  }
+
+  #window(part: MeasuredPart): SampleWindow {
+    let window = this.#windows.get(part);
+    if (window === undefined) {
+      window = new SampleWindow(WINDOW_EPOCHS);
+      this.#windows.set(part, window);
+    }
+    return window;
+  }
+}

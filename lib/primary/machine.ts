@@ -1,0 +1,509 @@
+/**
+ * The primary's decisions, pure: `step(state, event) → [state, actions]`. No
+ * clock, socket or promise in here; primary.ts carries the actions out and
+ * reports back as events. The same machine runs in the simulator.
+ *
+ *   connecting ──connected──► syncing ──converged──► protected ──► ended
+ *        ▲                       │                       │
+ *        └──retry── waiting ◄────┴────── backup-lost ◄───┘
+ *
+ * One epoch, within `protected`:
+ *
+ *   idle ─tick─► capturing ─captured─► sending ──acked + resumed──► releasing ─► idle
+ *                 (VM stopped)          staged: [resume, send]
+ *                                       direct: [send], resume on acked
+ *
+ * Rules of DESIGN part 3 that live here: output is released only on `acked`
+ * (output commit); at most one epoch is unacknowledged, so two chained buffers
+ * suffice (everything is bounded); after losing the backup output stays held
+ * unless the policy grants the next term (one active side).
+ */
+import type { ConvergencePolicy, RoundStats } from './convergence.js';
+
+export type BackupLostPolicy = 'hold' | 'release';
+export type CaptureMode = 'staged' | 'direct' | 'auto';
+export type EpochMode = 'staged' | 'direct';
+
+export interface PrimaryConfig {
+  readonly intervalMs: number;
+  readonly onBackupLost: BackupLostPolicy;
+  /** Pause between attempts to reach the backup again. */
+  readonly retryMs: number;
+  /** A capture that fails this often in a row ends protection. */
+  readonly captureFailuresMax: number;
+  readonly convergence: ConvergencePolicy;
+}
+
+export interface Failure {
+  readonly code: string;
+  readonly message: string;
+}
+
+/** The epoch in the making. */
+export type Cycle =
+  | { readonly at: 'idle' }
+  | { readonly at: 'capturing'; readonly epoch: number; readonly final: boolean }
+  | {
+      readonly at: 'sending';
+      readonly epoch: number;
+      readonly mode: EpochMode;
+      readonly final: boolean;
+      readonly resumed: boolean;
+      readonly acked: boolean;
+    }
+  | { readonly at: 'releasing'; readonly epoch: number }
+  /** The VM is stopped for good here; the backup was told to run it. */
+  | { readonly at: 'handing-over'; readonly epoch: number };
+
+export type Phase =
+  | { readonly name: 'connecting' }
+  | { readonly name: 'syncing'; readonly rounds: readonly RoundStats[] }
+  | {
+      readonly name: 'protected';
+      readonly cycle: Cycle;
+      /** The interval passed while an epoch was still under way. */
+      readonly due: boolean;
+      /** The backup was lost while an effect was under way that must end first. */
+      readonly lost: string | undefined;
+    }
+  /** Without a backup. `entering` until the effects of the loss are done. */
+  | { readonly name: 'waiting'; readonly entering: boolean; readonly reason: string }
+  | { readonly name: 'ended'; readonly outcome: Outcome };
+
+export type Outcome =
+  | { readonly kind: 'detached' }
+  | {
+      readonly kind: 'switched-over';
+      readonly term: number;
+      readonly epoch: number;
+      readonly resumeMs: number;
+    }
+  | { readonly kind: 'vm-ended'; readonly reason: string }
+  | { readonly kind: 'vm-lost'; readonly reason: string }
+  | { readonly kind: 'fenced'; readonly term: number; readonly message: string }
+  | { readonly kind: 'failed'; readonly failure: Failure };
+
+export interface PrimaryState {
+  readonly config: PrimaryConfig;
+  readonly phase: Phase;
+  readonly term: number;
+  /** Last epoch begun; never goes back. */
+  readonly epoch: number;
+  /** Last epoch acknowledged by any backup. */
+  readonly committed: number;
+  /** Output is held (the gate is in place). */
+  readonly gateInstalled: boolean;
+  /** A backup has acknowledged a checkpoint since this daemon started. */
+  readonly everProtected: boolean;
+  /** The composite stream's prefix must be taken again in the next pause. */
+  readonly prefixStale: boolean;
+  /** Somebody else stopped the VM: no epochs, and we don't start it. */
+  readonly operatorPaused: boolean;
+  /** We stopped the VM and have not started it yet. */
+  readonly vmStopped: boolean;
+  /** The backup may be running the VM (a hand-over without an answer): policy `release` is off. */
+  readonly mustHold: boolean;
+  readonly captureFailures: number;
+  readonly pending: 'none' | 'switchover' | 'detach';
+}
+
+export type PrimaryEvent =
+  | { readonly type: 'start' }
+  | { readonly type: 'connected' }
+  | { readonly type: 'connect-failed'; readonly failure: Failure }
+  | { readonly type: 'fenced'; readonly term: number; readonly message: string }
+  | { readonly type: 'round-done'; readonly round: RoundStats }
+  | { readonly type: 'tick' }
+  | { readonly type: 'captured'; readonly epoch: number; readonly mode: EpochMode }
+  | { readonly type: 'capture-failed'; readonly epoch: number; readonly failure: Failure }
+  | { readonly type: 'resumed' }
+  | { readonly type: 'acked'; readonly epoch: number }
+  | { readonly type: 'released'; readonly epoch: number }
+  | { readonly type: 'backup-lost'; readonly reason: string }
+  | { readonly type: 'loss-entered' }
+  | { readonly type: 'retry' }
+  | { readonly type: 'took-over'; readonly term: number; readonly epoch: number; readonly resumeMs: number }
+  | { readonly type: 'takeover-failed'; readonly failure: Failure }
+  | { readonly type: 'vm-reset' }
+  | { readonly type: 'vm-paused' }
+  | { readonly type: 'vm-resumed' }
+  | { readonly type: 'vm-gone'; readonly ended: boolean; readonly reason: string }
+  | { readonly type: 'switchover' }
+  | { readonly type: 'detach' }
+  | { readonly type: 'failed'; readonly failure: Failure };
+
+export type PrimaryAction =
+  | { readonly type: 'connect'; readonly term: number; readonly outputHeld: boolean }
+  /** `resume`: the VM was stopped by us while the backup was away; it may run again, output held. */
+  | { readonly type: 'base-round'; readonly first: boolean; readonly resume: boolean }
+  | { readonly type: 'arm-interval'; readonly ms: number }
+  | { readonly type: 'arm-retry'; readonly ms: number }
+  | {
+      readonly type: 'begin-epoch';
+      readonly epoch: number;
+      readonly installGate: boolean;
+      readonly takePrefix: boolean;
+      readonly final: boolean;
+    }
+  | { readonly type: 'resume' }
+  | { readonly type: 'send'; readonly epoch: number }
+  | { readonly type: 'release'; readonly epoch: number }
+  | { readonly type: 'hand-over'; readonly epoch: number }
+  | { readonly type: 'resume-after-failed-handover' }
+  /** Cut the bulk connection, give back the epoch's pages, and leave the VM as said. */
+  | {
+      readonly type: 'enter-loss';
+      readonly abortEpoch: number | undefined;
+      readonly vm: 'stop' | 'run';
+      readonly openGate: boolean;
+    }
+  | { readonly type: 'finish'; readonly outcome: Outcome; readonly release: boolean };
+
+export type Step = readonly [PrimaryState, readonly PrimaryAction[]];
+
+export const initialState = (
+  config: PrimaryConfig,
+  options: {
+    readonly term: number;
+    readonly epoch?: number;
+    /** The gate of an earlier run was found in place, with what it holds. */
+    readonly gateAdopted: boolean;
+    readonly operatorPaused: boolean;
+    readonly vmStopped: boolean;
+  },
+): PrimaryState => ({
+  config,
+  phase: { name: 'connecting' },
+  term: options.term,
+  epoch: options.epoch ?? 0,
+  committed: 0,
+  gateInstalled: options.gateAdopted,
+  everProtected: false,
+  prefixStale: true,
+  operatorPaused: options.operatorPaused,
+  vmStopped: options.vmStopped,
+  mustHold: false,
+  captureFailures: 0,
+  pending: 'none',
+});
+
+const none: readonly PrimaryAction[] = [];
+
+export const step = (state: PrimaryState, event: PrimaryEvent): Step => {
+  if (state.phase.name === 'ended') return [state, none];
+  switch (event.type) {
+    case 'start':
+      return connect(state);
+    case 'vm-gone':
+      return finish(
+        state,
+        event.ended ? { kind: 'vm-ended', reason: event.reason } : { kind: 'vm-lost', reason: event.reason },
+      );
+    case 'fenced':
+      return finish(state, { kind: 'fenced', term: event.term, message: event.message });
+    case 'failed':
+      return finish(state, { kind: 'failed', failure: event.failure });
+    case 'vm-reset':
+      return [{ ...state, prefixStale: true }, none];
+    case 'vm-paused':
+      return [{ ...state, operatorPaused: true }, none];
+    case 'vm-resumed':
+      return operatorResumed({ ...state, operatorPaused: false });
+    case 'detach':
+      return requestDetach(state);
+    case 'switchover':
+      return requestSwitchover(state);
+    case 'backup-lost':
+      return backupLost(state, event.reason);
+    case 'connected':
+      return connected(state);
+    case 'connect-failed':
+      return connectFailed(state, event.failure);
+    case 'retry':
+      return state.phase.name === 'waiting' && !state.phase.entering ? connect(state) : [state, none];
+    case 'loss-entered':
+      return lossEntered(state);
+    case 'round-done':
+      return roundDone(state, event.round);
+    default:
+      return state.phase.name === 'protected' ? cycleStep(state, state.phase, event) : [state, none];
+  }
+};
+
+type Protected = Extract<Phase, { name: 'protected' }>;
+type CycleEvent = Extract<
+  PrimaryEvent,
+  {
+    type:
+      | 'tick'
+      | 'captured'
+      | 'capture-failed'
+      | 'resumed'
+      | 'acked'
+      | 'released'
+      | 'took-over'
+      | 'takeover-failed';
+  }
+>;
+
+const cycleStep = (state: PrimaryState, phase: Protected, event: CycleEvent): Step => {
+  const { cycle } = phase;
+  switch (event.type) {
+    case 'tick':
+      if (cycle.at !== 'idle' || state.operatorPaused)
+        return [withPhase(state, { ...phase, due: true }), none];
+      return beginEpoch(state, false);
+
+    case 'captured': {
+      if (cycle.at !== 'capturing' || cycle.epoch !== event.epoch) return [state, none];
+      const stopped = {
+        ...state,
+        gateInstalled: true,
+        vmStopped: true,
+        prefixStale: false,
+        captureFailures: 0,
+      };
+      if (phase.lost !== undefined) return enterLoss(stopped, phase.lost, cycle.epoch);
+      const sending: Cycle = {
+        at: 'sending',
+        epoch: cycle.epoch,
+        mode: event.mode,
+        final: cycle.final,
+        resumed: false,
+        acked: false,
+      };
+      const send: PrimaryAction = { type: 'send', epoch: cycle.epoch };
+      // Direct: pages are read from guest RAM until the backup has them (no torn pages).
+      const resumeNow = event.mode === 'staged' && !cycle.final;
+      return [
+        withPhase(stopped, { ...phase, cycle: sending }),
+        resumeNow ? [{ type: 'resume' }, send] : [send],
+      ];
+    }
+
+    case 'capture-failed': {
+      if (cycle.at !== 'capturing' || cycle.epoch !== event.epoch) return [state, none];
+      const failures = state.captureFailures + 1;
+      const failed = { ...state, captureFailures: failures, vmStopped: false };
+      if (phase.lost !== undefined) return enterLoss(failed, phase.lost, cycle.epoch);
+      if (failures >= state.config.captureFailuresMax) {
+        return finish(failed, { kind: 'failed', failure: event.failure });
+      }
+      return [withPhase(failed, { ...phase, cycle: { at: 'idle' } }), none];
+    }
+
+    case 'resumed': {
+      if (cycle.at !== 'sending') return [{ ...state, vmStopped: false }, none];
+      const running = { ...state, vmStopped: false };
+      if (!cycle.acked) return [withPhase(running, { ...phase, cycle: { ...cycle, resumed: true } }), none];
+      return release(running, phase, cycle.epoch);
+    }
+
+    case 'acked': {
+      if (cycle.at !== 'sending' || cycle.epoch !== event.epoch) return [state, none];
+      const committed = { ...state, committed: event.epoch, everProtected: true, mustHold: false };
+      if (cycle.final) {
+        return [
+          withPhase(committed, { ...phase, cycle: { at: 'handing-over', epoch: event.epoch } }),
+          [{ type: 'hand-over', epoch: event.epoch }],
+        ];
+      }
+      if (cycle.resumed) return release(committed, phase, cycle.epoch);
+      return [
+        withPhase(committed, { ...phase, cycle: { ...cycle, acked: true } }),
+        cycle.mode === 'direct' ? [{ type: 'resume' }] : none,
+      ];
+    }
+
+    case 'released':
+      if (cycle.at !== 'releasing' || cycle.epoch !== event.epoch) return [state, none];
+      if (phase.lost !== undefined) return enterLoss(state, phase.lost, undefined);
+      return becomeIdle(state, phase);
+
+    case 'took-over':
+      if (cycle.at !== 'handing-over') return [state, none];
+      return finish(state, {
+        kind: 'switched-over',
+        term: event.term,
+        epoch: event.epoch,
+        resumeMs: event.resumeMs,
+      });
+
+    case 'takeover-failed':
+      if (cycle.at !== 'handing-over') return [state, none];
+      // The backup said that it does not run the VM: it goes on here, and its output may leave.
+      return [
+        withPhase(
+          { ...state, pending: 'none' },
+          {
+            ...phase,
+            cycle: {
+              at: 'sending',
+              epoch: cycle.epoch,
+              mode: 'direct',
+              final: false,
+              resumed: false,
+              acked: true,
+            },
+          },
+        ),
+        [{ type: 'resume-after-failed-handover' }],
+      ];
+  }
+};
+
+const withPhase = (state: PrimaryState, phase: Phase): PrimaryState => ({ ...state, phase });
+
+const connect = (state: PrimaryState): Step => [
+  withPhase(state, { name: 'connecting' }),
+  [{ type: 'connect', term: state.term, outputHeld: state.gateInstalled }],
+];
+
+const connected = (state: PrimaryState): Step => {
+  if (state.phase.name !== 'connecting') return [state, none];
+  return [
+    withPhase({ ...state, vmStopped: false, prefixStale: true }, { name: 'syncing', rounds: [] }),
+    [{ type: 'base-round', first: true, resume: state.vmStopped && !state.operatorPaused }],
+  ];
+};
+
+const connectFailed = (state: PrimaryState, failure: Failure): Step => {
+  if (state.phase.name !== 'connecting') return [state, none];
+  // The first attempt's failure is the operator's to see at once; later the backup may come back.
+  if (!state.everProtected && !state.gateInstalled) return finish(state, { kind: 'failed', failure });
+  return [
+    withPhase(state, { name: 'waiting', entering: false, reason: failure.message }),
+    [{ type: 'arm-retry', ms: state.config.retryMs }],
+  ];
+};
+
+const roundDone = (state: PrimaryState, round: RoundStats): Step => {
+  if (state.phase.name !== 'syncing') return [state, none];
+  const rounds = [...state.phase.rounds, round];
+  if (!state.config.convergence(rounds)) {
+    return [
+      withPhase(state, { name: 'syncing', rounds }),
+      [{ type: 'base-round', first: false, resume: false }],
+    ];
+  }
+  const ready = withPhase(state, { name: 'protected', cycle: { at: 'idle' }, due: true, lost: undefined });
+  return state.operatorPaused ? [ready, none] : beginEpoch(ready, false);
+};
+
+const beginEpoch = (state: PrimaryState, final: boolean): Step => {
+  const epoch = state.epoch + 1;
+  const begin: PrimaryAction = {
+    type: 'begin-epoch',
+    epoch,
+    installGate: !state.gateInstalled,
+    takePrefix: state.prefixStale,
+    final,
+  };
+  const next = withPhase(
+    { ...state, epoch },
+    {
+      name: 'protected',
+      cycle: { at: 'capturing', epoch, final },
+      due: false,
+      lost: undefined,
+    },
+  );
+  return [next, final ? [begin] : [{ type: 'arm-interval', ms: state.config.intervalMs }, begin]];
+};
+
+const release = (state: PrimaryState, phase: Protected, epoch: number): Step => [
+  withPhase(state, { ...phase, cycle: { at: 'releasing', epoch } }),
+  [{ type: 'release', epoch }],
+];
+
+const becomeIdle = (state: PrimaryState, phase: Protected): Step => {
+  const idle = withPhase(state, { ...phase, cycle: { at: 'idle' } });
+  if (state.pending === 'detach') return finish(idle, { kind: 'detached' });
+  if (state.pending === 'switchover') return beginEpoch(idle, true);
+  return phase.due && !state.operatorPaused ? beginEpoch(idle, false) : [idle, none];
+};
+
+const operatorResumed = (state: PrimaryState): Step => {
+  const { phase } = state;
+  if (phase.name !== 'protected' || phase.cycle.at !== 'idle' || !phase.due) return [state, none];
+  return beginEpoch(state, false);
+};
+
+const requestDetach = (state: PrimaryState): Step => {
+  const { phase } = state;
+  if (phase.name === 'protected' && phase.cycle.at === 'handing-over') return [state, none];
+  if (phase.name === 'protected' && phase.cycle.at !== 'idle') return [{ ...state, pending: 'detach' }, none];
+  return finish({ ...state, pending: 'detach' }, { kind: 'detached' });
+};
+
+const requestSwitchover = (state: PrimaryState): Step => {
+  const { phase } = state;
+  if (phase.name !== 'protected' || state.pending !== 'none') return [state, none];
+  const asked: PrimaryState = { ...state, pending: 'switchover' };
+  return phase.cycle.at === 'idle' ? beginEpoch(asked, true) : [asked, none];
+};
+
+const backupLost = (state: PrimaryState, reason: string): Step => {
+  const { phase } = state;
+  switch (phase.name) {
+    case 'connecting':
+      return connectFailed(state, { code: 'HOLDFAST_E_PEER_LOST', message: reason });
+    case 'syncing':
+      return enterLoss(state, reason, undefined);
+    case 'protected': {
+      const { cycle } = phase;
+      // A capture or a release is under way in QEMU: it ends first, then the loss is entered.
+      if (cycle.at === 'capturing' || cycle.at === 'releasing') {
+        return [withPhase(state, { ...phase, lost: phase.lost ?? reason }), none];
+      }
+      if (cycle.at === 'handing-over') return enterLoss({ ...state, mustHold: true }, reason, undefined);
+      return enterLoss(state, reason, cycle.at === 'sending' && !cycle.acked ? cycle.epoch : undefined);
+    }
+    case 'waiting':
+    case 'ended':
+      return [state, none];
+  }
+};
+
+/**
+ * Hold: the VM stops, so that held output stays within its bound, until the
+ * backup is back. Release: the operator's policy grants this side the next
+ * term; the output leaves and the VM runs unprotected. Before the first commit
+ * nothing is held and nothing is decided: the VM just runs on.
+ */
+const enterLoss = (state: PrimaryState, reason: string, abortEpoch: number | undefined): Step => {
+  // A detach that was waiting for the epoch's end needs no backup.
+  if (state.pending === 'detach' && !state.mustHold) return finish(state, { kind: 'detached' });
+  const unprotected = state.committed === 0 && !state.gateInstalled;
+  const grant = !unprotected && !state.mustHold && state.config.onBackupLost === 'release';
+  const hold = !unprotected && !grant;
+  return [
+    {
+      ...state,
+      phase: { name: 'waiting', entering: true, reason },
+      pending: 'none',
+      term: grant ? state.term + 1 : state.term,
+      gateInstalled: hold && state.gateInstalled,
+      vmStopped: hold,
+    },
+    [{ type: 'enter-loss', abortEpoch, vm: hold ? 'stop' : 'run', openGate: grant }],
+  ];
+};
+
+const lossEntered = (state: PrimaryState): Step => {
+  if (state.phase.name !== 'waiting') return [state, none];
+  return [
+    withPhase(state, { ...state.phase, entering: false }),
+    [{ type: 'arm-retry', ms: state.config.retryMs }],
+  ];
+};
+
+const finish = (state: PrimaryState, outcome: Outcome): Step => {
+  // Output may leave on the operator's word (detach), or when the policy grants it after a failure of ours.
+  const release =
+    outcome.kind === 'detached' ||
+    (outcome.kind === 'failed' &&
+      !state.mustHold &&
+      (state.config.onBackupLost === 'release' || !state.gateInstalled));
+  return [withPhase(state, { name: 'ended', outcome }), [{ type: 'finish', outcome, release }]];
+};

@@ -1,0 +1,72 @@
+/** Options of a primary, with their defaults and limits in one place. */
+import { z } from 'zod';
+import { ConfigError } from '../errors.js';
+
+const ms = (min: number, max: number) => z.number().min(min).max(max);
+
+/** `HOST:PORT` or `[IPV6]:PORT`. */
+export const hostPort = z
+  .string()
+  .regex(/^(\[[0-9a-fA-F:.]+\]|[^:[\]\s]+):\d{1,5}$/, 'must be HOST:PORT, or [IPV6]:PORT')
+  .refine((value) => Number(value.slice(value.lastIndexOf(':') + 1)) <= 65535, 'port is over 65535');
+
+export const parseHostPort = (value: string): { host: string; port: number } => {
+  const colon = value.lastIndexOf(':');
+  return { host: value.slice(0, colon).replace(/^\[|\]$/g, ''), port: Number(value.slice(colon + 1)) };
+};
+
+export const primarySettings = z.strictObject({
+  /** Name in status output and of the admin socket. */
+  name: z
+    .string()
+    .regex(/^[A-Za-z0-9_.-]{1,64}$/, 'must be 1 to 64 of A-Z a-z 0-9 _ . -')
+    .default('primary'),
+  backup: hostPort,
+  /** Directory for sockets and records; on a tmpfs, so that it doesn't outlive a boot. */
+  runDir: z.string().startsWith('/', 'must be an absolute path').default('/run/holdfast'),
+  /** From the begin of one pause to the begin of the next. */
+  intervalMs: ms(1, 60_000).default(25),
+  captureMode: z.enum(['staged', 'direct', 'auto']).default('staged'),
+  deviceState: z.enum(['xen-save', 'migrate-fd']).default('xen-save'),
+  sender: z.enum(['copy', 'sendfile', 'splice']).default('sendfile'),
+  gate: z.enum(['filter-buffer', 'none']).default('filter-buffer'),
+  onBackupLost: z.enum(['hold', 'release']).default('hold'),
+  heartbeatIntervalMs: ms(5, 10_000).default(40),
+  heartbeatTimeoutMs: ms(20, 60_000).default(200),
+  retryMs: ms(10, 60_000).default(1_000),
+  connectTimeoutMs: ms(100, 60_000).default(5_000),
+  stagingMiB: z.number().int().min(1).max(65_536).default(256),
+  copyThreads: z.number().int().min(1).max(16).default(2),
+  /** Base sync ends at the latest after this many rounds. */
+  baseRoundsMax: z.number().int().min(2).max(100).default(8),
+  /** What differs on the standby: option values equal to, or paths below, `from` become `to`. */
+  replace: z.array(z.strictObject({ from: z.string().min(1), to: z.string() })).default([]),
+});
+
+export type PrimarySettings = z.output<typeof primarySettings>;
+export type PrimarySettingsInput = z.input<typeof primarySettings>;
+
+/** Checks settings against a schema; the error names the key. */
+export const checkSettings = <S extends z.ZodType>(
+  schema: S,
+  value: unknown,
+  source: string,
+): z.output<S> => {
+  const result = schema.safeParse(value);
+  if (result.success) return result.data;
+  const issues = result.error.issues.map((issue) => {
+    const key = issue.path.map(String).join('.');
+    return key === '' ? issue.message : `${key}: ${issue.message}`;
+  });
+  throw new ConfigError(`${source}: ${issues.join('; ')}`, { details: { issues } });
+};
+
+export const checkPrimarySettings = (value: unknown, source = 'primary settings'): PrimarySettings => {
+  const settings = checkSettings(primarySettings, value, source);
+  if (settings.heartbeatTimeoutMs < 2 * settings.heartbeatIntervalMs) {
+    throw new ConfigError(
+      `${source}: heartbeatTimeoutMs: ${settings.heartbeatTimeoutMs} is less than twice heartbeatIntervalMs (${settings.heartbeatIntervalMs})`,
+    );
+  }
+  return settings;
+};

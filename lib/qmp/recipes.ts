@@ -1,0 +1,223 @@
+/**
+ * What Holdfast asks of QEMU, as short recipes over the QMP client.
+ *
+ * Capture, VM stopped:
+ *   stop ─► saveDeviceState ─► cont                 every epoch (default path)
+ *   stop ─► migrateToFile ─► cont                   the prefix; or every epoch (second path)
+ *
+ * Take-over:
+ *   standby with -incoming defer ─► prepareIncoming ─► prefix + state[8:] is
+ *   written to the socket ─► waitRunning ─► announceSelf
+ *
+ * `xen-load-devices-state` is not here on purpose: it aborts QEMU.
+ */
+
+import { open } from 'node:fs/promises';
+import { QmpConnectionError, QmpError, StandbyError } from '../errors.js';
+import type { QmpClient, QmpWaitOptions } from './client.js';
+import type { CommandAnswer, QmpEvent } from './commands.js';
+
+const MIGRATE_TIMEOUT_MS = 30_000;
+const RUNNING_TIMEOUT_MS = 10_000;
+
+export interface RecipeOptions {
+  readonly timeoutMs?: number;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/**
+ * Writes vCPUs and devices, without RAM, to `path` (created or truncated;
+ * tmpfs, or /proc/PID/fd/N of a memfd). The VM should be stopped. `live` must
+ * be false: true inactivates the disks, and a second save then aborts 7.2.
+ */
+export const saveDeviceState = async (
+  qmp: QmpClient,
+  path: string,
+  options: RecipeOptions = {},
+): Promise<void> => {
+  await qmp.execute('xen-save-devices-state', { filename: path, live: false }, options);
+};
+
+/**
+ * Switches on what migrateToFile() and prepareIncoming() need: MIGRATION
+ * events, and leaving shared RAM out of the stream. Once per QEMU process.
+ */
+export const enableMigrationCapabilities = async (
+  qmp: QmpClient,
+  options: RecipeOptions = {},
+): Promise<void> => {
+  await qmp.execute(
+    'migrate-set-capabilities',
+    {
+      capabilities: [
+        { capability: 'events', state: true },
+        { capability: 'x-ignore-shared', state: true },
+      ],
+    },
+    options,
+  );
+};
+
+export interface MigrateToFileOptions extends RecipeOptions {
+  /** True once enableMigrationCapabilities() was called: saves a command. */
+  readonly capabilitiesEnabled?: boolean;
+}
+
+let descriptorsNamed = 0;
+
+/**
+ * Runs an ordinary migration, without shared RAM, into a file. The VM must be
+ * stopped; it is then in `postmigrate`, and `cont` resumes it. Repeatable.
+ *
+ * @returns the length of the stream, in bytes.
+ * @throws QmpError when QEMU refuses or the migration fails.
+ */
+export const migrateToFile = async (
+  qmp: QmpClient,
+  path: string,
+  options: MigrateToFileOptions = {},
+): Promise<number> => {
+  const timeoutMs = options.timeoutMs ?? MIGRATE_TIMEOUT_MS;
+  const limits = { timeoutMs, signal: options.signal };
+  if (options.capabilitiesEnabled !== true) await enableMigrationCapabilities(qmp, limits);
+  const file = await open(path, 'w', 0o600);
+  // Listen before asking: a small migration is over within the command's round trip.
+  const ended = expectEvent(qmp, 'MIGRATION', { ...limits, where: migrationEnded });
+  try {
+    const name = `holdfast-${++descriptorsNamed}`;
+    await qmp.passDescriptor(name, file.fd, limits);
+    try {
+      await qmp.execute('migrate', { uri: `fd:${name}` }, limits);
+    } catch (error) {
+      if (error instanceof QmpError) await qmp.execute('closefd', { fdname: name }).catch(() => {});
+      throw error;
+    }
+    let event: QmpEvent;
+    try {
+      event = await ended.event;
+    } catch (error) {
+      if (qmp.open) await qmp.execute('migrate_cancel').catch(() => {});
+      throw error;
+    }
+    if (event.data.status !== 'completed') {
+      throw new QmpError(`QEMU's migration to a file ended as ${event.data.status}`, {
+        details: { command: 'migrate', desc: await migrationError(qmp) },
+      });
+    }
+    return (await file.stat()).size;
+  } finally {
+    ended.giveUp();
+    await file.close();
+  }
+};
+
+interface ExpectedEvent {
+  readonly event: Promise<QmpEvent>;
+  /** Ends the wait, with its timer and listener, if nobody needs it any more. */
+  readonly giveUp: () => void;
+}
+
+/** once(), for a wait that may turn out not to be needed. */
+const expectEvent = (qmp: QmpClient, name: string, options: QmpWaitOptions): ExpectedEvent => {
+  const controller = new AbortController();
+  const signals = [controller.signal, ...(options.signal === undefined ? [] : [options.signal])];
+  const event = qmp.once(name, { ...options, signal: AbortSignal.any(signals) });
+  event.catch(() => {});
+  return { event, giveUp: () => controller.abort() };
+};
+
+const migrationEnded = (event: QmpEvent): boolean =>
+  event.data.status === 'completed' || event.data.status === 'failed' || event.data.status === 'cancelled';
+
+const migrationError = async (qmp: QmpClient): Promise<string> => {
+  const answer = await qmp.execute('query-migrate').catch(() => undefined);
+  return answer?.['error-desc'] ?? 'QEMU gave no reason';
+};
+
+/**
+ * Makes a standby (started with `-incoming defer`) listen on a Unix socket for
+ * its device state. It takes one connection and loads once per process.
+ */
+export const prepareIncoming = async (
+  qmp: QmpClient,
+  unixPath: string,
+  options: RecipeOptions = {},
+): Promise<void> => {
+  await enableMigrationCapabilities(qmp, options);
+  await qmp.execute('migrate-incoming', { uri: `unix:${unixPath}` }, options);
+};
+
+/**
+ * Settles when the standby runs the VM. Call it at any time: before, while or
+ * after the state is written. A VM that was loaded paused is resumed.
+ *
+ * @throws StandbyError the state was not accepted, QEMU ended, or the deadline passed.
+ */
+export const waitRunning = async (qmp: QmpClient, options: RecipeOptions = {}): Promise<void> => {
+  const timeoutMs = options.timeoutMs ?? RUNNING_TIMEOUT_MS;
+  const limits = { timeoutMs, signal: options.signal };
+  // Events before the query, so that nothing falls between them.
+  const loaded = expectEvent(qmp, '*', {
+    ...limits,
+    where: (event) => event.event === 'RESUME' || (event.event === 'MIGRATION' && migrationEnded(event)),
+  });
+  try {
+    const before = await qmp.execute('query-status', undefined, limits);
+    if (before.running) return;
+    if (before.status === 'inmigrate') {
+      const event = await loaded.event;
+      if (event.event === 'RESUME') return;
+      if (event.data.status !== 'completed') {
+        throw new StandbyError('the standby QEMU did not accept the device state', {
+          details: { desc: await migrationError(qmp) },
+        });
+      }
+    }
+    const after = await qmp.execute('query-status', undefined, limits);
+    if (!after.running) await qmp.execute('cont', undefined, limits);
+  } catch (error) {
+    // A bad stream makes QEMU 7.2 exit: the lost connection is how that shows.
+    if (error instanceof QmpConnectionError) {
+      throw new StandbyError(`the standby QEMU did not resume: ${error.message}`, { cause: error });
+    }
+    throw error;
+  } finally {
+    loaded.giveUp();
+  }
+};
+
+/** Repeats the guest's announcement (RARP) on every NIC, so that switches learn its new place. */
+export const announceSelf = async (qmp: QmpClient, options: RecipeOptions = {}): Promise<void> => {
+  // QEMU's own defaults (migration parameters announce-*), in milliseconds.
+  await qmp.execute('announce-self', { initial: 50, max: 550, rounds: 5, step: 100 }, options);
+};
+
+export interface VmStatus {
+  readonly running: boolean;
+  /** QEMU's RunState: running, paused, postmigrate, inmigrate, … */
+  readonly status: string;
+  readonly version: string;
+  readonly accelerator: 'kvm' | 'tcg';
+  readonly vcpus: number;
+}
+
+/** The VM's state in brief, in one round trip. */
+export const queryVm = async (qmp: QmpClient, options: RecipeOptions = {}): Promise<VmStatus> => {
+  const [status, kvm, cpus] = await Promise.all(
+    qmp.pipeline(
+      [{ execute: 'query-status' }, { execute: 'query-kvm' }, { execute: 'query-cpus-fast' }],
+      options,
+    ),
+  );
+  return {
+    running: status.running,
+    status: status.status,
+    version: versionText(qmp.greeting.version),
+    accelerator: kvm.enabled ? 'kvm' : 'tcg',
+    vcpus: cpus.length,
+  };
+};
+
+/** `7.2.22`, from a greeting or query-version. */
+export const versionText = (version: CommandAnswer<'query-version'>): string =>
+  `${version.qemu.major}.${version.qemu.minor}.${version.qemu.micro}`;

@@ -1,0 +1,39 @@
+/** Percentiles over a bounded window of samples. */
+
+/** Nearest-rank percentile of unsorted samples; NaN if there are none. `p` in 0…100. */
+export const percentile = (samples: readonly number[], p: number): number => {
+  if (samples.length === 0) return Number.NaN;
+  const sorted = [...samples].sort((a, b) => a - b);
+  const rank = Math.max(1, Math.ceil((p / 100) * sorted.length));
+  return sorted[rank - 1]!;
+};
+
+/** The latest `capacity` samples. */
+export class SampleWindow {
+  readonly #samples: number[] = [];
+  readonly #capacity: number;
+  #next = 0;
+
+  constructor(capacity: number) {
+    this.#capacity = capacity;
+  }
+
+  add(sample: number): void {
+    if (this.#samples.length < this.#capacity) this.#samples.push(sample);
+    else this.#samples[this.#next] = sample;
+    this.#next = (this.#next + 1) % this.#capacity;
+  }
+
+  get values(): readonly number[] {
+    return this.#samples;
+  }
+
+  summary(): { readonly p50: number; readonly p99: number; readonly max: number } | undefined {
+    if (this.#samples.length === 0) return undefined;
+    return {
+      p50: percentile(this.#samples, 50),
+      p99: percentile(this.#samples, 99),
+      max: percentile(this.#samples, 100),
+    };
+  }
+}
