@@ -146,6 +146,24 @@ export class FencedError extends HoldfastError {
   override readonly exitCode = 9;
 }
 
+/** What was asked for needs a protected VM, and it is not protected now. */
+export class NotProtectedError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_NOT_PROTECTED';
+  override readonly exitCode = 10;
+}
+
+/** No daemon answers under this name in the run directory. */
+export class NoDaemonError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_NO_DAEMON';
+  override readonly exitCode = 11;
+}
+
+/** The answer did not come in time; what was asked for may still happen. */
+export class TimeoutError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_TIMEOUT';
+  override readonly exitCode = 12;
+}
+
 /** The operation was cancelled (AbortSignal, close, Ctrl-C). */
 export class CancelledError extends HoldfastError {
   override readonly code = 'HOLDFAST_E_CANCELLED';

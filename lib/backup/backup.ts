@@ -16,8 +16,9 @@ import { CancelledError, type HoldfastError, toHoldfastError } from '../errors.j
 import { type Logger, NOTHING_LOGGED } from '../log.js';
 import type { ReceiverEvent } from '../native.js';
 import { parseHostPort } from '../primary/options.js';
-import { isAlive, processStartTime, VmRecords } from '../state/records.js';
+import { VmRecords } from '../state/records.js';
 import { SampleWindow } from '../stats.js';
+import { isAlive } from '../vm/process.js';
 import { Generation } from './generation.js';
 import {
   type BackupAction,
@@ -101,6 +102,8 @@ interface Session {
   liveness: Liveness | undefined;
   /** The loss has been seen; what else the connection reports about it is of no interest. */
   over: boolean;
+  /** The receiver was fenced by us: that its connection ends is our own doing. */
+  fenced: boolean;
 }
 
 export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposable {
@@ -209,7 +212,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       ...(session === undefined
         ? {}
         : { primary: session.channel.remote, replica: session.generation.ramPath }),
-      ...(session?.generation.standbyPid === undefined ? {} : { standbyPid: session.generation.standbyPid }),
+      ...(session?.generation.standby === undefined ? {} : { standbyPid: session.generation.standby.pid }),
       ...(this.#takeover === undefined ? {} : { takeover: this.#takeover }),
       ...(receiveMs === undefined ? {} : { receiveMs }),
       ...(applyMs === undefined ? {} : { applyMs }),
@@ -311,7 +314,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
           if (session !== undefined) void this.#onStandbyExit(session, reason);
         },
       });
-      session = { generation, channel, liveness: undefined, over: false };
+      session = { generation, channel, liveness: undefined, over: false, fenced: false };
     } catch (error) {
       const failure = toHoldfastError(error, 'bulk port');
       channel.send({ type: 'session-refused', code: failure.code, message: failure.message });
@@ -326,7 +329,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   /** A VM that an earlier daemon here took over is known from its record. */
   async #requestSession(session: Session, message: SessionMessage): Promise<void> {
     const record = await this.#records.read(message.vmId);
-    if (record?.role === 'active' && record.term > message.term && (await isAlive(record))) {
+    if (record?.role === 'active' && record.term > message.term && (await isAlive(record.process))) {
       this.#refuse(
         session.generation.id,
         { code: 'HOLDFAST_E_FENCED', message: `this host runs the VM in term ${record.term}` },
@@ -393,7 +396,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       case 'disconnected':
         // A verdict on the primary is the control connection's; this may be the stream's fault alone.
         this.#log.warn({ code: event.code, err: event.message }, 'bulk connection ended');
-        if (!session.over && event.code !== 'HOLDFAST_E_PEER_LOST') {
+        if (!session.over && !session.fenced && event.code !== 'HOLDFAST_E_PEER_LOST') {
           session.channel.send({ type: 'failure', code: event.code, message: event.message });
         }
         return;
@@ -407,15 +410,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     this.#detectMs = Math.min(session.channel.idleMs(), session.generation.bulkIdleMs());
     await this.#settle(session);
     this.#dispatch({ type: 'primary-lost', generation: session.generation.id, ...loss });
-    if (loss.silent) {
-      session.channel.send({
-        type: 'session-refused',
-        code: 'HOLDFAST_E_FENCED',
-        message: `the backup heard nothing and took over`,
-        term: this.#state.vm?.term,
-      });
-      await session.channel.close();
-    }
+    await session.channel.close(); // a primary that was only silent learns it here
   }
 
   /**
@@ -423,6 +418,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
    * acknowledged is known exactly, also a commit whose event is still on its way.
    */
   async #settle(session: Session): Promise<void> {
+    session.fenced = true;
     try {
       const { epoch } = await session.generation.fence();
       if (epoch > 0) this.#dispatch({ type: 'committed', generation: session.generation.id, epoch });
@@ -577,7 +573,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
         decidedAtMs,
         resumedAtMs: Date.now(),
         qmp: session.generation.qmpPath,
-        pid: session.generation.standbyPid ?? 0,
+        pid: session.generation.standby?.pid ?? 0,
       };
       this.#takeover = report;
       this.#dispatch({ type: 'took-over', epoch });
@@ -597,16 +593,18 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
 
   /** What may wait until the VM runs. */
   async #afterTakeover(session: Session, report: TakeoverReport, abandon: number | undefined): Promise<void> {
-    await this.#records.write({
-      vmId: report.vmId,
-      vmName: report.vmName,
-      term: report.term,
-      role: 'active',
-      pid: report.pid,
-      startTime: (await processStartTime(report.pid)) ?? '',
-      qmpPath: report.qmp,
-      ramPath: session.generation.ramPath,
-    });
+    const { standby } = session.generation;
+    if (standby !== undefined) {
+      await this.#records.write({
+        vmId: report.vmId,
+        vmName: report.vmName,
+        term: report.term,
+        role: 'active',
+        process: standby,
+        qmpPath: report.qmp,
+        ramPath: session.generation.ramPath,
+      });
+    }
     await session.generation.announce().catch((error: unknown) => {
       this.#log.warn({ err: toHoldfastError(error).message }, 'announce-self');
     });
@@ -634,7 +632,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     await this.#server.close();
     const takeover = this.#takeover;
     for (const [id, session] of [...this.#sessions]) {
-      const isTheVm = takeover !== undefined && session.generation.standbyPid === takeover.pid;
+      const isTheVm = takeover !== undefined && session.generation.standby?.pid === takeover.pid;
       if (isTheVm && outcome.kind === 'vm-exited') {
         await session.generation.removeFiles();
         await this.#records.remove(takeover.vmId);
@@ -655,7 +653,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   async #removeLeftovers(): Promise<void> {
     const kept = new Set<string>();
     for (const record of await this.#records.list()) {
-      if (record.role === 'active' && (await isAlive(record))) kept.add(record.ramPath);
+      if (record.role === 'active' && (await isAlive(record.process))) kept.add(record.ramPath);
     }
     const prefix = `holdfast-${this.#settings.name}-`;
     const names = await readdir(this.#settings.ramDir).catch(() => [] as string[]);

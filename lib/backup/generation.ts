@@ -7,6 +7,7 @@
  *   run     ─► device state into the standby; it resumes
  *   drop    ─► everything removed (not after run)
  */
+import { existsSync } from 'node:fs';
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { SessionMessage } from '../control/messages.js';
@@ -16,7 +17,8 @@ import { type FenceResult, native, type Receiver, type ReceiverEvent } from '../
 import type { QmpClient } from '../qmp/client.js';
 import { announceSelf, prepareIncoming, waitRunning } from '../qmp/recipes.js';
 import { forStandby } from '../vm/command-line.js';
-import { type LaunchedVm, launchVm } from '../vm/launch.js';
+import { killVm, type LaunchedVm, launchVm } from '../vm/launch.js';
+import type { ProcessIdentity } from '../vm/process.js';
 import { findStandbyBinary } from './standby-binary.js';
 
 /** A standby that died is replaced this often at a takeover before it is given up. */
@@ -80,8 +82,9 @@ export class Generation {
     return this.#receiver.port;
   }
 
-  get standbyPid(): number | undefined {
-    return this.#standby?.vm.pid;
+  /** The standby's process, or the running VM's; undefined while there is none. */
+  get standby(): ProcessIdentity | undefined {
+    return this.#standby?.vm.identity;
   }
 
   /** QMP socket for the operator and for the next primary; the daemon has one of its own. */
@@ -91,11 +94,6 @@ export class Generation {
 
   get logPath(): string {
     return join(this.#dir, 'qemu.log');
-  }
-
-  /** Settles when the QEMU of a running generation has ended. */
-  get exited(): Promise<unknown> {
-    return this.#standby?.vm.exited ?? Promise.resolve();
   }
 
   bulkIdleMs(): number {
@@ -196,18 +194,31 @@ export class Generation {
     const daemonQmpPath = join(this.#dir, `qmp-daemon-${this.#launches}.sock`);
     const incomingPath = join(this.#dir, `incoming-${this.#launches}.sock`);
     await rm(this.qmpPath, { force: true });
-    const argv = forStandby(standby.argv, {
-      machineType: standby.machineType,
-      backendId: standby.backendId,
-      replicaPath: this.ramPath,
-      ramBytes: this.session.ramBytes,
-      qmpPaths: [daemonQmpPath, this.qmpPath],
-      replacements: [...standby.replacements, ...this.#options.replacements],
+    const argv = [
+      ...forStandby(standby.argv, {
+        machineType: standby.machineType,
+        ramId: standby.backendId,
+        ramPath: this.ramPath,
+        qmpPath: daemonQmpPath,
+        replacements: [...standby.replacements, ...this.#options.replacements],
+      }),
+      '-qmp',
+      `unix:${this.qmpPath.replaceAll(',', ',,')},server=on,wait=off`,
+    ];
+    const vm = await launchVm({
+      binary,
+      argv,
+      qmpPath: daemonQmpPath,
+      logPath: this.logPath,
+      cwd: existsSync(standby.cwd) ? standby.cwd : '/',
+      sendWithFd: native.sendWithFd,
+      peerPid: native.peerPid,
     });
-    const vm = await launchVm({ binary, argv, qmpPath: daemonQmpPath, logPath: this.logPath });
     this.#standby = { vm, qmp: vm.qmp, incomingPath };
     void vm.exited.then((exit) => {
-      if (this.#standby?.vm === vm) this.#options.onStandbyExit(String(exit));
+      if (this.#standby?.vm !== vm) return; // ended by us
+      const how = exit.signal === null ? `exit code ${exit.code}` : `signal ${exit.signal}`;
+      this.#options.onStandbyExit(`QEMU (process ${vm.pid}) ended with ${how}`);
     });
     await prepareIncoming(vm.qmp, incomingPath);
   }
@@ -227,7 +238,7 @@ export class Generation {
     const standby = this.#standby;
     this.#standby = undefined;
     if (standby === undefined) return;
-    await standby.vm.kill();
+    await killVm(standby.vm.identity);
     await standby.qmp.close();
   }
 }

@@ -31,6 +31,8 @@ export const standbySpec = z.strictObject({
   qemuVersion: text,
   /** QEMU's arguments without the binary, as on the primary. */
   argv: z.array(z.string().max(65536)).max(4096),
+  /** QEMU's working directory there; used here if it exists, for relative paths. */
+  cwd: text,
   machineType: text,
   backendId: text,
   replacements: z.array(z.strictObject({ from: z.string().min(1), to: z.string() })).max(256),

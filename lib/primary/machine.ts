@@ -260,7 +260,6 @@ const cycleStep = (state: PrimaryState, phase: Protected, event: CycleEvent): St
         ...state,
         gateInstalled: true,
         vmStopped: true,
-        prefixStale: false,
         captureFailures: 0,
       };
       if (phase.lost !== undefined) return enterLoss(stopped, phase.lost, cycle.epoch);
@@ -284,7 +283,7 @@ const cycleStep = (state: PrimaryState, phase: Protected, event: CycleEvent): St
     case 'capture-failed': {
       if (cycle.at !== 'capturing' || cycle.epoch !== event.epoch) return [state, none];
       const failures = state.captureFailures + 1;
-      const failed = { ...state, captureFailures: failures, vmStopped: false };
+      const failed = { ...state, captureFailures: failures, vmStopped: false, prefixStale: true };
       if (phase.lost !== undefined) return enterLoss(failed, phase.lost, cycle.epoch);
       if (failures >= state.config.captureFailuresMax) {
         return finish(failed, { kind: 'failed', failure: event.failure });
@@ -399,8 +398,9 @@ const beginEpoch = (state: PrimaryState, final: boolean): Step => {
     takePrefix: state.prefixStale,
     final,
   };
+  // A reset that is reported while this epoch is captured marks the prefix stale anew.
   const next = withPhase(
-    { ...state, epoch },
+    { ...state, epoch, prefixStale: false },
     {
       name: 'protected',
       cycle: { at: 'capturing', epoch, final },

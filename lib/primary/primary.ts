@@ -5,29 +5,30 @@
  *   Primary.start ─ pre-flight ─ inject ─► machine ─► connect, base sync, epochs …
  *        machine.step ──actions──► effects here ──events──► machine.step
  */
-import { randomUUID } from 'node:crypto';
 import { EventEmitter } from 'node:events';
 import { mkdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type ControlChannel, connectControl } from '../control/channel.js';
 import { Liveness } from '../control/liveness.js';
 import type { ControlMessage } from '../control/messages.js';
-import { CancelledError, FencedError, type HoldfastError, toHoldfastError, VmGoneError } from '../errors.js';
+import { CancelledError, PeerLostError, toHoldfastError } from '../errors.js';
 import { type Logger, NOTHING_LOGGED } from '../log.js';
-import { native, type PrimaryEngine, type RamMapping, type SendResult } from '../native.js';
+import { native, type PrimaryEngine, type RamMapping } from '../native.js';
 import { FilterBufferGate } from '../output/filter-buffer.js';
 import { NoGate, type OutputGate } from '../output/gate.js';
 import { QmpClient } from '../qmp/client.js';
 import { migrateToFile } from '../qmp/recipes.js';
-import { processStartTime, type VmRecord, VmRecords } from '../state/records.js';
-import { describeVm, type VmDescription } from '../vm/describe.js';
+import { type VmRecord, VmRecords } from '../state/records.js';
+import { describeVm, type MemoryBackend, type VmDescription } from '../vm/describe.js';
 import { parseMigrationPrefix, xenSaveHeaderBytes } from '../vm/migration-stream.js';
-import { refuseUnsupported } from '../vm/preflight.js';
+import { assertProtectable } from '../vm/preflight.js';
+import type { ProcessIdentity } from '../vm/process.js';
 import { CaptureModeChooser } from './capture-mode.js';
 import { fixedConvergence, type RoundStats } from './convergence.js';
+import { type EpochInProgress, reportOf } from './epoch-in-progress.js';
 import { type EpochReport, EpochStatistics, type EpochSummary } from './epoch-report.js';
+import { recordOf } from './identity.js';
 import {
-  type EpochMode,
   initialState,
   type Outcome,
   type PrimaryAction,
@@ -41,6 +42,7 @@ import {
   type PrimarySettingsInput,
   parseHostPort,
 } from './options.js';
+import { describeOutcome, outcomeError } from './outcome.js';
 
 /** QEMU writes 5 KB to a few hundred KB of device state; ROM blocks come on top in the prefix. */
 const DEVICE_BYTES_MAX = 64 << 20;
@@ -48,6 +50,8 @@ const DEVICE_BYTES_MAX = 64 << 20;
 const BASE_ROUND_PAGES_SMALL = 4_096;
 /** Epochs an iterator may fall behind before the oldest are dropped. */
 const ITERATOR_EPOCHS_MAX = 1_024;
+/** Reserving the replica's memory takes the backup about a second per 4 GB; then it starts QEMU. */
+const SESSION_TIMEOUT_MS = 120_000;
 
 export interface PrimaryOptions extends PrimarySettingsInput {
   /** Pre-shared key, at least 16 bytes; the same on both sides. */
@@ -93,31 +97,17 @@ interface PrimaryEvents {
   ended: [Outcome];
 }
 
-interface EpochInProgress {
-  readonly epoch: number;
-  readonly mode: EpochMode;
-  readonly dirtyPages: number;
-  readonly pauseStartMs: number;
-  readonly beganMs: number;
-  readonly intervalMs: number;
-  readonly stopMs: number;
-  readonly deviceMs: number;
-  readonly gateMs: number;
-  readonly scanMs: number;
-  readonly copyMs: number;
-  readonly devicePath: string;
-  readonly prefix: { readonly path: string; readonly bytes: number } | undefined;
-  contMs: number;
-  pauseMs: number;
-  sent: SendResult | undefined;
-}
+/** The backend that holds guest RAM, with its mapping in QEMU. */
+type MappedBackend = MemoryBackend & { readonly mapping: RamMapping };
 
 export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposable {
   readonly #settings: PrimarySettings;
   readonly #key: Uint8Array;
   readonly #qmp: QmpClient;
   readonly #vm: VmDescription;
+  readonly #ram: MappedBackend;
   readonly #vmId: string;
+  readonly #process: ProcessIdentity;
   readonly #records: VmRecords;
   readonly #engine: PrimaryEngine;
   readonly #gate: OutputGate;
@@ -145,6 +135,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     key: Uint8Array;
     qmp: QmpClient;
     vm: VmDescription;
+    ram: MappedBackend;
     record: VmRecord;
     records: VmRecords;
     engine: PrimaryEngine;
@@ -159,7 +150,9 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     this.#key = parts.key;
     this.#qmp = parts.qmp;
     this.#vm = parts.vm;
+    this.#ram = parts.ram;
     this.#vmId = parts.record.vmId;
+    this.#process = parts.record.process;
     this.#records = parts.records;
     this.#engine = parts.engine;
     this.#gate = parts.gate;
@@ -211,9 +204,14 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     const qmp = await QmpClient.connect(qmpPath, { timeoutMs: 5_000, sendWithFd: native.sendWithFd, signal });
     let engine: PrimaryEngine | undefined;
     try {
-      const vm = await describeVm(qmp, { native });
-      refuseUnsupported(vm, { gate: settings.gate });
-      const ram = vm.ram.mapping as RamMapping; // refuseUnsupported has shown that it is there
+      const vm = await describeVm({
+        qmp,
+        pid: native.peerPid(qmp.socketFd),
+        findRamMappings: native.findRamMappings,
+      });
+      assertProtectable(vm);
+      // assertProtectable has shown that there is exactly one backend, and that it is mapped.
+      const backend = vm.memoryBackends[0] as MappedBackend;
       const records = new VmRecords(settings.runDir);
       const record = await recordOf(records, vm, qmpPath);
       const scratchDir = join(settings.runDir, `primary-${settings.name}`);
@@ -223,15 +221,15 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       const adopted = await gate.adopt(qmp);
       const { running } = await qmp.execute('query-status');
       engine = new native.PrimaryEngine({
-        pid: vm.pid,
-        ram,
+        pid: vm.process.pid,
+        ram: backend.mapping,
         stagingBytesMax: settings.stagingMiB * (1 << 20),
         strategy: settings.sender,
         copyThreads: settings.copyThreads,
       });
       const attached = await engine.attach();
       log.info(
-        { pid: vm.pid, adopted: attached.adopted, injectMs: attached.injectMs, gateAdopted: adopted },
+        { pid: vm.process.pid, adopted: attached.adopted, injectMs: attached.injectMs, gateAdopted: adopted },
         'attached to the VM',
       );
       const ours = attached.adopted || adopted; // then a stopped VM is one that our own pause left stopped
@@ -240,6 +238,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         key,
         qmp,
         vm,
+        ram: backend,
         record,
         records,
         engine,
@@ -331,10 +330,10 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       ...(reason === undefined ? {} : { reason }),
       vm: {
         id: this.#vmId,
-        name: this.#vm.name,
-        pid: this.#vm.pid,
+        name: this.#vm.name ?? '',
+        pid: this.#vm.process.pid,
         qmp: this.#qmp.path,
-        ramBytes: this.#vm.ram.bytes,
+        ramBytes: this.#vm.ramBytes,
         vcpus: this.#vm.vcpus,
         running: !this.#state.vmStopped && !this.#state.operatorPaused,
       },
@@ -497,19 +496,16 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         }
         return;
       }
+      this.#useChannel(channel); // heartbeats from here on: the backup counts on them
       await this.#engine.connect({
         host: address.host,
         port: answer.bulkPort,
         token: channel.bulkToken,
         timeoutMs: this.#settings.connectTimeoutMs,
       });
-      if (this.#state.phase.name === 'ended') {
-        await channel.close();
-        return;
-      }
-      this.#useChannel(channel);
       this.#dispatch({ type: 'connected' });
     } catch (error) {
+      if (this.#channel === channel) await this.#disconnect();
       await channel?.close();
       const failure = toHoldfastError(error);
       this.#log.warn({ code: failure.code, err: failure.message }, 'backup not reached');
@@ -519,10 +515,16 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
 
   #openSession(channel: ControlChannel, term: number, outputHeld: boolean): Promise<SessionAnswer> {
     return new Promise<SessionAnswer>((resolve, reject) => {
+      const timer = setTimeout(
+        () =>
+          reject(new PeerLostError(`the backup did not prepare a standby within ${SESSION_TIMEOUT_MS} ms`)),
+        SESSION_TIMEOUT_MS,
+      );
       const onMessage = (message: ControlMessage): void => {
         if (message.type !== 'session-ready' && message.type !== 'session-refused') return;
         channel.off('message', onMessage);
         channel.off('closed', reject);
+        clearTimeout(timer);
         resolve(message);
       };
       channel.on('message', onMessage);
@@ -531,11 +533,11 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       channel.send({
         type: 'session',
         vmId: this.#vmId,
-        vmName: this.#vm.name,
+        vmName: this.#vm.name ?? '',
         term,
         outputHeld: outputHeld && this.#gate.installed,
-        ramBytes: this.#vm.ram.bytes,
-        pageSize: this.#vm.ram.mapping?.pageSize ?? 4096,
+        ramBytes: this.#vm.ramBytes,
+        pageSize: this.#ram.mapping.pageSize,
         deviceBytesMax: DEVICE_BYTES_MAX,
         heartbeatIntervalMs: this.#settings.heartbeatIntervalMs,
         heartbeatTimeoutMs: this.#settings.heartbeatTimeoutMs,
@@ -543,8 +545,9 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
           binary: this.#vm.binary.slice(this.#vm.binary.lastIndexOf('/') + 1),
           qemuVersion: this.#vm.qemuVersion,
           argv: [...this.#vm.argv],
+          cwd: this.#vm.cwd,
           machineType: this.#vm.machineType,
-          backendId: this.#vm.ram.backendId,
+          backendId: this.#ram.id,
           replacements: this.#settings.replace,
         },
       });
@@ -767,7 +770,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       });
       inProgress.sent = sent;
       this.#modes.observe({
-        dirtyBytes: inProgress.dirtyPages * (this.#vm.ram.mapping?.pageSize ?? 4096),
+        dirtyBytes: inProgress.dirtyPages * this.#ram.mapping.pageSize,
         copyMs: inProgress.copyMs,
         ackMs: sent.ackMs,
       });
@@ -875,106 +878,16 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   }
 
   async #writeRecord(role: VmRecord['role']): Promise<void> {
-    const startTime = (await processStartTime(this.#vm.pid)) ?? '';
     await this.#records.write({
       vmId: this.#vmId,
-      vmName: this.#vm.name,
+      vmName: this.#vm.name ?? '',
       term: this.#state.term,
       role,
-      pid: this.#vm.pid,
-      startTime,
+      process: this.#process,
       qmpPath: this.#qmp.path,
-      ramPath: this.#vm.ram.mapping?.path ?? '',
+      ramPath: this.#ram.mapping.path,
     });
   }
 }
 
 type SessionAnswer = Extract<ControlMessage, { type: 'session-ready' | 'session-refused' }>;
-
-/** The VM's identity and term on this host: kept across restarts of the daemon and across failovers. */
-const recordOf = async (records: VmRecords, vm: VmDescription, qmpPath: string): Promise<VmRecord> => {
-  const known = await records.ofProcess(vm.pid);
-  if (known?.role === 'superseded') {
-    throw new FencedError(
-      `this VM was superseded in term ${known.term}: another copy of it runs on its backup`,
-      {
-        cure: 'Quit this QEMU; protect the copy that runs.',
-      },
-    );
-  }
-  const startTime = await processStartTime(vm.pid);
-  if (startTime === undefined) throw new VmGoneError(`QEMU (process ${vm.pid}) has ended`);
-  const value: VmRecord = {
-    vmId: known?.vmId ?? randomUUID(),
-    vmName: vm.name,
-    term: known?.term ?? 1,
-    role: 'active',
-    pid: vm.pid,
-    startTime,
-    qmpPath,
-    ramPath: vm.ram.mapping?.path ?? '',
-  };
-  await records.write(value);
-  return value;
-};
-
-const reportOf = (epoch: EpochInProgress, sent: SendResult, releasedMs: number): EpochReport => ({
-  epoch: epoch.epoch,
-  mode: epoch.mode,
-  dirtyPages: epoch.dirtyPages,
-  zeroPages: sent.zeroPages,
-  bytes: sent.bytes,
-  deviceBytes: sent.deviceBytes,
-  pauseMs: epoch.pauseMs,
-  stopMs: epoch.stopMs,
-  deviceMs: epoch.deviceMs,
-  gateMs: epoch.gateMs,
-  scanMs: epoch.scanMs,
-  copyMs: epoch.copyMs,
-  contMs: epoch.contMs,
-  sendMs: sent.sendMs,
-  ackMs: sent.ackMs,
-  previousApplyMs: sent.previousApplyMs < 0 ? undefined : sent.previousApplyMs,
-  releaseDelayMs: releasedMs - epoch.pauseStartMs,
-  outputDelayMs: releasedMs - epoch.beganMs,
-  intervalMs: epoch.intervalMs,
-  sendCpuMs: sent.cpuMs,
-});
-
-/** One line for a person. */
-export const describeOutcome = (outcome: Outcome): string => {
-  switch (outcome.kind) {
-    case 'detached':
-      return 'detached: the VM runs on, unprotected';
-    case 'switched-over':
-      return `switched over: the VM runs on the backup since epoch ${outcome.epoch} (term ${outcome.term}), resumed in ${outcome.resumeMs.toFixed(1)} ms`;
-    case 'vm-ended':
-      return `the VM ended: ${outcome.reason}`;
-    case 'vm-lost':
-      return `QEMU was lost: ${outcome.reason}; the backup was told to take over`;
-    case 'fenced':
-      return `fenced: ${outcome.message}; the VM here is stopped`;
-    case 'failed':
-      return `failed: ${outcome.failure.message}`;
-  }
-};
-
-/** The error an outcome stands for; undefined if it is what was asked for. */
-export const outcomeError = (outcome: Outcome): HoldfastError | undefined => {
-  switch (outcome.kind) {
-    case 'detached':
-    case 'switched-over':
-    case 'vm-ended':
-      return undefined;
-    case 'vm-lost':
-      return new VmGoneError(describeOutcome(outcome));
-    case 'fenced':
-      return new FencedError(describeOutcome(outcome), {
-        cure: 'Quit this QEMU; protect the copy that runs on the backup, with the same commands.',
-      });
-    case 'failed':
-      return toHoldfastError(
-        Object.assign(new Error(outcome.failure.message), { code: outcome.failure.code }),
-      );
-  }
-};

@@ -9,6 +9,7 @@
 import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
+import type { ProcessIdentity } from '../vm/process.js';
 
 const record = z.strictObject({
   vmId: z.string(),
@@ -16,9 +17,8 @@ const record = z.strictObject({
   term: z.number().int().nonnegative(),
   /** active: runs the VM and may release output. standby: waits. superseded: must stay silent. */
   role: z.enum(['active', 'standby', 'superseded']),
-  /** QEMU's process, with its start time (clock ticks since boot) against reuse of the id. */
-  pid: z.number().int().nonnegative(),
-  startTime: z.string(),
+  /** QEMU's process; the start time is against reuse of the id. */
+  process: z.strictObject({ pid: z.number().int().positive(), startTicks: z.string() }),
   qmpPath: z.string(),
   ramPath: z.string(),
 });
@@ -56,9 +56,10 @@ export class VmRecords {
   }
 
   /** The record of a running QEMU, if it is one of ours. */
-  async ofProcess(pid: number): Promise<VmRecord | undefined> {
-    const startTime = await processStartTime(pid);
-    return (await this.list()).find((value) => value.pid === pid && value.startTime === startTime);
+  async ofProcess({ pid, startTicks }: ProcessIdentity): Promise<VmRecord | undefined> {
+    return (await this.list()).find(
+      (value) => value.process.pid === pid && value.process.startTicks === startTicks,
+    );
   }
 
   #path(vmId: string): string {
@@ -75,16 +76,3 @@ export class VmRecords {
     }
   }
 }
-
-/** Field 22 of /proc/PID/stat; undefined if there is no such process. */
-export const processStartTime = async (pid: number): Promise<string | undefined> => {
-  const stat = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => undefined);
-  // The second field is the command in parentheses and may hold anything: count from its end.
-  const fields = stat?.slice(stat.lastIndexOf(')') + 2).split(' ');
-  if (fields === undefined || fields[0] === 'Z') return undefined;
-  return fields[19];
-};
-
-/** True while the very process of the record runs. */
-export const isAlive = async (of: { readonly pid: number; readonly startTime: string }): Promise<boolean> =>
-  (await processStartTime(of.pid)) === of.startTime;

@@ -1,0 +1,52 @@
+/**
+ * One role of a measured pair, as a process inside a lab host: the library,
+ * its reports as JSON lines on stdout, commands as lines on stdin.
+ *
+ *   node role.js primary|backup '<options as JSON, key in hexadecimal>'
+ */
+import { createInterface } from 'node:readline';
+import { Backup, type BackupOptions, Primary, type PrimaryOptions } from '../lib/index.js';
+
+const say = (value: object): void => {
+  process.stdout.write(`${JSON.stringify(value)}\n`);
+};
+
+const memoryBytes = (): number => process.memoryUsage.rss();
+
+const runPrimary = async (options: PrimaryOptions): Promise<void> => {
+  const primary = await Primary.start(options);
+  primary.on('round', (round) => say({ event: 'round', ...round }));
+  primary.on('epoch', (report) => say({ event: 'epoch', ...report, rssBytes: memoryBytes() }));
+  createInterface({ input: process.stdin }).on('line', (line) => {
+    if (line === 'detach') void primary.detach();
+    if (line === 'switchover')
+      void primary.switchover().catch((error: Error) => say({ event: 'error', message: error.message }));
+  });
+  say({ event: 'ended', ...(await primary.ended) });
+  process.exit(0);
+};
+
+const runBackup = async (options: BackupOptions): Promise<void> => {
+  const backup = await Backup.start(options);
+  backup.on('took-over', (report) => say({ event: 'took-over', ...report }));
+  backup.on('committed', (epoch) => say({ event: 'committed', ...epoch, rssBytes: memoryBytes() }));
+  backup.on('takeover-failed', (error) => say({ event: 'takeover-failed', message: error.message }));
+  say({ event: 'listening' });
+  createInterface({ input: process.stdin }).on('line', (line) => {
+    if (line === 'close') void backup.close();
+  });
+  say({ event: 'ended', ...(await backup.ended) });
+  process.exit(0);
+};
+
+const [role, json = '{}'] = process.argv.slice(2);
+const { key, ...options } = JSON.parse(json) as { key: string };
+const withKey = { ...options, key: Buffer.from(key, 'hex') };
+const run =
+  role === 'primary'
+    ? runPrimary(withKey as unknown as PrimaryOptions)
+    : runBackup(withKey as unknown as BackupOptions);
+run.catch((error: unknown) => {
+  say({ event: 'error', message: error instanceof Error ? error.message : String(error) });
+  process.exit(1);
+});

@@ -1,0 +1,359 @@
+/**
+ * What a running VM is made of, as one plain object: the ground on which
+ * pre-flight (preflight.ts) decides and the standby is built.
+ *
+ * Sources: QMP, two HMP tables that QMP lacks (`info ramblock`, `info
+ * network`), and /proc/PID. Nothing is changed and the VM is not stopped.
+ */
+
+import { readdir, readFile, readlink, statfs } from 'node:fs/promises';
+import { dirname, resolve } from 'node:path';
+import { VmGoneError } from '../errors.js';
+import type { NativeBinding, RamMapping } from '../native.js';
+import type { QmpClient } from '../qmp/client.js';
+import { versionText } from '../qmp/recipes.js';
+import { type CommandOption, listValue, parseArguments } from './command-line.js';
+import { identifyProcess, type ProcessIdentity } from './process.js';
+
+export interface MemoryBackend {
+  readonly id: string;
+  /** memory-backend-file, -memfd, -ram, … */
+  readonly type: string;
+  readonly sizeBytes: number;
+  readonly shared: boolean;
+  /** The file's name as configured; undefined for backends without one. */
+  readonly path?: string | undefined;
+  /** Where QEMU has it mapped; undefined if no file-backed mapping of this size was found. */
+  readonly mapping?: RamMapping | undefined;
+  readonly fileSystem?: 'tmpfs' | 'hugetlbfs' | 'other' | undefined;
+}
+
+export interface RamBlock {
+  readonly name: string;
+  readonly usedBytes: number;
+}
+
+export interface Drive {
+  /** The name a person knows it by: drive id, device path or node name. */
+  readonly name: string;
+  readonly readOnly: boolean;
+  readonly format: string;
+  readonly file: string;
+}
+
+export interface Device {
+  /** undefined for devices without an id. */
+  readonly id?: string | undefined;
+  readonly type: string;
+  /** Part of the machine, not asked for by -device. */
+  readonly builtIn: boolean;
+}
+
+export interface Nic {
+  readonly name: string;
+  readonly model: string;
+  readonly queues: number;
+}
+
+export interface Netdev {
+  readonly id: string;
+  /** tap, user, stream, vhost-user, … */
+  readonly type: string;
+  readonly queues: number;
+  readonly vhost: boolean;
+}
+
+export interface VmDescription {
+  readonly process: ProcessIdentity;
+  readonly binary: string;
+  /** Arguments as started, without the binary. */
+  readonly argv: readonly string[];
+  /** Paths in argv are relative to this. */
+  readonly cwd: string;
+  readonly name?: string | undefined;
+  readonly qemuVersion: string;
+  readonly accelerator: 'kvm' | 'tcg';
+  readonly vcpus: number;
+  /** With its version, aliases resolved: pc-q35-7.2, not q35. */
+  readonly machineType: string;
+  readonly ramBytes: number;
+  readonly memoryBackends: readonly MemoryBackend[];
+  readonly ramBlocks: readonly RamBlock[];
+  readonly drives: readonly Drive[];
+  readonly devices: readonly Device[];
+  readonly nics: readonly Nic[];
+  readonly netdevs: readonly Netdev[];
+  readonly chardevs: readonly { readonly id: string; readonly backend: string }[];
+  /** Types of memory that is plugged into slots: dimm, nvdimm, virtio-mem, … */
+  readonly memoryDevices: readonly string[];
+  /** Device files the process holds open that mean a data path outside QEMU: /dev/vhost-net, /dev/vfio/… */
+  readonly hostDevices: readonly string[];
+  /** Ids of devices and netdevs that are not in argv: they were added later. */
+  readonly hotplugged: readonly string[];
+  readonly confidentialGuest: boolean;
+  /** Why QEMU itself would refuse to migrate, in its own words. */
+  readonly migrationBlockers: readonly string[];
+}
+
+export interface DescribeOptions {
+  readonly qmp: QmpClient;
+  /** QEMU's process id: native.peerPid(qmp.socketFd). */
+  readonly pid: number;
+  readonly findRamMappings: NativeBinding['findRamMappings'];
+}
+
+/**
+ * Describes the VM.
+ *
+ * @throws QmpError, QmpConnectionError; VmGoneError if the process ended meanwhile.
+ */
+export const describeVm = async ({ qmp, pid, findRamMappings }: DescribeOptions): Promise<VmDescription> => {
+  const [name, kvm, cpus, machine, sizes, memdevs, blocks, network, drives, chardevs, dimms, migration] =
+    await Promise.all(
+      qmp.pipeline([
+        { execute: 'query-name' },
+        { execute: 'query-kvm' },
+        { execute: 'query-cpus-fast' },
+        { execute: 'qom-get', arguments: { path: '/machine', property: 'type' } },
+        { execute: 'query-memory-size-summary' },
+        { execute: 'query-memdev' },
+        { execute: 'human-monitor-command', arguments: { 'command-line': 'info ramblock' } },
+        { execute: 'human-monitor-command', arguments: { 'command-line': 'info network' } },
+        { execute: 'query-block' },
+        { execute: 'query-chardev' },
+        { execute: 'query-memory-devices' },
+        { execute: 'query-migrate' },
+      ]),
+    );
+  const host = await describeProcess(pid);
+  const options = parseArguments(host.argv);
+  const devices = await listDevices(qmp);
+  const { nics, netdevs } = parseNetwork(network, options);
+  return {
+    ...host,
+    name: name.name,
+    qemuVersion: versionText(qmp.greeting.version),
+    accelerator: kvm.enabled ? 'kvm' : 'tcg',
+    vcpus: cpus.length,
+    machineType: String(machine).replace(/-machine$/, ''),
+    ramBytes: sizes['base-memory'],
+    memoryBackends: await describeBackends(qmp, host, memdevs, findRamMappings),
+    ramBlocks: parseRamBlocks(blocks),
+    drives: drives.flatMap((drive) =>
+      drive.inserted === undefined
+        ? []
+        : [
+            {
+              name: drive.device || drive.qdev || drive.inserted['node-name'] || drive.inserted.file,
+              readOnly: drive.inserted.ro,
+              format: drive.inserted.drv,
+              file: drive.inserted.file,
+            },
+          ],
+    ),
+    devices,
+    nics,
+    netdevs,
+    chardevs: chardevs.map(({ label, filename }) => ({ id: label, backend: filename })),
+    memoryDevices: dimms.map(({ type }) => type),
+    hotplugged: findHotplugged(options, devices, netdevs),
+    confidentialGuest: await isConfidential(qmp),
+    migrationBlockers: migration['blocked-reasons'] ?? [],
+  };
+};
+
+type HostSide = Pick<VmDescription, 'process' | 'binary' | 'argv' | 'cwd' | 'hostDevices'>;
+
+const describeProcess = async (pid: number): Promise<HostSide> => {
+  try {
+    const [process, commandLine, binary, cwd, hostDevices] = await Promise.all([
+      identifyProcess(pid),
+      readFile(`/proc/${pid}/cmdline`, 'utf8'),
+      readlink(`/proc/${pid}/exe`),
+      readlink(`/proc/${pid}/cwd`),
+      openHostDevices(pid),
+    ]);
+    // Each argument ends in NUL, the last one too.
+    const argv = commandLine.split('\0').slice(1, -1);
+    return { process, binary: binary.replace(/ \(deleted\)$/, ''), argv, cwd, hostDevices };
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+    throw new VmGoneError(`QEMU (process ${pid}) ended while it was examined`, {
+      cause: error,
+      details: { pid },
+    });
+  }
+};
+
+const OUTSIDE_DATA_PATH = /^\/dev\/(vhost-|vfio\/|vfio$|iommu$|sev$|sgx_)/;
+
+/** What a process has open is the proof; the command line is only a claim. */
+const openHostDevices = async (pid: number): Promise<string[]> => {
+  const found = new Set<string>();
+  for (const fd of await readdir(`/proc/${pid}/fd`)) {
+    const target = await readlink(`/proc/${pid}/fd/${fd}`).catch(() => '');
+    if (OUTSIDE_DATA_PATH.test(target)) found.add(target);
+  }
+  return [...found].sort();
+};
+
+const CHILD_TYPE = /^child<(.*)>$/;
+
+const children = async (qmp: QmpClient, path: string): Promise<{ name: string; type: string }[]> =>
+  (await qmp.execute('qom-list', { path })).flatMap(({ name, type }) => {
+    const child = CHILD_TYPE.exec(type)?.[1];
+    return child === undefined ? [] : [{ name, type: child }];
+  });
+
+const listDevices = async (qmp: QmpClient): Promise<Device[]> => {
+  const [named, anonymous, unattached] = await Promise.all(
+    ['/machine/peripheral', '/machine/peripheral-anon', '/machine/unattached'].map((path) =>
+      children(qmp, path),
+    ),
+  );
+  return [
+    ...named!.map(({ name, type }) => ({ id: name, type, builtIn: false })),
+    ...anonymous!.map(({ type }) => ({ type, builtIn: false })),
+    // Beside devices this container holds interrupt lines and memory regions.
+    ...unattached!
+      .filter(({ name }) => name.startsWith('device['))
+      .map(({ type }) => ({ type, builtIn: true })),
+  ];
+};
+
+interface Memdev {
+  readonly id?: string | undefined;
+  readonly size: number;
+  readonly share: boolean;
+}
+
+const describeBackends = async (
+  qmp: QmpClient,
+  host: HostSide,
+  memdevs: readonly Memdev[],
+  findRamMappings: NativeBinding['findRamMappings'],
+): Promise<MemoryBackend[]> => {
+  const types = new Map((await children(qmp, '/objects')).map(({ name, type }) => [name, type]));
+  const smallest = Math.min(...memdevs.map(({ size }) => size));
+  const mappings = memdevs.length === 0 ? [] : await findRamMappings(host.process.pid, smallest);
+  return Promise.all(
+    memdevs.map(async ({ id = '', size, share }) => {
+      const type = types.get(id) ?? 'unknown';
+      const path =
+        type === 'memory-backend-file'
+          ? String(await qmp.execute('qom-get', { path: `/objects/${id}`, property: 'mem-path' }))
+          : undefined;
+      const mapping = findMapping(mappings, size, path === undefined ? undefined : resolve(host.cwd, path));
+      return {
+        id,
+        type,
+        sizeBytes: size,
+        shared: share,
+        path,
+        mapping,
+        fileSystem: mapping === undefined ? undefined : await fileSystemOf(host.process.pid, mapping),
+      };
+    }),
+  );
+};
+
+/** mem-path names the file, or a directory in which QEMU made one. Hugetlbfs rounds the size up. */
+const findMapping = (
+  mappings: readonly RamMapping[],
+  sizeBytes: number,
+  path: string | undefined,
+): RamMapping | undefined => {
+  const large = mappings.filter((mapping) => mapping.sizeBytes >= sizeBytes);
+  if (path === undefined) return large.length === 1 ? large[0] : undefined;
+  return (
+    large.find((mapping) => mapping.path === path) ??
+    large.find((mapping) => dirname(mapping.path) === path) ??
+    // The path may go through a symbolic link: /proc shows where it led.
+    (large.length === 1 ? large[0] : undefined)
+  );
+};
+
+// linux/magic.h
+const TMPFS_MAGIC = 0x01021994;
+const HUGETLBFS_MAGIC = 0x958458f6;
+
+const fileSystemOf = async (pid: number, mapping: RamMapping): Promise<MemoryBackend['fileSystem']> => {
+  if (mapping.path.startsWith('/memfd:')) return mapping.pageSize > 4096 ? 'hugetlbfs' : 'tmpfs';
+  // As QEMU sees it: it may live in another mount namespace.
+  const path = `/proc/${pid}/root${mapping.deleted ? dirname(mapping.path) : mapping.path}`;
+  const { type } = await statfs(path).catch(() => ({ type: 0 }));
+  if (type === TMPFS_MAGIC) return 'tmpfs';
+  return type === HUGETLBFS_MAGIC ? 'hugetlbfs' : 'other';
+};
+
+/** HMP `info ramblock`: name, page size, offset, used, total, and in newer QEMUs more. */
+export const parseRamBlocks = (table: string): RamBlock[] =>
+  table.split(/\r?\n/).flatMap((line) => {
+    const match = /^\s*(\S.*?)\s+\d+ [KMGT]iB\s+0x[0-9a-f]+\s+0x([0-9a-f]+)\s+0x[0-9a-f]+/i.exec(line);
+    return match === null ? [] : [{ name: match[1]!, usedBytes: Number.parseInt(match[2]!, 16) }];
+  });
+
+/** HMP `info network`: one line per queue of each NIC and of each netdev; filters have other lines. */
+export const parseNetwork = (
+  table: string,
+  options: readonly CommandOption[],
+): { nics: Nic[]; netdevs: Netdev[] } => {
+  const nics = new Map<string, Nic>();
+  const netdevs = new Map<string, Netdev>();
+  for (const line of table.split(/\r?\n/)) {
+    const match = /^\s*(?:\\ )?(\S+): index=(\d+),type=([^,]+),?(.*)$/.exec(line);
+    if (match === null) continue;
+    const [, name, index, type, info] = match as unknown as [string, string, string, string, string];
+    const queues = Number(index) + 1;
+    if (type === 'nic') {
+      const model = /model=([^,]+)/.exec(info)?.[1] ?? 'unknown';
+      nics.set(name, { name, model, queues: Math.max(queues, nics.get(name)?.queues ?? 0) });
+    } else if (type !== 'hubport') {
+      const claimed = options.find(
+        (option) => isNetdev(option) && listValue(option.value, 'id') === name,
+      )?.value;
+      const asked = Number(listValue(claimed, 'queues') ?? listValue(claimed, 'fds')?.split(':').length ?? 1);
+      const vhost = listValue(claimed, 'vhost') === 'on' || listValue(claimed, 'vhostforce') === 'on';
+      netdevs.set(name, {
+        id: name,
+        type,
+        queues: Math.max(queues, asked, netdevs.get(name)?.queues ?? 0),
+        vhost,
+      });
+    }
+  }
+  return { nics: [...nics.values()], netdevs: [...netdevs.values()] };
+};
+
+const isNetdev = ({ name }: CommandOption): boolean => name === 'netdev' || name === 'nic' || name === 'net';
+
+const findHotplugged = (
+  options: readonly CommandOption[],
+  devices: readonly Device[],
+  netdevs: readonly Netdev[],
+): string[] => {
+  const ids = (names: readonly string[]): Set<string | undefined> =>
+    new Set(options.filter(({ name }) => names.includes(name)).map(({ value }) => listValue(value, 'id')));
+  const ofDevices = ids(['device', 'fsdev', 'virtfs', 'drive']);
+  const ofNetdevs = ids(['netdev', 'nic', 'net']);
+  // -nic and -net without an id get names such as `#net012` or `user.0`.
+  const unnamed = options.some(
+    ({ name, value }) => (name === 'nic' || name === 'net') && !listValue(value, 'id'),
+  );
+  const isOwnName = (id: string): boolean => id.startsWith('#') || (unnamed && /\.\d+$/.test(id));
+  return [
+    ...devices.flatMap(({ id }) => (id === undefined || ofDevices.has(id) ? [] : [id])),
+    ...netdevs.flatMap(({ id }) => (ofNetdevs.has(id) || isOwnName(id) ? [] : [id])),
+  ];
+};
+
+/** SEV, TDX and the like: encrypted RAM means nothing to another host. */
+const isConfidential = async (qmp: QmpClient): Promise<boolean> => {
+  const properties = new Set((await qmp.execute('qom-list', { path: '/machine' })).map(({ name }) => name));
+  for (const property of ['confidential-guest-support', 'memory-encryption']) {
+    if (!properties.has(property)) continue;
+    const value = await qmp.execute('qom-get', { path: '/machine', property });
+    if (typeof value === 'string' && value !== '') return true;
+  }
+  return false;
+};
