@@ -200,11 +200,17 @@ const cures: Readonly<Record<string, string>> = {
 /** Wraps an error of the addon (or anything thrown) into its public class. Holdfast errors pass through. */
 export const toHoldfastError = (error: unknown, context?: string): HoldfastError => {
   if (error instanceof HoldfastError) return error;
-  const native = error as { message?: string; code?: string; errno?: number; syscall?: string } | null;
+  const native = error as {
+    message?: string;
+    code?: string;
+    errno?: number;
+    syscall?: string;
+    cure?: string;
+  } | null;
   const text = native?.message ?? String(error);
   const message = context === undefined ? text : `${context}: ${text}`;
   const ErrorClass = byCode[native?.code ?? ''] ?? SystemError;
-  const cure = cures[native?.code ?? ''];
+  const cure = native?.cure ?? cures[native?.code ?? ''];
   return new ErrorClass(message, {
     cause: error,
     ...(cure === undefined ? {} : { cure }),

@@ -6,7 +6,9 @@
  *   receiver events ─┼─► machine.step ─► prepare, accept, take over, drop …
  *   liveness, timer ─┘
  */
+import { createHash } from 'node:crypto';
 import { EventEmitter } from 'node:events';
+import { existsSync } from 'node:fs';
 import { mkdir, readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type ControlChannel, ControlServer } from '../control/channel.js';
@@ -25,6 +27,7 @@ import {
   type BackupEvent,
   type BackupState,
   initialState,
+  isDecided,
   isTakeoverPossible,
   step,
 } from './machine.js';
@@ -111,6 +114,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   readonly #server: ControlServer;
   readonly #records: VmRecords;
   readonly #dir: string;
+  readonly #replicaPrefix: string;
   readonly #log: Logger;
   readonly #sessions = new Map<number, Session>();
   readonly #receiveMs = new SampleWindow(WINDOW_EPOCHS);
@@ -121,6 +125,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   #graceTimer: NodeJS.Timeout | undefined;
   #takeover: TakeoverReport | undefined;
   #detectMs = 0;
+  #takingOver: Promise<void> | undefined;
   #closing: Promise<void> | undefined;
 
   private constructor(settings: BackupSettings, server: ControlServer, records: VmRecords, log: Logger) {
@@ -129,6 +134,9 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     this.#server = server;
     this.#records = records;
     this.#dir = join(settings.runDir, `backup-${settings.name}`);
+    // The run directory is part of it: daemons of one name with different ones don't know each other's records.
+    const runDirHash = createHash('sha256').update(settings.runDir).digest('hex').slice(0, 8);
+    this.#replicaPrefix = `holdfast-${settings.name}-${runDirHash}-`;
     this.#log = log;
     this.#state = initialState({
       takeover: settings.takeover,
@@ -152,7 +160,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     const { key, signal, logger, ...input } = options;
     const settings = checkBackupSettings(input);
     signal?.throwIfAborted();
-    const records = new VmRecords(settings.runDir);
+    const records = new VmRecords(settings.runDir, 'backup');
     const server = await ControlServer.listen(parseHostPort(settings.listen), key);
     const backup = new Backup(settings, server, records, logger ?? NOTHING_LOGGED);
     try {
@@ -244,6 +252,10 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     });
     await this.#settleAll();
     this.#dispatch({ type: 'takeover-requested' });
+    if (this.#state.phase.name !== 'taking-over' && this.#state.phase.name !== 'active') {
+      done.catch(() => {});
+      throw new CancelledError(`takeover: not possible any more (${this.#state.phase.name})`);
+    }
     return await done;
   }
 
@@ -263,11 +275,12 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     const before = this.#state.phase.name;
     const [next, actions] = step(this.#state, event);
     this.#state = next;
+    // Actions first: a listener that throws must not keep one from being carried out.
+    for (const action of actions) this.#perform(action);
     if (next.phase.name !== before) {
       this.#log.info({ event: event.type, phase: next.phase.name }, 'phase');
       this.emit('phase', this.status());
     }
-    for (const action of actions) this.#perform(action);
   }
 
   #onChannel(channel: ControlChannel): void {
@@ -293,7 +306,6 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       return undefined;
     }
     const id = this.#nextGeneration++;
-    const bulkPort = this.#settings.bulkPort === 0 ? 0 : this.#settings.bulkPort + (id % 2);
     let session: Session | undefined;
     try {
       const generation = new Generation({
@@ -301,9 +313,9 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
         session: message,
         token: channel.bulkToken,
         listenHost: parseHostPort(this.#settings.listen).host,
-        bulkPort,
+        bulkPort: this.#freeBulkPort(),
         runDir: this.#dir,
-        ramPath: join(this.#settings.ramDir, `holdfast-${this.#settings.name}-${process.pid}-g${id}.ram`),
+        ramPath: join(this.#settings.ramDir, `${this.#replicaPrefix}${process.pid}-g${id}.ram`),
         qemu: this.#settings.qemu,
         replacements: this.#settings.replace,
         logger: this.#log,
@@ -326,10 +338,22 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     return session;
   }
 
+  /** The kept generation may still hold one of the two ports. */
+  #freeBulkPort(): number {
+    const first = this.#settings.bulkPort;
+    if (first === 0) return 0;
+    const taken = [...this.#sessions.values()].some(({ generation }) => generation.bulkPort === first);
+    return taken ? first + 1 : first;
+  }
+
   /** A VM that an earlier daemon here took over is known from its record. */
   async #requestSession(session: Session, message: SessionMessage): Promise<void> {
     const record = await this.#records.read(message.vmId);
-    if (record?.role === 'active' && record.term > message.term && (await isAlive(record.process))) {
+    if (session.over) {
+      void this.#drop(session.generation.id); // closed meanwhile
+      return;
+    }
+    if (record?.role === 'active' && record.term >= message.term && (await isAlive(record.process))) {
       this.#refuse(
         session.generation.id,
         { code: 'HOLDFAST_E_FENCED', message: `this host runs the VM in term ${record.term}` },
@@ -355,6 +379,9 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
         return;
       case 'detach':
         session.over = true;
+        await this.#settle(session);
+        // Said before the drop closes the channel; nothing can come between the two.
+        if (!isDecided(this.#state)) session.channel.send({ type: 'detached' });
         this.#dispatch({ type: 'protection-ended', generation, reason: 'the primary detached' });
         return;
       case 'reconnecting':
@@ -471,7 +498,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
         clearTimeout(this.#graceTimer);
         return;
       case 'take-over':
-        void this.#takeOver(action);
+        this.#takingOver = this.#takeOver(action);
         return;
       case 'reply-switchover-failed':
         this.#session(action.generation)?.channel.send({ type: 'takeover-failed', ...action.failure });
@@ -553,15 +580,27 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     const decidedAtMs = Date.now();
     const startMs = performance.now();
     session.over = true;
-    session.liveness?.stop();
+    // A planned one's heartbeats go on: the primary waits for the answer.
+    if (!action.planned) session.liveness?.stop();
     // Tell a primary that still hears us; that it falls silent does not depend on it.
     if (!action.planned) this.#tellFenced(action.term);
+    const { generation } = session;
     try {
-      const { fenceMs } = await session.generation.fence();
-      const { epoch, loadMs } = await session.generation.run();
+      const { fenceMs } = await generation.fence();
+      const { epoch, loadMs } = await generation.run((standby) =>
+        this.#records.write({
+          vmId: vm.vmId,
+          vmName: generation.session.vmName,
+          term: action.term,
+          role: 'active',
+          process: standby,
+          qmpPath: generation.qmpPath,
+          ramPath: generation.ramPath,
+        }),
+      );
       const report: TakeoverReport = {
         vmId: vm.vmId,
-        vmName: session.generation.session.vmName,
+        vmName: generation.session.vmName,
         term: action.term,
         epoch,
         planned: action.planned,
@@ -572,42 +611,37 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
         resumeMs: performance.now() - startMs,
         decidedAtMs,
         resumedAtMs: Date.now(),
-        qmp: session.generation.qmpPath,
-        pid: session.generation.standby?.pid ?? 0,
+        qmp: generation.qmpPath,
+        pid: generation.standby?.pid ?? 0,
       };
       this.#takeover = report;
       this.#dispatch({ type: 'took-over', epoch });
       if (action.planned) {
         session.channel.send({ type: 'took-over', term: action.term, epoch, resumeMs: report.resumeMs });
       }
+      await this.#afterTakeover(session, action.abandon);
       this.#log.info({ ...report }, 'took over');
       this.emit('took-over', report);
-      await this.#afterTakeover(session, report, action.abandon);
     } catch (error) {
       const failure = toHoldfastError(error, 'takeover');
       this.#log.error({ code: failure.code, err: failure.message }, 'takeover failed');
-      this.#dispatch({ type: 'takeover-failed', failure: { code: failure.code, message: failure.message } });
+      await this.#records.remove(vm.vmId);
+      this.#dispatch({
+        type: 'takeover-failed',
+        failure: { code: failure.code, message: failure.message },
+      });
       this.emit('takeover-failed', failure);
     }
   }
 
-  /** What may wait until the VM runs. */
-  async #afterTakeover(session: Session, report: TakeoverReport, abandon: number | undefined): Promise<void> {
-    const { standby } = session.generation;
-    if (standby !== undefined) {
-      await this.#records.write({
-        vmId: report.vmId,
-        vmName: report.vmName,
-        term: report.term,
-        role: 'active',
-        process: standby,
-        qmpPath: report.qmp,
-        ramPath: session.generation.ramPath,
-      });
-    }
-    await session.generation.announce().catch((error: unknown) => {
-      this.#log.warn({ err: toHoldfastError(error).message }, 'announce-self');
-    });
+  /** What may wait until the VM runs; nothing here may undo that. */
+  async #afterTakeover(session: Session, abandon: number | undefined): Promise<void> {
+    const report = (what: string) => (error: unknown) => {
+      this.#log.warn({ err: toHoldfastError(error).message }, what);
+    };
+    session.liveness?.stop();
+    await session.generation.announce().catch(report('announce-self'));
+    await session.generation.endReceiving().catch(report('closing the receiver'));
     if (abandon !== undefined) await this.#drop(abandon);
   }
 
@@ -630,6 +664,10 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   async #close(outcome: BackupOutcome): Promise<void> {
     clearTimeout(this.#graceTimer);
     await this.#server.close();
+    await this.#takingOver; // what is half taken over would be lost to both sides
+    if (this.#state.phase.name === 'grace') {
+      this.#log.warn({ reason: this.#state.phase.reason }, 'closing drops the checkpoint of a lost primary');
+    }
     const takeover = this.#takeover;
     for (const [id, session] of [...this.#sessions]) {
       const isTheVm = takeover !== undefined && session.generation.standby?.pid === takeover.pid;
@@ -655,11 +693,13 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     for (const record of await this.#records.list()) {
       if (record.role === 'active' && (await isAlive(record.process))) kept.add(record.ramPath);
     }
-    const prefix = `holdfast-${this.#settings.name}-`;
     const names = await readdir(this.#settings.ramDir).catch(() => [] as string[]);
     for (const name of names) {
       const path = join(this.#settings.ramDir, name);
-      if (!name.startsWith(prefix) || !name.endsWith('.ram') || kept.has(path)) continue;
+      const daemon = name.startsWith(this.#replicaPrefix)
+        ? /^(\d+)-g\d+\.ram$/.exec(name.slice(this.#replicaPrefix.length))?.[1]
+        : undefined;
+      if (daemon === undefined || kept.has(path) || existsSync(`/proc/${daemon}`)) continue;
       await endProcessesUsing(path, this.#log);
       await rm(path, { force: true });
       this.#log.info({ path }, 'removed the replica of an earlier run');

@@ -18,7 +18,7 @@ import type { QmpClient } from '../qmp/client.js';
 import { announceSelf, prepareIncoming, waitRunning } from '../qmp/recipes.js';
 import { forStandby } from '../vm/command-line.js';
 import { killVm, type LaunchedVm, launchVm } from '../vm/launch.js';
-import type { ProcessIdentity } from '../vm/process.js';
+import { isAlive, type ProcessIdentity } from '../vm/process.js';
 import { findStandbyBinary } from './standby-binary.js';
 
 /** A standby that died is replaced this often at a takeover before it is given up. */
@@ -62,6 +62,8 @@ export class Generation {
   readonly #dir: string;
   #standby: Standby | undefined;
   #launches = 0;
+  #mayHaveRun = false;
+  #queue: Promise<void> = Promise.resolve();
   #state: 'new' | 'ready' | 'running' | 'dropped' = 'new';
   #fencing: Promise<FenceResult> | undefined;
 
@@ -112,7 +114,7 @@ export class Generation {
       epochBytesMax: ramBytes,
       deviceBytesMax,
     });
-    await this.#launchStandby();
+    await this.#exclusively(() => this.#launchStandby());
     if (this.#state === 'new') this.#state = 'ready';
   }
 
@@ -124,40 +126,49 @@ export class Generation {
 
   /** A standby that died while waiting is replaced: the replica and the checkpoint are not touched by that. */
   async replaceStandby(): Promise<void> {
-    if (this.#state === 'running' || this.#state === 'dropped') return;
-    await this.#endStandby();
-    await this.#launchStandby();
+    await this.#exclusively(async () => {
+      if (this.#state === 'running' || this.#state === 'dropped') return;
+      if (this.#standby?.qmp.open) return; // somebody else has replaced it
+      await this.#endStandby();
+      await this.#launchStandby();
+    });
   }
 
   /**
-   * Runs the last committed epoch. Retries with a fresh standby, as long as the
-   * one that failed did not run: a standby loads once per process.
+   * Runs the last committed epoch. `claim` is called with the process that is
+   * about to run, before it can. A standby that ended without having run is
+   * replaced; one that may have run is never started over the same replica again.
    * @throws StandbyError
    */
-  async run(): Promise<Resumed> {
+  async run(claim: (standby: ProcessIdentity) => Promise<void>): Promise<Resumed> {
     const { epoch } = await this.fence();
     let failure: unknown;
     for (let attempt = 0; attempt < STANDBY_ATTEMPTS_MAX; attempt += 1) {
       try {
-        if (this.#standby === undefined || !this.#standby.qmp.open) await this.replaceStandby();
-        const loadMs = await this.#load();
+        await this.replaceStandby();
+        const standby = this.#standby;
+        if (standby === undefined) throw new StandbyError('the generation was dropped');
+        await claim(standby.vm.identity);
+        const loadMs = await this.#load(standby);
         this.#state = 'running';
-        await this.#receiver.closeSession().catch(() => {}); // frees staging; the replica is the VM's RAM now
-        await this.#receiver.close();
         return { epoch, loadMs };
       } catch (error) {
         failure = error;
-        this.#options.logger.error(
-          { attempt, err: toHoldfastError(error).message, log: this.logPath },
-          'the standby did not resume',
-        );
-        await this.#endStandby();
+        const { logger } = this.#options;
+        logger.error({ attempt, err: toHoldfastError(error).message, log: this.logPath }, 'no resume');
+        if (this.#mayHaveRun) break; // its writes are in the replica: that is no checkpoint any more
       }
     }
     throw new StandbyError(`no standby resumed epoch ${epoch}: ${toHoldfastError(failure).message}`, {
       cause: failure,
       cure: `The replica is kept at ${this.ramPath}; QEMU's log is ${this.logPath}.`,
     });
+  }
+
+  /** Frees what only a backup needs: the replica is the VM's RAM now. */
+  async endReceiving(): Promise<void> {
+    await this.#receiver.closeSession();
+    await this.#receiver.close();
   }
 
   /** Repeats the guest's announcement and lets go of the QMP connection for others. */
@@ -174,7 +185,7 @@ export class Generation {
     }
     if (this.#state === 'dropped') return;
     this.#state = 'dropped';
-    await this.#endStandby();
+    await this.#exclusively(() => this.#endStandby()); // also one that is being launched right now
     await this.#receiver.close();
     await rm(this.ramPath, { force: true });
     await rm(this.#dir, { recursive: true, force: true });
@@ -188,6 +199,7 @@ export class Generation {
   }
 
   async #launchStandby(): Promise<void> {
+    if (this.#state === 'dropped') return;
     const { standby } = this.session;
     const binary = await findStandbyBinary(standby.binary, this.#options.qemu);
     this.#launches += 1;
@@ -223,14 +235,21 @@ export class Generation {
     await prepareIncoming(vm.qmp, incomingPath);
   }
 
-  async #load(): Promise<number> {
-    const standby = this.#standby;
-    if (standby === undefined) throw new StandbyError('there is no standby');
+  async #load(standby: Standby): Promise<number> {
     const startMs = performance.now();
+    standby.qmp.on('RESUME', () => {
+      this.#mayHaveRun = true;
+    });
     const running = waitRunning(standby.qmp, { timeoutMs: RESUME_TIMEOUT_MS });
     running.catch(() => {}); // awaited below, after the write that may fail first
     await this.#receiver.writeState(standby.incomingPath);
-    await running;
+    try {
+      await running;
+    } catch (error) {
+      // A QEMU that is still there may be running, or about to: only a dead one has certainly not run.
+      if (await isAlive(standby.vm.identity)) this.#mayHaveRun = true;
+      throw error;
+    }
     return performance.now() - startMs;
   }
 
@@ -240,5 +259,12 @@ export class Generation {
     if (standby === undefined) return;
     await killVm(standby.vm.identity);
     await standby.qmp.close();
+  }
+
+  /** Launching and ending standbys, one at a time. */
+  #exclusively(work: () => Promise<void>): Promise<void> {
+    const done = this.#queue.then(work);
+    this.#queue = done.catch(() => {});
+    return done;
   }
 }

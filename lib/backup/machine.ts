@@ -189,7 +189,12 @@ export const isTakeoverPossible = (state: BackupState): boolean =>
   (state.phase.name === 'grace' ||
     state.phase.name === 'protecting' ||
     state.phase.name === 'syncing' ||
-    state.phase.name === 'preparing');
+    state.phase.name === 'preparing' ||
+    (state.phase.name === 'ended' && state.phase.failure !== undefined)); // once more, on the operator's word
+
+/** This side runs the VM, is about to, or has ended: what a primary says changes nothing any more. */
+export const isDecided = (state: BackupState): boolean =>
+  state.phase.name === 'taking-over' || state.phase.name === 'active' || state.phase.name === 'ended';
 
 const sessionRequested = (
   state: BackupState,
@@ -248,7 +253,9 @@ const prepareFailed = (state: BackupState, generation: number, failure: Failure)
 };
 
 const committed = (state: BackupState, generation: number, epoch: number): Step => {
-  if (generation !== state.receiving) return [state, none];
+  // A loss that two paths report at once reports its last commit twice: a takeover under way stays one.
+  const { name } = state.phase;
+  if (generation !== state.receiving || (name !== 'syncing' && name !== 'protecting')) return [state, none];
   const older = state.checkpoint;
   const drop = older !== undefined && older.generation !== generation;
   return [

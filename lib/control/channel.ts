@@ -40,6 +40,12 @@ import {
 
 /** A handshake that takes longer is given up. */
 export const HANDSHAKE_TIMEOUT_MS = 5_000;
+/** What a peer may send before it has proved that it holds the key; handshake messages take a few hundred bytes. */
+export const HANDSHAKE_FRAME_BYTES_MAX = 4 << 10;
+/** Frames that may lie unread behind a handshake message; nobody has a reason to send even two. */
+export const HANDSHAKE_FRAMES_MAX = 16;
+/** How long close() waits for the peer to have read everything and to close, too. */
+const LINGER_MS = 200;
 /** Connections in the handshake at one time; more are closed at once. */
 export const HANDSHAKES_MAX = 8;
 /** Bytes queued towards a peer that doesn't read; beyond it the channel ends. */
@@ -71,6 +77,7 @@ export class ControlChannel extends EventEmitter<ChannelEvents> {
     super();
     this.#early = reader.release();
     this.#decoder = reader.decoder;
+    this.#decoder.liftLimit();
     this.#socket = socket;
     this.#sessionKey = sessionKey;
     this.#self = self;
@@ -114,29 +121,38 @@ export class ControlChannel extends EventEmitter<ChannelEvents> {
     return this.#closed === undefined;
   }
 
-  /** Sends what is queued and closes; emits `closed` if it wasn't. */
+  /**
+   * Sends what is queued and closes; emits `closed` if it wasn't. Settles when
+   * the peer has closed as well, or soon after: a socket that is closed over
+   * unread data is reset, and the last message (vm-lost, detach) could be lost.
+   */
   async close(): Promise<void> {
-    if (this.#closed === undefined && !this.#socket.destroyed) {
-      await new Promise<void>((resolve) => {
-        const timer = setTimeout(resolve, 500); // a peer that doesn't read must not keep us
-        this.#socket.end(() => {
-          clearTimeout(timer);
-          resolve();
-        });
-      });
+    if (this.#closed === undefined) {
+      this.#closed = new PeerLostError('control connection: closed by this side');
+      this.emit('closed', this.#closed);
     }
-    this.#end(new PeerLostError('control connection: closed by this side'));
+    if (this.#socket.destroyed) return;
+    await new Promise<void>((resolve) => {
+      const timer = setTimeout(() => this.#socket.destroy(), LINGER_MS);
+      this.#socket.once('close', () => {
+        clearTimeout(timer);
+        resolve();
+      });
+      this.#socket.end();
+      this.#socket.resume(); // what still arrives is read and dropped
+    });
   }
 
   /** Begins delivery of messages. Call it once the listeners are in place. */
   start(): void {
-    for (const frame of this.#early) this.#handle(frame);
     this.#lastReceivedMs = performance.now();
+    for (const frame of this.#early) this.#handle(frame);
     this.#socket.on('data', (chunk: Buffer) => this.#receive(chunk));
     this.#socket.resume();
   }
 
   #receive(chunk: Buffer): void {
+    if (this.#closed !== undefined) return; // lingering
     let frames: Buffer[];
     try {
       frames = this.#decoder.push(chunk);
@@ -204,7 +220,7 @@ const parseJson = <T>(body: Buffer, check: (value: unknown) => SafeParse<T>): Pa
 
 /** Reads handshake frames one by one, within a deadline, without losing what follows them. */
 class HandshakeReader {
-  readonly decoder = new FrameDecoder();
+  readonly decoder: FrameDecoder;
   readonly #frames: Buffer[] = [];
   #failure: HoldfastError | undefined;
   #wake: (() => void) | undefined;
@@ -212,8 +228,12 @@ class HandshakeReader {
   readonly #onData = (chunk: Buffer): void => {
     try {
       this.#frames.push(...this.decoder.push(chunk));
+      if (this.#frames.length > HANDSHAKE_FRAMES_MAX) {
+        throw new ProtocolError('control handshake: more frames than it has');
+      }
     } catch (error) {
       this.#failure = toHoldfastError(error);
+      this.#socket.pause();
     }
     this.#wake?.();
   };
@@ -226,7 +246,9 @@ class HandshakeReader {
     this.#wake?.();
   };
 
-  constructor(socket: Socket) {
+  /** @param frameBytesMax limit on what the peer sends before it is authenticated. */
+  constructor(socket: Socket, frameBytesMax?: number) {
+    this.decoder = new FrameDecoder(frameBytesMax);
     this.#socket = socket;
     socket.on('data', this.#onData);
     socket.on('error', this.#onError);
@@ -253,7 +275,7 @@ class HandshakeReader {
         };
       });
     }
-    const frame = this.#frames.shift();
+    const frame = this.#failure instanceof ProtocolError ? undefined : this.#frames.shift();
     if (frame === undefined) throw this.#failure ?? new ConnectError('control connection: no answer');
     const parsed = parseJson(frame, (value) => handshakeMessage.safeParse(value));
     if (!parsed.ok) throw new ProtocolError(`control handshake: ${parsed.why}`);
@@ -352,17 +374,23 @@ interface ServerEvents {
 export class ControlServer extends EventEmitter<ServerEvents> {
   readonly #server: Server;
   readonly #key: Uint8Array;
+  readonly #handshakeTimeoutMs: number;
   readonly #shaking = new Set<Socket>();
 
-  private constructor(key: Uint8Array) {
+  private constructor(key: Uint8Array, handshakeTimeoutMs: number) {
     super();
     this.#key = key;
+    this.#handshakeTimeoutMs = handshakeTimeoutMs;
     this.#server = createServer((socket) => void this.#accept(socket));
   }
 
   /** @throws ConnectError if the address can't be bound. */
-  static async listen(address: HostPort, key: Uint8Array): Promise<ControlServer> {
-    const server = new ControlServer(key);
+  static async listen(
+    address: HostPort,
+    key: Uint8Array,
+    options: { readonly handshakeTimeoutMs?: number } = {},
+  ): Promise<ControlServer> {
+    const server = new ControlServer(key, options.handshakeTimeoutMs ?? HANDSHAKE_TIMEOUT_MS);
     await new Promise<void>((resolve, reject) => {
       server.#server.once('error', (error) =>
         reject(
@@ -382,11 +410,13 @@ export class ControlServer extends EventEmitter<ServerEvents> {
     return typeof address === 'object' && address !== null ? address.port : 0;
   }
 
+  /**
+   * Stops listening and ends handshakes. Channels are their owners' to close;
+   * waiting for them here would wait for ever if they are closed afterwards.
+   */
   async close(): Promise<void> {
+    this.#server.close();
     for (const socket of this.#shaking) socket.destroy();
-    await new Promise<void>((resolve) => {
-      this.#server.close(() => resolve());
-    });
   }
 
   async #accept(socket: Socket): Promise<void> {
@@ -398,7 +428,7 @@ export class ControlServer extends EventEmitter<ServerEvents> {
     }
     this.#shaking.add(socket);
     tune(socket);
-    const reader = new HandshakeReader(socket);
+    const reader = new HandshakeReader(socket, HANDSHAKE_FRAME_BYTES_MAX);
     try {
       const channel = await this.#shake(socket, reader);
       this.emit('channel', channel);
@@ -409,7 +439,8 @@ export class ControlServer extends EventEmitter<ServerEvents> {
       if (!socket.destroyed) {
         sendHandshake(socket, { type: 'refused', code: error.code, message: error.message });
         socket.end();
-        setTimeout(() => socket.destroy(), 200).unref();
+        socket.resume(); // closed over unread data, the refusal could be lost
+        setTimeout(() => socket.destroy(), LINGER_MS).unref();
       }
       this.emit('rejected', { remote, error });
     } finally {
@@ -418,7 +449,7 @@ export class ControlServer extends EventEmitter<ServerEvents> {
   }
 
   async #shake(socket: Socket, reader: HandshakeReader): Promise<ControlChannel> {
-    const signal = AbortSignal.timeout(HANDSHAKE_TIMEOUT_MS);
+    const signal = AbortSignal.timeout(this.#handshakeTimeoutMs);
     const hello = await reader.next(signal);
     if (hello.type !== 'hello') throw unexpected('hello', hello);
     const version = CONTROL_VERSIONS.find((candidate) => hello.versions.includes(candidate));

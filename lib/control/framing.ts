@@ -22,6 +22,17 @@ export const encodeFrame = (body: Uint8Array): Buffer => {
 
 export class FrameDecoder {
   #pending: Buffer = Buffer.alloc(0);
+  #bodyBytesMax: number;
+
+  /** @param bodyBytesMax a smaller limit, for peers that have proved nothing yet. */
+  constructor(bodyBytesMax = CONTROL_FRAME_BYTES_MAX) {
+    this.#bodyBytesMax = bodyBytesMax;
+  }
+
+  /** The full limit from here on: the peer is authenticated. */
+  liftLimit(): void {
+    this.#bodyBytesMax = CONTROL_FRAME_BYTES_MAX;
+  }
 
   /**
    * Adds received bytes and returns the frames they complete.
@@ -32,13 +43,10 @@ export class FrameDecoder {
     const frames: Buffer[] = [];
     while (this.#pending.length >= 4) {
       const length = this.#pending.readUInt32BE(0);
-      if (length === 0 || length > CONTROL_FRAME_BYTES_MAX) {
-        throw new ProtocolError(
-          `control frame length ${length} is not within 1 and ${CONTROL_FRAME_BYTES_MAX}`,
-          {
-            cure: 'Is the other end a Holdfast control port? Check --backup and --listen.',
-          },
-        );
+      if (length === 0 || length > this.#bodyBytesMax) {
+        throw new ProtocolError(`control frame length ${length} is not within 1 and ${this.#bodyBytesMax}`, {
+          cure: 'Is the other end a Holdfast control port? Check --backup and --listen.',
+        });
       }
       if (this.#pending.length < 4 + length) break;
       frames.push(this.#pending.subarray(4, 4 + length));

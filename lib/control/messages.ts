@@ -71,6 +71,8 @@ export const controlMessage = z.discriminatedUnion('type', [
   /** QEMU died under the primary: take over now. */
   z.strictObject({ type: z.literal('vm-lost'), reason: text }),
   z.strictObject({ type: z.literal('detach') }),
+  /** Answer to `detach`: the checkpoint is dropped, no takeover will come. */
+  z.strictObject({ type: z.literal('detached') }),
   /** The primary gives up this session but lives, its output held, and will open another: don't take over yet. */
   z.strictObject({ type: z.literal('reconnecting') }),
   /** The VM is stopped, `epoch` is its last checkpoint, acknowledged: run it. */

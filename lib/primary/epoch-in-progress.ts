@@ -1,22 +1,14 @@
 /** What is known of an epoch while it is under way, and the report made of it at its release. */
 import type { SendResult } from '../native.js';
 import type { EpochReport } from './epoch-report.js';
-import type { EpochMode } from './machine.js';
+import type { Paused } from './vm-driver.js';
 
 export interface EpochInProgress {
   readonly epoch: number;
-  readonly mode: EpochMode;
-  readonly dirtyPages: number;
-  readonly pauseStartMs: number;
+  readonly paused: Paused;
+  /** When the VM began to run this epoch, and since when the pause before it. */
   readonly beganMs: number;
   readonly intervalMs: number;
-  readonly stopMs: number;
-  readonly deviceMs: number;
-  readonly gateMs: number;
-  readonly scanMs: number;
-  readonly copyMs: number;
-  readonly devicePath: string;
-  readonly prefix: { readonly path: string; readonly bytes: number } | undefined;
   contMs: number;
   pauseMs: number;
   sent: SendResult | undefined;
@@ -24,22 +16,22 @@ export interface EpochInProgress {
 
 export const reportOf = (epoch: EpochInProgress, sent: SendResult, releasedMs: number): EpochReport => ({
   epoch: epoch.epoch,
-  mode: epoch.mode,
-  dirtyPages: epoch.dirtyPages,
+  mode: epoch.paused.captured.mode,
+  dirtyPages: epoch.paused.captured.dirtyPages,
   zeroPages: sent.zeroPages,
   bytes: sent.bytes,
   deviceBytes: sent.deviceBytes,
   pauseMs: epoch.pauseMs,
-  stopMs: epoch.stopMs,
-  deviceMs: epoch.deviceMs,
-  gateMs: epoch.gateMs,
-  scanMs: epoch.scanMs,
-  copyMs: epoch.copyMs,
+  stopMs: epoch.paused.stopMs,
+  deviceMs: epoch.paused.deviceMs,
+  gateMs: epoch.paused.gateMs,
+  scanMs: epoch.paused.captured.scanMs,
+  copyMs: epoch.paused.captured.copyMs,
   contMs: epoch.contMs,
   sendMs: sent.sendMs,
   ackMs: sent.ackMs,
   previousApplyMs: sent.previousApplyMs < 0 ? undefined : sent.previousApplyMs,
-  releaseDelayMs: releasedMs - epoch.pauseStartMs,
+  releaseDelayMs: releasedMs - epoch.paused.pauseStartMs,
   outputDelayMs: releasedMs - epoch.beganMs,
   intervalMs: epoch.intervalMs,
   sendCpuMs: sent.cpuMs,

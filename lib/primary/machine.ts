@@ -37,6 +37,7 @@ export interface PrimaryConfig {
 export interface Failure {
   readonly code: string;
   readonly message: string;
+  readonly cure?: string | undefined;
 }
 
 /** The epoch in the making. */
@@ -101,7 +102,10 @@ export interface PrimaryState {
   readonly operatorPaused: boolean;
   /** We stopped the VM and have not started it yet. */
   readonly vmStopped: boolean;
-  /** The backup may be running the VM (a hand-over without an answer): policy `release` is off. */
+  /**
+   * The backup may be running the VM (a hand-over without an answer; an earlier
+   * daemon of ours died): policy `release` is off until it has acknowledged again.
+   */
   readonly mustHold: boolean;
   readonly captureFailures: number;
   readonly pending: 'none' | 'switchover' | 'detach';
@@ -182,7 +186,7 @@ export const initialState = (
   prefixStale: true,
   operatorPaused: options.operatorPaused,
   vmStopped: options.vmStopped,
-  mustHold: false,
+  mustHold: options.gateAdopted,
   captureFailures: 0,
   pending: 'none',
 });
@@ -288,7 +292,8 @@ const cycleStep = (state: PrimaryState, phase: Protected, event: CycleEvent): St
       if (failures >= state.config.captureFailuresMax) {
         return finish(failed, { kind: 'failed', failure: event.failure });
       }
-      return [withPhase(failed, { ...phase, cycle: { at: 'idle' } }), none];
+      // A tick or a request that came meanwhile must not be lost: no timer may be running.
+      return becomeIdle(failed, phase);
     }
 
     case 'resumed': {
@@ -333,9 +338,10 @@ const cycleStep = (state: PrimaryState, phase: Protected, event: CycleEvent): St
       // The backup said that it does not run the VM: it goes on here, and its output may leave.
       return [
         withPhase(
-          { ...state, pending: 'none' },
+          { ...state, pending: state.pending === 'detach' ? 'detach' : 'none' },
           {
             ...phase,
+            due: true, // no interval was armed for the final epoch
             cycle: {
               at: 'sending',
               epoch: cycle.epoch,
@@ -370,6 +376,10 @@ const connectFailed = (state: PrimaryState, failure: Failure): Step => {
   if (state.phase.name !== 'connecting') return [state, none];
   // The first attempt's failure is the operator's to see at once; later the backup may come back.
   if (!state.everProtected && !state.gateInstalled) return finish(state, { kind: 'failed', failure });
+  // Adopted from an earlier daemon and running: held output is bounded only while the VM is stopped.
+  if (state.gateInstalled && !state.vmStopped && !state.operatorPaused) {
+    return enterLoss(state, failure.message, undefined);
+  }
   return [
     withPhase(state, { name: 'waiting', entering: false, reason: failure.message }),
     [{ type: 'arm-retry', ms: state.config.retryMs }],
@@ -431,8 +441,12 @@ const operatorResumed = (state: PrimaryState): Step => {
 
 const requestDetach = (state: PrimaryState): Step => {
   const { phase } = state;
-  if (phase.name === 'protected' && phase.cycle.at === 'handing-over') return [state, none];
+  // What is under way ends first. A hand-over decides for itself: only if it fails the VM is ours to detach.
   if (phase.name === 'protected' && phase.cycle.at !== 'idle') return [{ ...state, pending: 'detach' }, none];
+  // The loss's effects stop the VM; undone before they have ended, they would stop it afterwards.
+  if (phase.name === 'waiting' && phase.entering) {
+    return [{ ...state, pending: 'detach', mustHold: false }, none];
+  }
   return finish({ ...state, pending: 'detach' }, { kind: 'detached' });
 };
 
@@ -481,7 +495,7 @@ const enterLoss = (state: PrimaryState, reason: string, abortEpoch: number | und
     {
       ...state,
       phase: { name: 'waiting', entering: true, reason },
-      pending: 'none',
+      pending: state.pending === 'detach' ? 'detach' : 'none',
       term: grant ? state.term + 1 : state.term,
       gateInstalled: hold && state.gateInstalled,
       vmStopped: hold,
@@ -492,6 +506,7 @@ const enterLoss = (state: PrimaryState, reason: string, abortEpoch: number | und
 
 const lossEntered = (state: PrimaryState): Step => {
   if (state.phase.name !== 'waiting') return [state, none];
+  if (state.pending === 'detach' && !state.mustHold) return finish(state, { kind: 'detached' });
   return [
     withPhase(state, { ...state.phase, entering: false }),
     [{ type: 'arm-retry', ms: state.config.retryMs }],

@@ -34,6 +34,8 @@ export const primarySettings = z.strictObject({
   heartbeatIntervalMs: ms(5, 10_000).default(40),
   heartbeatTimeoutMs: ms(20, 60_000).default(200),
   retryMs: ms(10, 60_000).default(1_000),
+  /** An epoch not acknowledged for so long means that the backup is lost, whatever its heartbeats say. */
+  ackTimeoutMs: ms(100, 600_000).default(10_000),
   connectTimeoutMs: ms(100, 60_000).default(5_000),
   stagingMiB: z.number().int().min(1).max(65_536).default(256),
   copyThreads: z.number().int().min(1).max(16).default(2),

@@ -35,7 +35,10 @@ export const outcomeError = (outcome: Outcome): HoldfastError | undefined => {
       });
     case 'failed':
       return toHoldfastError(
-        Object.assign(new Error(outcome.failure.message), { code: outcome.failure.code }),
+        Object.assign(new Error(outcome.failure.message), {
+          code: outcome.failure.code,
+          cure: outcome.failure.cure,
+        }),
       );
   }
 };

@@ -6,23 +6,21 @@
  *        machine.step ──actions──► effects here ──events──► machine.step
  */
 import { EventEmitter } from 'node:events';
-import { mkdir, readFile, rm } from 'node:fs/promises';
-import { join } from 'node:path';
-import { type ControlChannel, connectControl } from '../control/channel.js';
-import { Liveness } from '../control/liveness.js';
-import type { ControlMessage } from '../control/messages.js';
-import { CancelledError, PeerLostError, toHoldfastError } from '../errors.js';
+import { mkdir, rm } from 'node:fs/promises';
+import { basename, join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import type { ControlMessage, SessionMessage } from '../control/messages.js';
+import { CancelledError, type HoldfastError, toHoldfastError } from '../errors.js';
 import { type Logger, NOTHING_LOGGED } from '../log.js';
 import { native, type PrimaryEngine, type RamMapping } from '../native.js';
 import { FilterBufferGate } from '../output/filter-buffer.js';
 import { NoGate, type OutputGate } from '../output/gate.js';
 import { QmpClient } from '../qmp/client.js';
-import { migrateToFile } from '../qmp/recipes.js';
 import { type VmRecord, VmRecords } from '../state/records.js';
 import { describeVm, type MemoryBackend, type VmDescription } from '../vm/describe.js';
-import { parseMigrationPrefix, xenSaveHeaderBytes } from '../vm/migration-stream.js';
 import { assertProtectable } from '../vm/preflight.js';
-import type { ProcessIdentity } from '../vm/process.js';
+import { isAlive, type ProcessIdentity } from '../vm/process.js';
+import { BackupLink, SupersededError } from './backup-link.js';
 import { CaptureModeChooser } from './capture-mode.js';
 import { fixedConvergence, type RoundStats } from './convergence.js';
 import { type EpochInProgress, reportOf } from './epoch-in-progress.js';
@@ -43,6 +41,7 @@ import {
   parseHostPort,
 } from './options.js';
 import { describeOutcome, outcomeError } from './outcome.js';
+import { VmDriver } from './vm-driver.js';
 
 /** QEMU writes 5 KB to a few hundred KB of device state; ROM blocks come on top in the prefix. */
 const DEVICE_BYTES_MAX = 64 << 20;
@@ -50,8 +49,10 @@ const DEVICE_BYTES_MAX = 64 << 20;
 const BASE_ROUND_PAGES_SMALL = 4_096;
 /** Epochs an iterator may fall behind before the oldest are dropped. */
 const ITERATOR_EPOCHS_MAX = 1_024;
-/** Reserving the replica's memory takes the backup about a second per 4 GB; then it starts QEMU. */
-const SESSION_TIMEOUT_MS = 120_000;
+/** A QEMU that closed its monitor gets this long to end before it counts as still running. */
+const QEMU_EXIT_GRACE_MS = 100;
+/** SHUTDOWN reasons that are not the guest's or the operator's wish: the backup takes over. */
+const KILLED_FROM_OUTSIDE: ReadonlySet<string> = new Set(['host-error', 'host-signal']);
 
 export interface PrimaryOptions extends PrimarySettingsInput {
   /** Pre-shared key, at least 16 bytes; the same on both sides. */
@@ -112,21 +113,18 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   readonly #engine: PrimaryEngine;
   readonly #gate: OutputGate;
   readonly #scratchDir: string;
+  readonly #driver: VmDriver;
   readonly #log: Logger;
   readonly #modes: CaptureModeChooser;
   readonly #statistics = new EpochStatistics();
   readonly #ended: { promise: Promise<Outcome>; resolve: (outcome: Outcome) => void };
   readonly #abortConnect = new AbortController();
   #state: PrimaryState;
-  #channel: ControlChannel | undefined;
-  #liveness: Liveness | undefined;
+  #link: BackupLink | undefined;
   #intervalTimer: NodeJS.Timeout | undefined;
   #retryTimer: NodeJS.Timeout | undefined;
   #inProgress: EpochInProgress | undefined;
   #lastPauseStartMs: number | undefined;
-  #lastResumeMs: number | undefined;
-  /** Stops and starts of the VM in this window are ours; others are the operator's. */
-  #drivingVm = false;
   #shutdownReason: string | undefined;
   #finishing: Promise<void> | undefined;
 
@@ -164,7 +162,14 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       resolve = settle;
     });
     this.#ended = { promise, resolve };
-    this.#drivingVm = parts.leftStopped;
+    this.#driver = new VmDriver({
+      qmp: parts.qmp,
+      gate: parts.gate,
+      deviceState: parts.settings.deviceState,
+      scratchDir: parts.scratchDir,
+      stoppedByUs: parts.leftStopped,
+      onOperator: (change) => this.#dispatch({ type: change === 'paused' ? 'vm-paused' : 'vm-resumed' }),
+    });
     this.#state = initialState(
       {
         intervalMs: parts.settings.intervalMs,
@@ -212,9 +217,9 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       assertProtectable(vm);
       // assertProtectable has shown that there is exactly one backend, and that it is mapped.
       const backend = vm.memoryBackends[0] as MappedBackend;
-      const records = new VmRecords(settings.runDir);
+      const records = new VmRecords(settings.runDir, 'primary');
       const record = await recordOf(records, vm, qmpPath);
-      const scratchDir = join(settings.runDir, `primary-${settings.name}`);
+      const scratchDir = join(settings.runDir, `primary-${settings.name}-${record.vmId}`);
       await mkdir(scratchDir, { recursive: true, mode: 0o700 });
       const gate =
         settings.gate === 'none' ? new NoGate() : new FilterBufferGate(vm.netdevs.map((netdev) => netdev.id));
@@ -271,6 +276,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   /** Settles when a backup has acknowledged a checkpoint. @throws HoldfastError if protection ends before. */
   async protectedOnce(): Promise<void> {
     if (this.#state.everProtected) return;
+    if (this.#state.phase.name === 'ended') throw endedError(this.#state.phase.outcome);
     await new Promise<void>((resolve, reject) => {
       const onEpoch = (): void => {
         this.off('ended', onEnded);
@@ -278,7 +284,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       };
       const onEnded = (outcome: Outcome): void => {
         this.off('epoch', onEpoch);
-        reject(outcomeError(outcome) ?? new CancelledError(`protection ended: ${outcome.kind}`));
+        reject(endedError(outcome));
       };
       this.once('epoch', onEpoch);
       this.once('ended', onEnded);
@@ -391,39 +397,54 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
 
   #listen(signal: AbortSignal | undefined): void {
     signal?.addEventListener('abort', () => void this.detach(), { once: true });
-    this.#qmp.on('STOP', () => {
-      if (!this.#drivingVm) this.#dispatch({ type: 'vm-paused' });
+    this.#qmp.on('RESET', () => {
+      this.#shutdownReason = undefined; // -no-shutdown, and it was started again
+      this.#dispatch({ type: 'vm-reset' });
     });
     this.#qmp.on('RESUME', () => {
-      if (!this.#drivingVm) this.#dispatch({ type: 'vm-resumed' });
+      this.#shutdownReason = undefined;
     });
-    this.#qmp.on('RESET', () => this.#dispatch({ type: 'vm-reset' }));
     for (const event of ['DEVICE_ADDED', 'DEVICE_DELETED']) {
       this.#qmp.on(event, () => this.#dispatch({ type: 'vm-reset' })); // ROM blocks may have come or gone
     }
     this.#qmp.on('SHUTDOWN', (event) => {
-      this.#shutdownReason = String(event.data.reason ?? 'shutdown');
+      this.#shutdownReason = String(event.data.reason ?? 'unknown');
     });
-    void this.#qmp.closed.then(() => {
-      const ended = this.#shutdownReason !== undefined && this.#shutdownReason !== 'host-error';
+    void this.#qmp.closed.then(() => this.#qmpClosed());
+  }
+
+  /** A lost monitor is a dead QEMU only if the process is gone too. */
+  async #qmpClosed(): Promise<void> {
+    const deadline = performance.now() + QEMU_EXIT_GRACE_MS;
+    while ((await isAlive(this.#process)) && performance.now() < deadline) await delay(2);
+    if (await isAlive(this.#process)) {
       this.#dispatch({
-        type: 'vm-gone',
-        ended,
-        reason: this.#shutdownReason ?? 'QEMU closed its monitor without a shutdown',
+        type: 'failed',
+        failure: {
+          code: 'HOLDFAST_E_QMP_CONNECTION',
+          message: 'the QMP connection was lost, but QEMU runs; its output stays held',
+        },
       });
+      return;
+    }
+    const reason = this.#shutdownReason;
+    this.#dispatch({
+      type: 'vm-gone',
+      ended: reason !== undefined && !KILLED_FROM_OUTSIDE.has(reason),
+      reason: reason ?? 'QEMU ended without a shutdown',
     });
   }
 
   #dispatch(event: PrimaryEvent): void {
-    const before = this.#state.phase.name;
-    const pendingBefore = this.#state.pending;
-    const [next, actions] = step(this.#state, event);
+    const before = this.#state;
+    const [next, actions] = step(before, event);
     this.#state = next;
-    if (next.phase.name !== before || next.pending !== pendingBefore) {
+    // Actions first: a listener that throws must not keep one from being carried out.
+    for (const action of actions) this.#perform(action);
+    if (next.phase.name !== before.phase.name || next.pending !== before.pending) {
       this.#log.info({ event: event.type, phase: next.phase.name, epoch: next.epoch }, 'phase');
       this.emit('phase', this.status());
     }
-    for (const action of actions) this.#perform(action);
   }
 
   #perform(action: PrimaryAction): void {
@@ -446,8 +467,6 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         void this.#beginEpoch(action);
         return;
       case 'resume':
-        void this.#resume();
-        return;
       case 'resume-after-failed-handover':
         void this.#resume();
         return;
@@ -458,7 +477,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         void this.#release(action.epoch);
         return;
       case 'hand-over':
-        this.#channel?.send({ type: 'switchover', epoch: action.epoch });
+        this.#link?.send({ type: 'switchover', epoch: action.epoch });
         return;
       case 'enter-loss':
         void this.#enterLoss(action);
@@ -480,101 +499,61 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
 
   async #connect(term: number, outputHeld: boolean): Promise<void> {
     const address = parseHostPort(this.#settings.backup);
-    let channel: ControlChannel | undefined;
     try {
-      channel = await connectControl(address, this.#key, {
-        timeoutMs: this.#settings.connectTimeoutMs,
+      const link = await BackupLink.open({
+        address,
+        key: this.#key,
+        session: this.#sessionMessage(term, outputHeld),
+        connectTimeoutMs: this.#settings.connectTimeoutMs,
         signal: this.#abortConnect.signal,
+        onMessage: (message) => this.#onMessage(message),
+        onLost: (reason) => this.#dispatch({ type: 'backup-lost', reason }),
       });
-      const answer = await this.#openSession(channel, term, outputHeld);
-      if (answer.type === 'session-refused') {
-        await channel.close();
-        if (answer.code === 'HOLDFAST_E_FENCED') {
-          this.#dispatch({ type: 'fenced', term: answer.term ?? term, message: answer.message });
-        } else {
-          this.#dispatch({ type: 'connect-failed', failure: { code: answer.code, message: answer.message } });
-        }
-        return;
-      }
-      this.#useChannel(channel); // heartbeats from here on: the backup counts on them
+      this.#link = link;
       await this.#engine.connect({
         host: address.host,
-        port: answer.bulkPort,
-        token: channel.bulkToken,
+        port: link.bulkPort,
+        token: link.bulkToken,
         timeoutMs: this.#settings.connectTimeoutMs,
       });
       this.#dispatch({ type: 'connected' });
     } catch (error) {
-      if (this.#channel === channel) await this.#disconnect();
-      await channel?.close();
+      await this.#disconnect();
       const failure = toHoldfastError(error);
       this.#log.warn({ code: failure.code, err: failure.message }, 'backup not reached');
-      this.#dispatch({ type: 'connect-failed', failure: { code: failure.code, message: failure.message } });
+      if (failure instanceof SupersededError) {
+        this.#dispatch({ type: 'fenced', term: failure.term, message: failure.message });
+      } else {
+        this.#dispatch({
+          type: 'connect-failed',
+          failure: { code: failure.code, message: failure.message, cure: failure.cure },
+        });
+      }
     }
   }
 
-  #openSession(channel: ControlChannel, term: number, outputHeld: boolean): Promise<SessionAnswer> {
-    return new Promise<SessionAnswer>((resolve, reject) => {
-      const timer = setTimeout(
-        () =>
-          reject(new PeerLostError(`the backup did not prepare a standby within ${SESSION_TIMEOUT_MS} ms`)),
-        SESSION_TIMEOUT_MS,
-      );
-      const onMessage = (message: ControlMessage): void => {
-        if (message.type !== 'session-ready' && message.type !== 'session-refused') return;
-        channel.off('message', onMessage);
-        channel.off('closed', reject);
-        clearTimeout(timer);
-        resolve(message);
-      };
-      channel.on('message', onMessage);
-      channel.on('closed', reject);
-      channel.start();
-      channel.send({
-        type: 'session',
-        vmId: this.#vmId,
-        vmName: this.#vm.name ?? '',
-        term,
-        outputHeld: outputHeld && this.#gate.installed,
-        ramBytes: this.#vm.ramBytes,
-        pageSize: this.#ram.mapping.pageSize,
-        deviceBytesMax: DEVICE_BYTES_MAX,
-        heartbeatIntervalMs: this.#settings.heartbeatIntervalMs,
-        heartbeatTimeoutMs: this.#settings.heartbeatTimeoutMs,
-        standby: {
-          binary: this.#vm.binary.slice(this.#vm.binary.lastIndexOf('/') + 1),
-          qemuVersion: this.#vm.qemuVersion,
-          argv: [...this.#vm.argv],
-          cwd: this.#vm.cwd,
-          machineType: this.#vm.machineType,
-          backendId: this.#ram.id,
-          replacements: this.#settings.replace,
-        },
-      });
-    });
-  }
-
-  #useChannel(channel: ControlChannel): void {
-    this.#channel = channel;
-    const lost = (reason: string): void => {
-      if (this.#channel !== channel) return; // of an earlier connection
-      this.#dispatch({ type: 'backup-lost', reason });
+  #sessionMessage(term: number, outputHeld: boolean): SessionMessage {
+    return {
+      type: 'session',
+      vmId: this.#vmId,
+      vmName: this.#vm.name ?? '',
+      term,
+      outputHeld: outputHeld && this.#gate.installed,
+      ramBytes: this.#vm.ramBytes,
+      pageSize: this.#ram.mapping.pageSize,
+      deviceBytesMax: DEVICE_BYTES_MAX,
+      heartbeatIntervalMs: this.#settings.heartbeatIntervalMs,
+      heartbeatTimeoutMs: this.#settings.heartbeatTimeoutMs,
+      standby: {
+        binary: basename(this.#vm.binary),
+        qemuVersion: this.#vm.qemuVersion,
+        argv: [...this.#vm.argv],
+        cwd: this.#vm.cwd,
+        machineType: this.#vm.machineType,
+        backendId: this.#ram.id,
+        replacements: this.#settings.replace,
+      },
     };
-    if (channel.isClosed) {
-      lost('control connection closed');
-      return;
-    }
-    channel.on('closed', (error) => lost(error.message));
-    channel.on('message', (message) => {
-      this.#onMessage(message);
-    });
-    this.#liveness = new Liveness({
-      intervalMs: this.#settings.heartbeatIntervalMs,
-      timeoutMs: this.#settings.heartbeatTimeoutMs,
-      sendHeartbeat: (sequence) => channel.send({ type: 'heartbeat', sequence }),
-      idleMs: () => channel.idleMs(),
-      onSilent: (idleMs) => lost(`the backup is silent since ${Math.round(idleMs)} ms`),
-    });
   }
 
   #onMessage(message: ControlMessage): void {
@@ -612,22 +591,20 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   }
 
   async #disconnect(): Promise<void> {
-    this.#liveness?.stop();
-    this.#liveness = undefined;
-    const channel = this.#channel;
-    this.#channel = undefined;
-    await Promise.all([this.#engine.disconnect(), channel?.close()]);
+    const link = this.#link;
+    this.#link = undefined;
+    await Promise.all([this.#engine.disconnect(), link?.close()]);
   }
 
   // --- base sync and epochs ----------------------------------------------------
 
   async #baseRound(first: boolean, resume: boolean): Promise<void> {
     try {
-      if (resume) await this.#cont();
+      if (resume) await this.#driver.resume();
       const round = await this.#engine.baseRound({ first });
       this.#log.info({ ...round, first }, 'base sync round');
-      this.emit('round', round);
       this.#dispatch({ type: 'round-done', round });
+      this.emit('round', round);
     } catch (error) {
       this.#lostOnBulk(error, 'base sync');
     }
@@ -645,64 +622,25 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
 
   async #beginEpoch(action: Extract<PrimaryAction, { type: 'begin-epoch' }>): Promise<void> {
     const { epoch } = action;
-    const devicePath = join(this.#scratchDir, `device-${epoch % 2}`);
-    const pauseStartMs = performance.now();
-    this.#drivingVm = true;
+    const beganMs = this.#driver.lastResumeMs;
     try {
-      const xenSave = this.#settings.deviceState === 'xen-save';
-      // One write: QEMU's monitor runs them in order, without a round trip in between.
-      const [stopAnswer, ...restAnswers] = this.#qmp.pipeline([
-        { execute: 'stop' },
-        ...(xenSave
-          ? [
-              {
-                execute: 'xen-save-devices-state',
-                // live:false, always: true inactivates the disks (DESIGN part 4).
-                arguments: { filename: devicePath, live: false },
-              } as const,
-            ]
-          : []),
-        ...this.#gate.boundaryCommands(),
-      ]);
-      const marks: number[] = [];
-      const timed = restAnswers.map(async (answer, index) => {
-        await answer;
-        marks[index] = performance.now();
+      const paused = await this.#driver.pause({
+        epoch,
+        installGate: action.installGate,
+        takePrefix: action.takePrefix,
+        capture: () => this.#engine.capture({ epoch, mode: this.#modes.next() }),
       });
-      await stopAnswer;
-      const stoppedMs = performance.now();
-      const capture = this.#engine.capture({ epoch, mode: this.#modes.next() });
-      const outcomes = await Promise.allSettled([capture, ...timed]);
-      const failed = outcomes.find((outcome) => outcome.status === 'rejected');
-      if (failed !== undefined) throw failed.reason;
-      if (!xenSave) {
-        await migrateToFile(this.#qmp, devicePath);
-        marks[0] = performance.now();
-      }
-      const prefix = xenSave && action.takePrefix ? await this.#takePrefix() : undefined;
-      if (action.installGate) await this.#gate.install(this.#qmp);
-      const captured = await capture;
-      const gateDoneMs = marks.at(-1) ?? stoppedMs;
       this.#inProgress = {
         epoch,
-        mode: captured.mode,
-        dirtyPages: captured.dirtyPages,
-        pauseStartMs,
-        beganMs: this.#lastResumeMs ?? pauseStartMs,
-        intervalMs: this.#lastPauseStartMs === undefined ? 0 : pauseStartMs - this.#lastPauseStartMs,
-        stopMs: stoppedMs - pauseStartMs,
-        deviceMs: (marks[0] ?? stoppedMs) - stoppedMs,
-        gateMs: Math.max(0, gateDoneMs - (marks[0] ?? stoppedMs)),
-        scanMs: captured.scanMs,
-        copyMs: captured.copyMs,
-        devicePath,
-        prefix,
+        paused,
+        beganMs: beganMs ?? paused.pauseStartMs,
+        intervalMs: this.#lastPauseStartMs === undefined ? 0 : paused.pauseStartMs - this.#lastPauseStartMs,
         contMs: 0,
         pauseMs: 0,
         sent: undefined,
       };
-      this.#lastPauseStartMs = pauseStartMs;
-      this.#dispatch({ type: 'captured', epoch, mode: captured.mode });
+      this.#lastPauseStartMs = paused.pauseStartMs;
+      this.#dispatch({ type: 'captured', epoch, mode: paused.captured.mode });
     } catch (error) {
       await this.#captureFailed(epoch, error);
     }
@@ -712,43 +650,27 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   async #captureFailed(epoch: number, error: unknown): Promise<void> {
     const failure = toHoldfastError(error, `capture of epoch ${epoch}`);
     this.#log.warn({ epoch, code: failure.code, err: failure.message }, 'capture failed');
-    if (!this.#qmp.open) return;
+    if (!this.#qmp.open || this.#state.phase.name === 'ended') return;
     try {
       await this.#engine.abort(epoch);
-      await this.#cont();
+      await this.#driver.resume();
     } catch (second) {
       this.#log.error({ err: toHoldfastError(second).message }, 'the VM could not be resumed');
     }
     this.#dispatch({ type: 'capture-failed', epoch, failure });
   }
 
-  /** One ordinary migration without RAM, of which the part before the first device is kept. */
-  async #takePrefix(): Promise<{ path: string; bytes: number }> {
-    const path = join(this.#scratchDir, 'prefix');
-    await migrateToFile(this.#qmp, path);
-    const { bytes } = parseMigrationPrefix(await readFile(path));
-    return { path, bytes };
-  }
-
-  async #cont(): Promise<void> {
-    this.#drivingVm = true;
-    await this.#qmp.execute('cont');
-    this.#drivingVm = false;
-    this.#lastResumeMs = performance.now();
-  }
-
   async #resume(): Promise<void> {
-    const startMs = performance.now();
     try {
-      await this.#cont();
+      const contMs = await this.#driver.resume();
+      const inProgress = this.#inProgress;
+      if (inProgress !== undefined && inProgress.pauseMs === 0) {
+        inProgress.contMs = contMs;
+        inProgress.pauseMs = (this.#driver.lastResumeMs ?? 0) - inProgress.paused.pauseStartMs;
+      }
     } catch (error) {
-      return this.#fail(error, 'resuming the VM');
-    }
-    const inProgress = this.#inProgress;
-    if (inProgress !== undefined) {
-      const nowMs = performance.now();
-      inProgress.contMs = nowMs - startMs;
-      inProgress.pauseMs = nowMs - inProgress.pauseStartMs;
+      this.#fail(error, 'resuming the VM');
+      return;
     }
     this.#dispatch({ type: 'resumed' });
   }
@@ -756,44 +678,54 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   async #send(epoch: number): Promise<void> {
     const inProgress = this.#inProgress;
     if (inProgress === undefined || inProgress.epoch !== epoch) return;
+    const { paused } = inProgress;
+    // Bounded: a backup whose heart beats but that never acknowledges must not hold output for ever.
+    const overdue = setTimeout(
+      () =>
+        this.#dispatch({
+          type: 'backup-lost',
+          reason: `epoch ${epoch} was not acknowledged within ${this.#settings.ackTimeoutMs} ms`,
+        }),
+      this.#settings.ackTimeoutMs,
+    );
     try {
       const sent = await this.#engine.send({
         epoch,
-        device: {
-          path: inProgress.devicePath,
-          skipBytes: this.#settings.deviceState === 'xen-save' ? xenSaveHeaderBytes : 0,
-        },
+        device: paused.device,
         prefix:
-          inProgress.prefix === undefined
+          paused.prefix === undefined
             ? undefined
-            : { path: inProgress.prefix.path, skipBytes: 0, maxBytes: inProgress.prefix.bytes },
+            : { path: paused.prefix.path, skipBytes: 0, maxBytes: paused.prefix.bytes },
       });
       inProgress.sent = sent;
       this.#modes.observe({
-        dirtyBytes: inProgress.dirtyPages * this.#ram.mapping.pageSize,
-        copyMs: inProgress.copyMs,
+        dirtyBytes: paused.captured.dirtyPages * this.#ram.mapping.pageSize,
+        copyMs: paused.captured.copyMs,
         ackMs: sent.ackMs,
       });
       this.#dispatch({ type: 'acked', epoch });
     } catch (error) {
       this.#lostOnBulk(error, `sending epoch ${epoch}`);
+    } finally {
+      clearTimeout(overdue);
     }
   }
 
   async #release(epoch: number): Promise<void> {
     try {
-      await this.#gate.release(this.#qmp);
+      await this.#driver.release();
     } catch (error) {
-      return this.#fail(error, `releasing the output of epoch ${epoch}`);
+      this.#fail(error, `releasing the output of epoch ${epoch}`);
+      return;
     }
     const releasedMs = performance.now();
     const inProgress = this.#inProgress;
+    this.#dispatch({ type: 'released', epoch });
     if (inProgress?.sent !== undefined && inProgress.epoch === epoch) {
       const report = reportOf(inProgress, inProgress.sent, releasedMs);
       this.#statistics.add(report);
       this.emit('epoch', report);
     }
-    this.#dispatch({ type: 'released', epoch });
   }
 
   // --- ends --------------------------------------------------------------------
@@ -804,18 +736,14 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     this.#log.warn({ reason, vm: action.vm, openGate: action.openGate }, 'backup lost');
     try {
       // If the backup can still hear us: released output voids its checkpoint; held output doesn't.
-      this.#channel?.send({ type: action.openGate ? 'detach' : 'reconnecting' });
+      this.#link?.send({ type: action.openGate ? 'detach' : 'reconnecting' });
       await this.#disconnect();
       if (action.abortEpoch !== undefined) await this.#engine.abort(action.abortEpoch);
-      if (action.vm === 'stop') {
-        this.#drivingVm = true;
-        await this.#qmp.execute('stop');
-      } else if (!this.#state.operatorPaused) {
-        await this.#cont();
-      }
+      if (action.vm === 'stop') await this.#driver.stop();
+      else if (!this.#state.operatorPaused) await this.#driver.resume();
       if (action.openGate) {
-        await this.#gate.open(this.#qmp);
-        await this.#writeRecord('active');
+        await this.#writeRecord('active'); // the term granted stands before any output of it leaves
+        await this.#driver.openGate();
       }
       this.#dispatch({ type: 'loss-entered' });
     } catch (error) {
@@ -829,10 +757,9 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     this.#abortConnect.abort();
     this.#log.info({ outcome: outcome.kind, release }, 'ending');
     try {
-      if (outcome.kind === 'detached') this.#channel?.send({ type: 'detach' });
-      if (outcome.kind === 'vm-ended') this.#channel?.send({ type: 'vm-ended', reason: outcome.reason });
-      if (outcome.kind === 'vm-lost') this.#channel?.send({ type: 'vm-lost', reason: outcome.reason });
+      await this.#tellBackup(outcome, release);
       await this.#disconnect();
+      await this.#driver.idle(); // nothing may start or stop the VM behind what comes now
       if (this.#qmp.open) await this.#leaveVm(outcome, release);
     } catch (error) {
       this.#log.error({ err: toHoldfastError(error).message }, 'while ending');
@@ -843,36 +770,55 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     await this.#engine.close();
     await this.#qmp.close();
     await rm(this.#scratchDir, { recursive: true, force: true }).catch(() => {});
-    this.emit('ended', outcome);
     this.#ended.resolve(outcome);
+    this.emit('ended', outcome);
+  }
+
+  async #tellBackup(outcome: Outcome, release: boolean): Promise<void> {
+    switch (outcome.kind) {
+      case 'detached':
+      case 'failed': {
+        if (!release || this.#link === undefined) return;
+        const confirmed = await this.#link.detach(this.#settings.heartbeatTimeoutMs);
+        if (!confirmed) this.#log.error({}, 'the backup did not confirm the detach; it may take over');
+        return;
+      }
+      case 'vm-ended':
+        this.#link?.send({ type: 'vm-ended', reason: outcome.reason });
+        return;
+      case 'vm-lost':
+        this.#link?.send({ type: 'vm-lost', reason: outcome.reason });
+        return;
+      case 'switched-over':
+      case 'fenced':
+        return;
+    }
   }
 
   /** Leaves the VM in the state that the outcome defines (DESIGN part 3: the guest is never harmed by us). */
   async #leaveVm(outcome: Outcome, release: boolean): Promise<void> {
-    this.#drivingVm = true;
     switch (outcome.kind) {
       case 'switched-over':
-        // Its twin runs on the backup: this one must never run again.
-        await this.#qmp.execute('quit').catch(() => {});
-        await this.#qmp.closed;
+        await this.#driver.quit(); // its twin runs on the backup: this one must never run again
         await this.#records.remove(this.#vmId);
         return;
       case 'fenced':
-        await this.#qmp.execute('stop');
+        await this.#driver.stop();
         await this.#writeRecord('superseded');
         return;
       case 'detached':
       case 'failed':
         if (!release) {
-          await this.#qmp.execute('stop');
+          await this.#driver.stop();
           return;
         }
-        if (!this.#state.operatorPaused) await this.#qmp.execute('cont');
-        await this.#gate.open(this.#qmp);
+        if (!this.#state.operatorPaused) await this.#driver.resume();
+        await this.#driver.openGate();
         if (outcome.kind === 'detached') await this.#records.remove(this.#vmId);
         return;
       case 'vm-ended':
       case 'vm-lost':
+        await this.#records.remove(this.#vmId);
         return;
     }
   }
@@ -890,4 +836,5 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   }
 }
 
-type SessionAnswer = Extract<ControlMessage, { type: 'session-ready' | 'session-refused' }>;
+const endedError = (outcome: Outcome): HoldfastError =>
+  outcomeError(outcome) ?? new CancelledError(`protection ended: ${outcome.kind}`);

@@ -26,9 +26,12 @@ export type VmRecord = z.infer<typeof record>;
 
 export class VmRecords {
   readonly #directory: string;
+  readonly #writer: string;
 
-  constructor(runDir: string) {
+  /** @param writer keeps the records of a primary and of a backup that share a run directory apart. */
+  constructor(runDir: string, writer: 'primary' | 'backup') {
     this.#directory = join(runDir, 'vms');
+    this.#writer = writer;
   }
 
   async write(value: VmRecord): Promise<void> {
@@ -63,7 +66,7 @@ export class VmRecords {
   }
 
   #path(vmId: string): string {
-    return join(this.#directory, `${vmId}.json`);
+    return join(this.#directory, `${this.#writer}-${vmId}.json`);
   }
 
   async #load(path: string): Promise<VmRecord | undefined> {

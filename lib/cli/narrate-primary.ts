@@ -1,0 +1,131 @@
+/** What a primary is doing, told as it happens; and its live line. */
+import type { EpochReport } from '../primary/epoch-report.js';
+import type { PrimarySettings } from '../primary/options.js';
+import type { Primary, PrimaryStatus } from '../primary/primary.js';
+import { SampleWindow } from '../stats.js';
+import type { CommandConsole } from './console.js';
+import { sizeText } from './values.js';
+
+const LIVE_EVERY_MS = 250;
+/** Epochs that the live line speaks of; few, so that sorting them costs the epoch loop nothing. */
+const LIVE_EPOCHS = 100;
+
+/** Tells until the returned function is called. */
+export const narratePrimary = (
+  primary: Primary,
+  console: CommandConsole,
+  settings: PrimarySettings,
+): (() => void) => {
+  let rounds = 0;
+  let announced = false;
+  const live = new LiveLine();
+
+  const onPhase = (status: PrimaryStatus): void => {
+    if (status.phase === 'protected' || status.phase === 'ended') return; // told by what follows
+    announced = false;
+    rounds = 0;
+    live.reset();
+    console.live('');
+    console.tell(phaseText(status, settings), {
+      event: status.phase,
+      term: status.term,
+      epoch: status.epoch,
+      ...(status.reason === undefined ? {} : { reason: status.reason }),
+    });
+  };
+  const onRound = (round: {
+    readonly pages: number;
+    readonly zeroPages: number;
+    readonly bytes: number;
+    readonly sendMs: number;
+  }): void => {
+    rounds += 1;
+    console.tell(
+      `  round ${rounds}: ${round.pages} pages sent (${sizeText(round.bytes)}), ${round.zeroPages} zero pages, ${round.sendMs.toFixed(0)} ms`,
+      { event: 'round', round: rounds, ...round },
+    );
+  };
+  const onEpoch = (report: EpochReport): void => {
+    live.add(report);
+    if (announced) return;
+    announced = true;
+    const { vm, term } = primary.status();
+    console.tell(
+      `protected since epoch ${report.epoch}: ${vm.name === '' ? 'the VM' : `'${vm.name}'`} (process ${vm.pid}) survives the loss of this host, term ${term}`,
+      { event: 'protected', epoch: report.epoch, term, vm: vm.name, pid: vm.pid },
+    );
+  };
+  primary.on('phase', onPhase);
+  primary.on('round', onRound);
+  primary.on('epoch', onEpoch);
+  const timer = setInterval(() => console.live(live.text()), LIVE_EVERY_MS);
+  onPhase(primary.status());
+  return () => {
+    clearInterval(timer);
+    console.live('');
+    primary.off('phase', onPhase);
+    primary.off('round', onRound);
+    primary.off('epoch', onEpoch);
+  };
+};
+
+const phaseText = (status: PrimaryStatus, { onBackupLost, retryMs }: PrimarySettings): string => {
+  switch (status.phase) {
+    case 'connecting':
+      return `connecting to the backup at ${status.backup}`;
+    case 'syncing':
+      return `copying ${sizeText(status.vm.ramBytes)} of RAM to ${status.backup} while the VM runs`;
+    case 'waiting': {
+      const left = status.vm.running
+        ? 'the VM runs on, unprotected'
+        : `the VM is stopped${status.outputHeld ? ' and its output held' : ''} (--on-backup-lost ${onBackupLost})`;
+      return `no backup: ${status.reason}; ${left}; trying again every ${retryMs} ms`;
+    }
+    case 'protected':
+    case 'ended':
+      return status.phase;
+  }
+};
+
+/** Medians and worst cases of the latest epochs, in one line. */
+class LiveLine {
+  #windows = LiveLine.#empty();
+  #last: EpochReport | undefined;
+
+  static #empty() {
+    return {
+      pauseMs: new SampleWindow(LIVE_EPOCHS),
+      outputDelayMs: new SampleWindow(LIVE_EPOCHS),
+      dirtyPages: new SampleWindow(LIVE_EPOCHS),
+      bytesPerMs: new SampleWindow(LIVE_EPOCHS),
+    };
+  }
+
+  reset(): void {
+    this.#windows = LiveLine.#empty();
+    this.#last = undefined;
+  }
+
+  add(report: EpochReport): void {
+    this.#last = report;
+    this.#windows.pauseMs.add(report.pauseMs);
+    this.#windows.outputDelayMs.add(report.outputDelayMs);
+    this.#windows.dirtyPages.add(report.dirtyPages);
+    if (report.intervalMs > 0) this.#windows.bytesPerMs.add(report.bytes / report.intervalMs);
+  }
+
+  text(): string {
+    if (this.#last === undefined) return '';
+    const pause = this.#windows.pauseMs.summary();
+    const delay = this.#windows.outputDelayMs.summary();
+    const pages = this.#windows.dirtyPages.summary();
+    const rate = this.#windows.bytesPerMs.summary();
+    return [
+      `epoch ${this.#last.epoch}`,
+      `pause ${pause?.p50.toFixed(1)} ms (p99 ${pause?.p99.toFixed(1)})`,
+      `output delay ${delay?.p50.toFixed(1)} ms (p99 ${delay?.p99.toFixed(1)})`,
+      `${Math.round(pages?.p50 ?? 0)} dirty pages`,
+      `${sizeText(Math.round((rate?.p50 ?? 0) * 1_000))}/s`,
+    ].join(' · ');
+  }
+}

@@ -1,0 +1,113 @@
+/** Statuses and reports as text for a person. Pure. */
+import type { DaemonView } from '../admin/client.js';
+import type { DaemonStatus } from '../admin/protocol.js';
+import type { TakeoverReport } from '../backup/backup.js';
+import { sizeText } from './values.js';
+
+/** True if a failure of the primary's host would be survived, or was: docs/operations.md, exit code 10. */
+export const isProtected = (status: DaemonStatus): boolean =>
+  status.role === 'primary'
+    ? status.phase === 'protected' && status.committedEpoch > 0
+    : status.phase === 'protecting' || status.phase === 'active';
+
+const LABEL_WIDTH = 12;
+
+const row = (label: string, value: string): string => `  ${label.padEnd(LABEL_WIDTH)}${value}`;
+
+/** One daemon, several lines. */
+export const daemonText = (view: DaemonView): string => {
+  if ('error' in view) return [`${view.name}`, row('error', view.error.message)].join('\n');
+  const { status } = view;
+  return (status.role === 'primary' ? primaryLines(status) : backupLines(status)).join('\n');
+};
+
+type PrimaryView = Extract<DaemonStatus, { role: 'primary' }>;
+type BackupView = Extract<DaemonStatus, { role: 'backup' }>;
+
+const primaryLines = (status: PrimaryView): string[] => {
+  const { vm } = status;
+  const table = distributionTable([
+    ['pause', status.distributions.pauseMs, 'ms'],
+    ['send', status.distributions.sendMs, 'ms'],
+    ['ack', status.distributions.ackMs, 'ms'],
+    ['output delay', status.distributions.outputDelayMs, 'ms'],
+    ['dirty pages', status.distributions.dirtyPages, ''],
+  ]);
+  return [
+    `${status.name}  primary  ${phaseText(status)}`,
+    row(
+      'VM',
+      `${vm.name === '' ? '(no name)' : vm.name}, ${sizeText(vm.ramBytes)}, ${vm.vcpus} vCPU${vm.vcpus === 1 ? '' : 's'}, process ${vm.pid}, ${vm.running ? 'running' : 'stopped'}`,
+    ),
+    row('QMP', vm.qmp),
+    row('backup', status.backup),
+    row('term', String(status.term)),
+    row('epoch', `${status.epoch}, committed ${status.committedEpoch}`),
+    row('output', status.outputHeld ? 'held until acknowledged' : 'not held'),
+    ...table,
+  ];
+};
+
+const backupLines = (status: BackupView): string[] => {
+  const { vm, takeover } = status;
+  return [
+    `${status.name}  backup  ${phaseText(status)}`,
+    row('listens on', status.listen),
+    ...(vm === undefined
+      ? []
+      : [row('VM', `${vm.name === '' ? '(no name)' : vm.name}, ${sizeText(vm.ramBytes)}`)]),
+    ...(status.primary === undefined ? [] : [row('primary', status.primary)]),
+    ...(status.term === 0 ? [] : [row('term', String(status.term))]),
+    ...(status.committedEpoch === 0 ? [] : [row('epoch', `committed ${status.committedEpoch}`)]),
+    ...(status.standbyPid === undefined ? [] : [row('QEMU', `process ${status.standbyPid}`)]),
+    ...(status.replica === undefined ? [] : [row('replica', status.replica)]),
+    ...(takeover === undefined
+      ? []
+      : [
+          row(
+            'took over',
+            `epoch ${takeover.epoch} at ${new Date(takeover.resumedAtMs).toISOString()}, running ${takeover.resumeMs.toFixed(1)} ms after the decision (${takeover.reason})`,
+          ),
+          row('QMP', takeover.qmp),
+        ]),
+    ...distributionTable([
+      ['receive', status.receiveMs, 'ms'],
+      ['apply', status.applyMs, 'ms'],
+    ]),
+  ];
+};
+
+const phaseText = (status: DaemonStatus): string => {
+  const syncing = status.role === 'primary' && status.phase === 'syncing';
+  const rounds = syncing ? ` (base sync, ${status.baseRounds} rounds done)` : '';
+  return `${status.phase}${rounds}${status.reason === undefined ? '' : `: ${status.reason}`}`;
+};
+
+type DistributionRow = readonly [
+  label: string,
+  values: { readonly p50: number; readonly p99: number; readonly max: number } | undefined,
+  unit: string,
+];
+
+const distributionTable = (rows: readonly DistributionRow[]): string[] => {
+  const present = rows.filter(([, values]) => values !== undefined);
+  if (present.length === 0) return [];
+  const cell = (value: number, unit: string): string =>
+    (unit === '' ? String(Math.round(value)) : `${value.toFixed(1)} ${unit}`).padStart(11);
+  return [
+    row('', ['p50', 'p99', 'max'].map((name) => name.padStart(11)).join('')),
+    ...present.map(([label, values, unit]) =>
+      row(label, [values!.p50, values!.p99, values!.max].map((value) => cell(value, unit)).join('')),
+    ),
+  ];
+};
+
+/** What the operator must know after a takeover: where the VM runs, and how to protect it again. */
+export const takeoverText = (report: TakeoverReport): string =>
+  [
+    `took over ${report.vmName === '' ? 'the VM' : `'${report.vmName}'`} at epoch ${report.epoch}, term ${report.term}: ${report.reason}`,
+    `  detected after ${report.detectMs.toFixed(1)} ms, fenced in ${report.fenceMs.toFixed(1)} ms, state loaded in ${report.loadMs.toFixed(1)} ms; running ${report.resumeMs.toFixed(1)} ms after the decision`,
+    `  it runs as process ${report.pid}; its QMP socket is ${report.qmp}`,
+    '  to protect it again, start a backup on another host, then run here:',
+    `    holdfast primary --qmp ${report.qmp} --backup HOST:PORT --key-file FILE`,
+  ].join('\n');

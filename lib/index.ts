@@ -1,0 +1,114 @@
+/**
+ * The public API. What is not exported here may change without notice.
+ *
+ *   Primary   protects a running VM onto a backup     (docs/embedding.md)
+ *   Backup    keeps its checkpoints, and takes over
+ */
+
+// Admin sockets
+export {
+  type AskOptions,
+  askDaemon,
+  askStatus,
+  DaemonError,
+  type DaemonView,
+  daemonNames,
+  viewDaemons,
+} from './admin/client.js';
+export { type AdminCommand, adminSocketPath, type DaemonStatus } from './admin/protocol.js';
+export { type AdminHandlers, AdminServer, type AdminServerOptions } from './admin/server.js';
+// Roles
+export {
+  Backup,
+  type BackupOptions,
+  type BackupOutcome,
+  type BackupStatus,
+  type TakeoverReport,
+} from './backup/backup.js';
+export {
+  type BackupSettings,
+  type BackupSettingsInput,
+  backupSettings,
+  checkBackupSettings,
+} from './backup/options.js';
+// Key and log
+export { readKeyFile } from './control/auth.js';
+// Hosts
+export {
+  type CheckStatus,
+  type DoctorCheck,
+  type DoctorOptions,
+  type DoctorReport,
+  renderDoctorReport,
+  runDoctor,
+} from './doctor/doctor.js';
+// Errors
+export {
+  AuthError,
+  CancelledError,
+  ChecksumError,
+  ConfigError,
+  ConnectError,
+  FencedError,
+  HoldfastError,
+  type HoldfastErrorOptions,
+  InjectError,
+  LimitError,
+  NoDaemonError,
+  NoSpaceError,
+  NotProtectedError,
+  PeerLostError,
+  ProtocolError,
+  QmpConnectionError,
+  QmpError,
+  RamMappingError,
+  StandbyError,
+  SystemError,
+  TimeoutError,
+  toHoldfastError,
+  UnsupportedHostError,
+  UnsupportedVmError,
+  VersionError,
+  VmGoneError,
+} from './errors.js';
+export type { Logger } from './log.js';
+export { type KernelProbe, type NativeBinding, native, type RamMapping } from './native.js';
+export type { RoundStats } from './primary/convergence.js';
+export type { Distribution, EpochReport, EpochSummary, MeasuredPart } from './primary/epoch-report.js';
+export type {
+  BackupLostPolicy,
+  CaptureMode,
+  EpochMode,
+  Failure,
+  Outcome,
+} from './primary/machine.js';
+export {
+  checkPrimarySettings,
+  type PrimarySettings,
+  type PrimarySettingsInput,
+  primarySettings,
+} from './primary/options.js';
+export { describeOutcome, outcomeError } from './primary/outcome.js';
+export { Primary, type PrimaryOptions, type PrimaryStatus } from './primary/primary.js';
+// VMs
+export { QmpClient, type QmpConnectOptions } from './qmp/client.js';
+export {
+  forPrimary,
+  forStandby,
+  type PrimaryCommandLine,
+  type PrimaryCommandOptions,
+  type Replacement,
+  type StandbyCommandOptions,
+} from './vm/command-line.js';
+export { type DescribeOptions, describeVm, type VmDescription } from './vm/describe.js';
+export {
+  killVm,
+  type LaunchedVm,
+  type LaunchOptions,
+  launchVm,
+  type QuitOptions,
+  quitVm,
+  type VmExit,
+} from './vm/launch.js';
+export { assertProtectable, type Refusal, refusals } from './vm/preflight.js';
+export { isAlive, type ProcessIdentity } from './vm/process.js';

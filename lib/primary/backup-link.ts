@@ -1,0 +1,156 @@
+/**
+ * The primary's control connection to its backup: one per session, opened with
+ * the session message, watched by heartbeats from the moment the backup has
+ * accepted it, closed with the session.
+ */
+import { type ControlChannel, connectControl, type HostPort } from '../control/channel.js';
+import { Liveness } from '../control/liveness.js';
+import type { ControlMessage, SessionMessage } from '../control/messages.js';
+import { CancelledError, FencedError, PeerLostError, toHoldfastError } from '../errors.js';
+
+/** Reserving the replica's memory takes the backup about a second per 4 GB; then it starts QEMU. */
+const SESSION_TIMEOUT_MS = 120_000;
+
+export interface BackupLinkOptions {
+  readonly address: HostPort;
+  readonly key: Uint8Array;
+  readonly session: SessionMessage;
+  readonly connectTimeoutMs: number;
+  readonly signal: AbortSignal;
+  readonly onMessage: (message: ControlMessage) => void;
+  /** Once, unless close() came before. */
+  readonly onLost: (reason: string) => void;
+}
+
+/** The backup refuses because it is active in a newer term. */
+export class SupersededError extends FencedError {
+  readonly term: number;
+
+  constructor(message: string, term: number) {
+    super(message);
+    this.term = term;
+  }
+}
+
+export class BackupLink {
+  readonly bulkPort: number;
+  readonly #channel: ControlChannel;
+  readonly #liveness: Liveness;
+  #closed = false;
+
+  private constructor(channel: ControlChannel, bulkPort: number, options: BackupLinkOptions) {
+    this.#channel = channel;
+    this.bulkPort = bulkPort;
+    const lost = (reason: string): void => {
+      if (this.#closed) return;
+      this.#closed = true;
+      this.#liveness.stop();
+      options.onLost(reason);
+    };
+    this.#liveness = new Liveness({
+      intervalMs: options.session.heartbeatIntervalMs,
+      timeoutMs: options.session.heartbeatTimeoutMs,
+      sendHeartbeat: (sequence) => channel.send({ type: 'heartbeat', sequence }),
+      idleMs: () => channel.idleMs(),
+      onSilent: (idleMs) => lost(`the backup is silent since ${Math.round(idleMs)} ms`),
+    });
+    channel.on('closed', (error) => lost(error.message));
+    channel.on('message', (message) => {
+      if (!this.#closed) options.onMessage(message);
+    });
+  }
+
+  /**
+   * Connects, authenticates and opens the session.
+   * @throws ConnectError, AuthError, VersionError, PeerLostError, CancelledError;
+   *         SupersededError; or the error with which the backup refused.
+   */
+  static async open(options: BackupLinkOptions): Promise<BackupLink> {
+    const channel = await connectControl(options.address, options.key, {
+      timeoutMs: options.connectTimeoutMs,
+      signal: options.signal,
+    });
+    let link: BackupLink | undefined;
+    try {
+      await new Promise<void>((resolve, reject) => {
+        const timer = setTimeout(
+          () => reject(new PeerLostError(`the backup prepared no standby within ${SESSION_TIMEOUT_MS} ms`)),
+          SESSION_TIMEOUT_MS,
+        );
+        const cancel = (): void => reject(new CancelledError('connecting to the backup was cancelled'));
+        options.signal.addEventListener('abort', cancel, { once: true });
+        const settle = (done: () => void): void => {
+          clearTimeout(timer);
+          options.signal.removeEventListener('abort', cancel);
+          channel.off('message', onMessage);
+          channel.off('closed', onClosed);
+          done();
+        };
+        const onClosed = (error: Error): void => settle(() => reject(error));
+        const onMessage = (message: ControlMessage): void => {
+          if (message.type === 'session-ready') {
+            // The link listens from this very message on: nothing that follows is missed.
+            settle(() => {
+              link = new BackupLink(channel, message.bulkPort, options);
+              resolve();
+            });
+          } else if (message.type === 'session-refused') {
+            settle(() => reject(refusal(message)));
+          }
+        };
+        channel.on('message', onMessage);
+        channel.on('closed', onClosed);
+        channel.start();
+        channel.send(options.session);
+      });
+    } catch (error) {
+      await channel.close();
+      throw error;
+    }
+    return link!;
+  }
+
+  /** 32 bytes that the bulk connection of this session must show. */
+  get bulkToken(): Uint8Array {
+    return this.#channel.bulkToken;
+  }
+
+  send(message: ControlMessage): void {
+    this.#channel.send(message);
+  }
+
+  /**
+   * Tells the backup that its checkpoint is void, and waits for its word that
+   * it dropped it: then it can't take over any more. False if no word came.
+   */
+  async detach(timeoutMs: number): Promise<boolean> {
+    return await new Promise<boolean>((resolve) => {
+      const settle = (confirmed: boolean): void => {
+        clearTimeout(timer);
+        this.#channel.off('message', onMessage);
+        resolve(confirmed);
+      };
+      const timer = setTimeout(() => settle(false), timeoutMs);
+      const onMessage = (message: ControlMessage): void => {
+        if (message.type === 'detached') settle(true);
+      };
+      this.#channel.on('message', onMessage);
+      if (!this.#channel.send({ type: 'detach' })) settle(false);
+    });
+  }
+
+  /** Ends the session's connection; nothing is reported after this. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    this.#liveness.stop();
+    await this.#channel.close();
+  }
+}
+
+const refusal = (message: Extract<ControlMessage, { type: 'session-refused' }>): Error =>
+  message.code === 'HOLDFAST_E_FENCED'
+    ? new SupersededError(message.message, message.term ?? 0)
+    : toHoldfastError(
+        Object.assign(new Error(message.message), { code: message.code }),
+        'the backup refused the session',
+      );

@@ -1,0 +1,195 @@
+/**
+ * Everything that stops, saves or starts the VM, one thing at a time.
+ *
+ * Work is queued: a resume that is under way ends before the next pause, and
+ * whoever ends protection waits for what runs (`idle`). Because only one piece
+ * of work runs, it is also clear which STOP and RESUME events are ours.
+ */
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { CaptureResult } from '../native.js';
+import type { OutputGate } from '../output/gate.js';
+import type { QmpClient } from '../qmp/client.js';
+import { migrateToFile } from '../qmp/recipes.js';
+import { parseMigrationPrefix, xenSaveHeaderBytes } from '../vm/migration-stream.js';
+
+export type DeviceStatePath = 'xen-save' | 'migrate-fd';
+
+export interface PauseRequest {
+  readonly epoch: number;
+  readonly installGate: boolean;
+  readonly takePrefix: boolean;
+  /** Starts when the VM has stopped; runs beside the saving of the device state. */
+  readonly capture: () => Promise<CaptureResult>;
+}
+
+/** The paused VM, captured; times in milliseconds of performance.now() or durations. */
+export interface Paused {
+  readonly captured: CaptureResult;
+  readonly pauseStartMs: number;
+  readonly stopMs: number;
+  readonly deviceMs: number;
+  readonly gateMs: number;
+  readonly device: { readonly path: string; readonly skipBytes: number };
+  readonly prefix: { readonly path: string; readonly bytes: number } | undefined;
+}
+
+export interface VmDriverOptions {
+  readonly qmp: QmpClient;
+  readonly gate: OutputGate;
+  readonly deviceState: DeviceStatePath;
+  /** For device state and prefix files; on a tmpfs. */
+  readonly scratchDir: string;
+  /** The VM was left stopped by an earlier run of ours. */
+  readonly stoppedByUs: boolean;
+  /** Somebody else stopped or started the VM. */
+  readonly onOperator: (change: 'paused' | 'resumed') => void;
+}
+
+export class VmDriver {
+  readonly #options: VmDriverOptions;
+  readonly #qmp: QmpClient;
+  readonly #gate: OutputGate;
+  #queue: Promise<unknown> = Promise.resolve();
+  /** True from our stop to the end of our cont: STOP and RESUME within are ours. */
+  #stoppedByUs: boolean;
+  #lastResumeMs: number | undefined;
+
+  constructor(options: VmDriverOptions) {
+    this.#options = options;
+    this.#qmp = options.qmp;
+    this.#gate = options.gate;
+    this.#stoppedByUs = options.stoppedByUs;
+    this.#qmp.on('STOP', () => {
+      if (!this.#stoppedByUs) options.onOperator('paused');
+    });
+    this.#qmp.on('RESUME', () => {
+      if (!this.#stoppedByUs) options.onOperator('resumed');
+    });
+  }
+
+  /** When the VM was last started by us, in performance.now() milliseconds. */
+  get lastResumeMs(): number | undefined {
+    return this.#lastResumeMs;
+  }
+
+  /** Settles when nothing is under way any more. */
+  async idle(): Promise<void> {
+    await this.#queue;
+  }
+
+  /**
+   * Stops the VM and captures it: device state and output boundary by QEMU,
+   * RAM by `capture`. The VM stays stopped, also when this throws.
+   */
+  pause(request: PauseRequest): Promise<Paused> {
+    return this.#exclusively(() => this.#pause(request));
+  }
+
+  /** Starts the VM. Idempotent in QEMU. Settles with how long it took. */
+  resume(): Promise<number> {
+    return this.#exclusively(async () => {
+      const startMs = performance.now();
+      await this.#qmp.execute('cont');
+      this.#stoppedByUs = false;
+      this.#lastResumeMs = performance.now();
+      return this.#lastResumeMs - startMs;
+    });
+  }
+
+  stop(): Promise<void> {
+    return this.#exclusively(async () => {
+      this.#stoppedByUs = true;
+      await this.#qmp.execute('stop');
+    });
+  }
+
+  /** Lets out the output of the acknowledged epoch. The VM must run. */
+  release(): Promise<void> {
+    return this.#exclusively(() => this.#gate.release(this.#qmp));
+  }
+
+  /** Lets out all output and removes the gate. The VM must run. */
+  openGate(): Promise<void> {
+    return this.#exclusively(() => this.#gate.open(this.#qmp));
+  }
+
+  /** Ends QEMU. */
+  async quit(): Promise<void> {
+    await this.#exclusively(async () => {
+      await this.#qmp.execute('quit').catch(() => {}); // it may end before it answers
+      await this.#qmp.closed;
+    });
+  }
+
+  async #pause(request: PauseRequest): Promise<Paused> {
+    const { deviceState, scratchDir } = this.#options;
+    // Two files in turn: the sender may still read the last epoch's when this one is written.
+    const devicePath = join(scratchDir, `device-${request.epoch % 2}`);
+    const xenSave = deviceState === 'xen-save';
+    const pauseStartMs = performance.now();
+    this.#stoppedByUs = true;
+    // One write: QEMU's monitor runs them in order, without a round trip in between.
+    const [stopAnswer, ...restAnswers] = this.#qmp.pipeline([
+      { execute: 'stop' },
+      ...(xenSave
+        ? [
+            {
+              execute: 'xen-save-devices-state',
+              // live:false, always: true inactivates the disks (DESIGN part 4).
+              arguments: { filename: devicePath, live: false },
+            } as const,
+          ]
+        : []),
+      ...this.#gate.boundaryCommands(),
+    ]);
+    const doneMs: number[] = [];
+    const rest = restAnswers.map(async (answer, index) => {
+      await answer;
+      doneMs[index] = performance.now();
+    });
+    for (const answer of rest) answer.catch(() => {}); // awaited below, but `stop` may fail before
+    await stopAnswer;
+    const stoppedMs = performance.now();
+    const [captured] = await allOrFirstFailure([request.capture(), ...rest]);
+    let deviceDoneMs = doneMs[0] ?? performance.now();
+    if (!xenSave) {
+      await migrateToFile(this.#qmp, devicePath);
+      deviceDoneMs = performance.now();
+    }
+    const prefix = xenSave && request.takePrefix ? await this.#takePrefix() : undefined;
+    if (request.installGate) await this.#gate.install(this.#qmp);
+    return {
+      captured,
+      pauseStartMs,
+      stopMs: stoppedMs - pauseStartMs,
+      deviceMs: deviceDoneMs - stoppedMs,
+      gateMs: xenSave ? Math.max(0, (doneMs.at(-1) ?? deviceDoneMs) - deviceDoneMs) : 0,
+      // The prefix carries magic and version already.
+      device: { path: devicePath, skipBytes: xenSave ? xenSaveHeaderBytes : 0 },
+      prefix,
+    };
+  }
+
+  /** One ordinary migration without RAM, of which the part before the first device is kept. */
+  async #takePrefix(): Promise<{ path: string; bytes: number }> {
+    const path = join(this.#options.scratchDir, 'prefix');
+    await migrateToFile(this.#qmp, path);
+    const { bytes } = parseMigrationPrefix(await readFile(path));
+    return { path, bytes };
+  }
+
+  #exclusively<T>(work: () => Promise<T>): Promise<T> {
+    const done = this.#queue.then(work);
+    this.#queue = done.catch(() => {});
+    return done;
+  }
+}
+
+/** Waits for all, so that nothing is under way afterwards, then throws the first failure. */
+const allOrFirstFailure = async <T>(promises: readonly [Promise<T>, ...Promise<unknown>[]]): Promise<[T]> => {
+  const outcomes = await Promise.allSettled(promises);
+  const failed = outcomes.find((outcome) => outcome.status === 'rejected');
+  if (failed !== undefined) throw failed.reason;
+  return [await promises[0]];
+};
