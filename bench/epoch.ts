@@ -182,7 +182,7 @@ const measureFailover = async (trials: number, progress: Progress): Promise<Benc
     const killedAtMs = Date.now();
     process.kill(primary.process.pid, 'SIGKILL');
     process.kill(guest.process.pid, 'SIGKILL');
-    const report = await backup.until((message) => message.event === 'took-over', 15_000);
+    const report = await backup.message('took-over', { timeoutMs: 15_000 });
     resumed.push(Number(report.resumedAtMs) - killedAtMs);
     load.push(Number(report.loadMs));
     fence.push(Number(report.fenceMs));

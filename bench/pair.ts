@@ -4,68 +4,15 @@
  */
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
-import { createInterface } from 'node:readline';
 import type { EpochReport, PrimaryOptions } from '../lib/index.js';
 import { type GuestOptions, guestArgs, guestReadyText, repositoryRoot } from '../test/lab/guest.js';
+import { JsonProcess } from '../test/lab/json-process.js';
 import type { Lab, LabHost } from '../test/lab/lab.js';
 import { replicationLinks } from '../test/lab/network.js';
 import type { LabProcess } from '../test/lab/process.js';
 import { waitForText } from '../test/lab/wait.js';
 
 const CONTROL_PORT = 7001;
-
-export interface RoleMessage {
-  readonly event: string;
-  readonly message?: string;
-  readonly [field: string]: unknown;
-}
-
-/** A role's process and what it has said. */
-export class Role {
-  readonly process: LabProcess;
-  readonly messages: RoleMessage[] = [];
-  readonly #waiters = new Set<() => void>();
-
-  constructor(started: LabProcess) {
-    this.process = started;
-    createInterface({ input: started.child.stdout }).on('line', (line) => {
-      this.messages.push(JSON.parse(line) as RoleMessage);
-      for (const wake of this.#waiters) wake();
-    });
-    void started.exited.then(() => {
-      for (const wake of this.#waiters) wake();
-    });
-  }
-
-  say(line: string): void {
-    this.process.child.stdin.write(`${line}\n`);
-  }
-
-  /** The first message for which `wanted` holds; rejects at the deadline or if the process ends before. */
-  async until(wanted: (message: RoleMessage) => boolean, timeoutMs = 60_000): Promise<RoleMessage> {
-    const deadline = performance.now() + timeoutMs;
-    for (;;) {
-      const found = this.messages.find(wanted);
-      if (found !== undefined) return found;
-      const error = this.messages.find((message) => message.event === 'error');
-      if (error !== undefined) throw new Error(`role failed: ${error.message}`);
-      const leftMs = deadline - performance.now();
-      if (leftMs <= 0 || !this.process.running) {
-        throw new Error(`role said no such thing; stderr: ${this.process.stderr.slice(-2_000)}`);
-      }
-      await new Promise<void>((resolve) => {
-        const timer = setTimeout(done, Math.min(leftMs, 1_000));
-        const waiters = this.#waiters;
-        function done(): void {
-          clearTimeout(timer);
-          waiters.delete(done);
-          resolve();
-        }
-        waiters.add(done);
-      });
-    }
-  }
-}
 
 export interface RunningGuest {
   readonly process: LabProcess;
@@ -92,14 +39,18 @@ export const startGuest = async (
   return { process: qemu, qmpPath, ramPath, serialPath };
 };
 
-const spawnRole = async (host: LabHost, role: 'primary' | 'backup', options: object): Promise<Role> => {
+const spawnRole = async (
+  host: LabHost,
+  role: 'primary' | 'backup',
+  options: object,
+): Promise<JsonProcess> => {
   const script = join(repositoryRoot(), 'dist/bench/role.js');
-  return new Role(await host.spawn(process.execPath, [script, role, JSON.stringify(options)]));
+  return new JsonProcess(await host.spawn(process.execPath, [script, role, JSON.stringify(options)]));
 };
 
 export interface Pair {
-  readonly primary: Role;
-  readonly backup: Role;
+  readonly primary: JsonProcess;
+  readonly backup: JsonProcess;
 }
 
 /** Starts both roles; settles when the first checkpoint stands. */
@@ -118,7 +69,7 @@ export const startPair = async (
     ramDir: lab.sharedMemoryDir,
     replace: [{ from: guest.serialPath, to: `${guest.serialPath}-b` }],
   });
-  await backup.until((message) => message.event === 'listening');
+  await backup.message('listening');
   const primary = await spawnRole(lab.host('a'), 'primary', {
     key,
     backup: `${replicationLinks.aToB.to.address}:${CONTROL_PORT}`,
@@ -127,7 +78,7 @@ export const startPair = async (
     runDir: lab.path('a'),
     ...settings,
   });
-  await primary.until((message) => message.event === 'epoch');
+  await primary.message('epoch');
   return { primary, backup };
 };
 
@@ -143,15 +94,11 @@ export type MeasuredEpoch = EpochReport & { readonly rssBytes: number };
 
 /** Epoch reports of `count` epochs from now on. */
 export const collectEpochs = async (
-  primary: Role,
+  primary: JsonProcess,
   count: number,
   timeoutMs: number,
 ): Promise<MeasuredEpoch[]> => {
-  const before = primary.messages.filter((message) => message.event === 'epoch').length;
-  const isLast = (): boolean =>
-    primary.messages.filter((message) => message.event === 'epoch').length >= before + count;
-  await primary.until(() => isLast(), timeoutMs);
-  return primary.messages
-    .filter((message) => message.event === 'epoch')
-    .slice(before, before + count) as unknown as MeasuredEpoch[];
+  const before = primary.of('epoch').length;
+  await primary.until(`${count} epochs`, () => primary.of('epoch').length >= before + count, timeoutMs);
+  return primary.of('epoch').slice(before, before + count) as unknown as MeasuredEpoch[];
 };
