@@ -51,7 +51,7 @@ between, fix --bulk-port; open it, the port after it, and that of --listen.`,
       usageExitCode,
       { code: 3, meaning: 'this host lacks something' },
       { code: 5, meaning: 'cannot listen on the address' },
-      { code: 8, meaning: 'a takeover failed; the replica is kept' },
+      { code: 8, meaning: 'ended by a signal after a takeover that failed; the replica is kept' },
       { code: 130, meaning: 'ended by a second Ctrl-C' },
     ],
   });
@@ -90,13 +90,21 @@ const backup = async (command: BackupCommandSettings, json: boolean): Promise<nu
   });
   running = await Backup.start({ ...settings, key, signal: stop.signal, logger });
   const endNarration = narrateBackup(running, console, settings);
-  const outcome = await Promise.race([running.ended, fatalTakeoverFailure(running)]);
+  let failure: HoldfastError | undefined;
+  running.on('took-over', () => {
+    failure = undefined;
+  });
+  running.on('takeover-failed', (error) => {
+    if (running?.status().phase !== 'ended') return; // a switchover; the VM stays with its primary
+    failure = error;
+    console.hint(
+      `the checkpoint is kept; once the cause is gone: holdfast takeover ${settings.name} --run-dir ${settings.runDir}`,
+    );
+  });
+  const outcome = await running.ended;
   endNarration();
   releaseSignals();
-  if ('failure' in outcome) {
-    await running.close();
-    throw outcome.failure;
-  }
+  if (failure !== undefined) throw failure;
   switch (outcome.kind) {
     case 'stopped':
       console.tell('ended', { event: 'ended', outcome });
@@ -122,12 +130,4 @@ const started = (running: Backup | undefined): Backup => {
 const noCheckpoint = (phase: string): NotProtectedError =>
   new NotProtectedError(`there is no checkpoint here to run (${phase})`, {
     cure: '`holdfast status` shows whether a VM is protected here.',
-  });
-
-/** A takeover after which this backup has nothing more to do; a failed switchover is not one. */
-const fatalTakeoverFailure = (running: Backup): Promise<{ readonly failure: HoldfastError }> =>
-  new Promise((resolve) => {
-    running.on('takeover-failed', (failure) => {
-      if (running.status().phase === 'ended') resolve({ failure });
-    });
   });

@@ -18,6 +18,7 @@ export const narratePrimary = (
 ): (() => void) => {
   let rounds = 0;
   let announced = false;
+  let told = '';
   const live = new LiveLine();
 
   const onPhase = (status: PrimaryStatus): void => {
@@ -26,7 +27,12 @@ export const narratePrimary = (
     rounds = 0;
     live.reset();
     console.live('');
-    console.tell(phaseText(status, settings), {
+    // One attempt after the other to reach a lost backup is one story, told again when the reason changes.
+    if (status.phase === 'connecting' && told !== '') return;
+    const text = phaseText(status, settings);
+    if (text === told) return;
+    told = status.phase === 'waiting' ? text : '';
+    console.tell(text, {
       event: status.phase,
       term: status.term,
       epoch: status.epoch,

@@ -1,6 +1,6 @@
 /** `holdfast primary`: protects one VM onto a backup, until it ends, moves or is detached. */
 import type { Command } from 'commander';
-import { AdminServer } from '../admin/server.js';
+import { type AdminHandlers, AdminServer } from '../admin/server.js';
 import { ConfigError, NotProtectedError } from '../errors.js';
 import type { Outcome } from '../primary/machine.js';
 import { checkPrimarySettings } from '../primary/options.js';
@@ -27,8 +27,8 @@ export const addPrimaryCommand = (program: Command, finish: Finish): void => {
     .description(
       'Protects one VM of this host onto a backup: a VM that runs already (--qmp), without a restart, or one ' +
         'that is launched (-- qemu-system-…) with what is needed added. SIGINT or SIGTERM detaches: the VM runs ' +
-        'on, unprotected. A second SIGINT ends this process at once; the VM then stays as it is, and the same ' +
-        'command takes it up again.',
+        'on, unprotected; but one whose lost backup may have taken over is left stopped. A second SIGINT ends ' +
+        'this process at once; the VM then stays as it is, and the same command takes it up again.',
     )
     .argument('[qemu...]', 'after --: the command line of a VM to launch')
     .usage('--backup HOST:PORT --key-file FILE (--qmp SOCKET | -- qemu-system-x86_64 …) [options]');
@@ -65,6 +65,7 @@ A launched VM gets both, and outlives this command.`,
       { code: 5, meaning: 'the backup was not reached, at the first attempt' },
       { code: 6, meaning: 'the keys of the two sides differ' },
       { code: 9, meaning: 'fenced: the VM runs on the backup; the one here is stopped' },
+      { code: 10, meaning: 'ended by a signal while the backup was lost: the VM is left stopped' },
       { code: 130, meaning: 'ended by a second Ctrl-C' },
     ],
   });
@@ -86,36 +87,24 @@ const primary = async (command: PrimaryCommandSettings, json: boolean): Promise<
   const key = await loadKey(keyFile, console);
   const { Primary } = await loadDataPlane(() => import('../primary/primary.js'));
   const stop = new AbortController();
-  const releaseSignals = onStopSignals((signal) => {
-    console.hint(`${signal}: detaching; the VM runs on`);
-    stop.abort();
-  });
   let running: Primary | undefined;
+  let leaveHeld: () => void = () => {};
+  const leftHeld = new Promise<'left-held'>((resolve) => {
+    leaveHeld = () => resolve('left-held');
+  });
+  const releaseSignals = onStopSignals((signal) => {
+    if (running !== undefined && isHeldAlone(running.status())) {
+      leaveHeld();
+    } else {
+      console.hint(`${signal}: detaching; the VM runs on`);
+      stop.abort();
+    }
+  });
   // Claims the name before anything is touched: two daemons must not meet in one VM.
   await using _admin = await AdminServer.listen({
     runDir: settings.runDir,
     name: settings.name,
-    handlers: {
-      role: 'primary',
-      commands: {
-        status: () => started(running).status(),
-        switchover: async () => {
-          const current = started(running);
-          const { phase } = current.status();
-          if (phase !== 'protected') throw notProtected(phase);
-          const outcome = await current.switchover();
-          const error = outcomeError(outcome);
-          if (error !== undefined) throw error;
-          return { outcome: { ...outcome, text: describeOutcome(outcome) } };
-        },
-        detach: async () => {
-          const outcome = await started(running).detach();
-          const error = outcomeError(outcome);
-          if (error !== undefined) throw error;
-          return { outcome: { ...outcome, text: describeOutcome(outcome) } };
-        },
-      },
-    },
+    handlers: { role: 'primary', commands: adminCommands(() => running) },
   });
   const vm = await findVm(command, stop.signal, console);
   try {
@@ -127,21 +116,68 @@ const primary = async (command: PrimaryCommandSettings, json: boolean): Promise<
       logger,
     });
   } catch (error) {
-    // A VM that was launched only to be protected, and can't be, leaves nothing behind.
+    // A VM that was launched only to be protected, and can't be, leaves nothing behind. After a reboot
+    // it may even be a second copy of one that its backup runs.
     if (vm?.isNew) await vm.quit();
     throw error;
   }
+  let everConnected = false;
+  running.on('phase', ({ phase }) => {
+    everConnected ||= phase === 'syncing';
+  });
   const endNarration = narratePrimary(running, console, settings);
-  const outcome = await running.ended;
+  const outcome = await Promise.race([running.ended, leftHeld]);
   endNarration();
-  const runsOn = vm === undefined ? isLeftRunning(outcome) : await vm.leave(!isLeftRunning(outcome));
+  releaseSignals();
+  const status = running.status();
+  if (outcome === 'left-held') {
+    console.tell(
+      `QEMU is left stopped (process ${status.vm.pid}), its output held: the backup may be running the VM. This command takes it up again; \`holdfast detach\`, while it runs, lets the VM run on without a backup`,
+      { event: 'left-held', vm: status.vm },
+    );
+    return NOT_PROTECTED;
+  }
   const text = describeOutcome(outcome);
   const error = outcomeError(outcome);
   if (error === undefined || console.json) console.tell(text, { event: 'ended', outcome, text });
-  if (runsOn) tellHowToGoOn(running.status(), console);
-  releaseSignals();
+  if (vm?.isNew && outcome.kind === 'failed' && !everConnected) {
+    await vm.quit();
+    console.hint('the VM that was launched is ended again: there is no backup for it');
+  } else {
+    const leftRunning = isLeftRunning(outcome);
+    const runsOn = vm === undefined ? leftRunning : await vm.leave(!leftRunning);
+    if (runsOn) tellWhatIsLeft(status, outcome, console);
+  }
   if (error !== undefined) throw error;
   return 0;
+};
+
+/** Exit code of NotProtectedError. */
+const NOT_PROTECTED = 10;
+
+/**
+ * The backup is lost and may have taken over. A signal, which also comes when a host shuts down, is not
+ * the operator's word that this side may go on (one active side): only `holdfast detach` is.
+ */
+const isHeldAlone = ({ phase, outputHeld, committedEpoch, vm }: PrimaryStatus): boolean =>
+  (phase === 'waiting' || phase === 'connecting') && (outputHeld || (committedEpoch > 0 && !vm.running));
+
+const adminCommands = (running: () => Primary | undefined): AdminHandlers['commands'] => {
+  const told = (outcome: Outcome): { readonly outcome: object } => {
+    const error = outcomeError(outcome);
+    if (error !== undefined) throw error;
+    return { outcome: { ...outcome, text: describeOutcome(outcome) } };
+  };
+  return {
+    status: () => started(running()).status(),
+    switchover: async () => {
+      const current = started(running());
+      const { phase } = current.status();
+      if (phase !== 'protected') throw notProtected(phase);
+      return told(await current.switchover());
+    },
+    detach: async () => told(await started(running()).detach()),
+  };
 };
 
 const started = (running: Primary | undefined): Primary => {
@@ -176,9 +212,19 @@ const findVm = async (
 const isLeftRunning = (outcome: Outcome): boolean =>
   outcome.kind === 'detached' || outcome.kind === 'failed' || outcome.kind === 'fenced';
 
-const tellHowToGoOn = ({ vm, outputHeld }: PrimaryStatus, console: CommandConsole): void => {
+const tellWhatIsLeft = (
+  { vm, outputHeld }: PrimaryStatus,
+  outcome: Outcome,
+  console: CommandConsole,
+): void => {
+  if (outcome.kind === 'fenced') {
+    console.hint(
+      `QEMU is left stopped (process ${vm.pid}), so that nothing is lost; end it with: kill ${vm.pid}`,
+    );
+    return;
+  }
   const held = outputHeld ? ', its output held' : '';
   console.hint(
-    `QEMU stays (process ${vm.pid}${held}); the same command, or --qmp ${vm.qmp}, protects the VM again`,
+    `QEMU is left running (process ${vm.pid}${held}); this command, or one with --qmp ${vm.qmp}, protects it again`,
   );
 };

@@ -26,6 +26,8 @@ type BackupView = Extract<DaemonStatus, { role: 'backup' }>;
 
 const primaryLines = (status: PrimaryView): string[] => {
   const { vm } = status;
+  // Between two checkpoints it runs; a look that falls into a pause says nothing.
+  const isPausedForEpoch = status.phase === 'protected';
   const table = distributionTable([
     ['pause', status.distributions.pauseMs, 'ms'],
     ['send', status.distributions.sendMs, 'ms'],
@@ -37,7 +39,7 @@ const primaryLines = (status: PrimaryView): string[] => {
     `${status.name}  primary  ${phaseText(status)}`,
     row(
       'VM',
-      `${vm.name === '' ? '(no name)' : vm.name}, ${sizeText(vm.ramBytes)}, ${vm.vcpus} vCPU${vm.vcpus === 1 ? '' : 's'}, process ${vm.pid}, ${vm.running ? 'running' : 'stopped'}`,
+      `${vmName(vm.name)}, ${sizeText(vm.ramBytes)}, ${vm.vcpus} vCPU${vm.vcpus === 1 ? '' : 's'}, process ${vm.pid}${vm.running || isPausedForEpoch ? '' : ', stopped'}`,
     ),
     row('QMP', vm.qmp),
     row('backup', status.backup),
@@ -53,9 +55,7 @@ const backupLines = (status: BackupView): string[] => {
   return [
     `${status.name}  backup  ${phaseText(status)}`,
     row('listens on', status.listen),
-    ...(vm === undefined
-      ? []
-      : [row('VM', `${vm.name === '' ? '(no name)' : vm.name}, ${sizeText(vm.ramBytes)}`)]),
+    ...(vm === undefined ? [] : [row('VM', `${vmName(vm.name)}, ${sizeText(vm.ramBytes)}`)]),
     ...(status.primary === undefined ? [] : [row('primary', status.primary)]),
     ...(status.term === 0 ? [] : [row('term', String(status.term))]),
     ...(status.committedEpoch === 0 ? [] : [row('epoch', `committed ${status.committedEpoch}`)]),
@@ -76,6 +76,8 @@ const backupLines = (status: BackupView): string[] => {
     ]),
   ];
 };
+
+const vmName = (name: string): string => (name === '' ? '(no name)' : name);
 
 const phaseText = (status: DaemonStatus): string => {
   const syncing = status.role === 'primary' && status.phase === 'syncing';

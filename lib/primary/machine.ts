@@ -67,8 +67,14 @@ export type Phase =
       /** The backup was lost while an effect was under way that must end first. */
       readonly lost: string | undefined;
     }
-  /** Without a backup. `entering` until the effects of the loss are done. */
-  | { readonly name: 'waiting'; readonly entering: boolean; readonly reason: string }
+  | {
+      /** Without a backup. */
+      readonly name: 'waiting';
+      /** Until the effects of the loss are done; a detach that comes meanwhile waits for them. */
+      readonly entering: boolean;
+      readonly detachAsked: boolean;
+      readonly reason: string;
+    }
   | { readonly name: 'ended'; readonly outcome: Outcome };
 
 export type Outcome =
@@ -381,7 +387,7 @@ const connectFailed = (state: PrimaryState, failure: Failure): Step => {
     return enterLoss(state, failure.message, undefined);
   }
   return [
-    withPhase(state, { name: 'waiting', entering: false, reason: failure.message }),
+    withPhase(state, { name: 'waiting', entering: false, detachAsked: false, reason: failure.message }),
     [{ type: 'arm-retry', ms: state.config.retryMs }],
   ];
 };
@@ -445,7 +451,7 @@ const requestDetach = (state: PrimaryState): Step => {
   if (phase.name === 'protected' && phase.cycle.at !== 'idle') return [{ ...state, pending: 'detach' }, none];
   // The loss's effects stop the VM; undone before they have ended, they would stop it afterwards.
   if (phase.name === 'waiting' && phase.entering) {
-    return [{ ...state, pending: 'detach', mustHold: false }, none];
+    return [withPhase(state, { ...phase, detachAsked: true }), none];
   }
   return finish({ ...state, pending: 'detach' }, { kind: 'detached' });
 };
@@ -486,15 +492,16 @@ const backupLost = (state: PrimaryState, reason: string): Step => {
  * nothing is held and nothing is decided: the VM just runs on.
  */
 const enterLoss = (state: PrimaryState, reason: string, abortEpoch: number | undefined): Step => {
-  // A detach that was waiting for the epoch's end needs no backup.
-  if (state.pending === 'detach' && !state.mustHold) return finish(state, { kind: 'detached' });
   const unprotected = state.committed === 0 && !state.gateInstalled;
   const grant = !unprotected && !state.mustHold && state.config.onBackupLost === 'release';
   const hold = !unprotected && !grant;
+  // A detach that was asked for while the backup was there grants nothing now that it may take over:
+  // it stays pending until the backup is back, or until it is asked for again.
+  if (state.pending === 'detach' && !hold) return finish(state, { kind: 'detached' });
   return [
     {
       ...state,
-      phase: { name: 'waiting', entering: true, reason },
+      phase: { name: 'waiting', entering: true, detachAsked: false, reason },
       pending: state.pending === 'detach' ? 'detach' : 'none',
       term: grant ? state.term + 1 : state.term,
       gateInstalled: hold && state.gateInstalled,
@@ -506,7 +513,7 @@ const enterLoss = (state: PrimaryState, reason: string, abortEpoch: number | und
 
 const lossEntered = (state: PrimaryState): Step => {
   if (state.phase.name !== 'waiting') return [state, none];
-  if (state.pending === 'detach' && !state.mustHold) return finish(state, { kind: 'detached' });
+  if (state.phase.detachAsked) return finish(state, { kind: 'detached' });
   return [
     withPhase(state, { ...state.phase, entering: false }),
     [{ type: 'arm-retry', ms: state.config.retryMs }],

@@ -29,7 +29,7 @@ struct ReceiverEvent {
   uint64_t zero_pages = 0;
   uint64_t bytes = 0;
   double millis = 0;  // receive time (kCommitted) or apply time (kApplied)
-  Error error;        // kDisconnected only
+  Error error{};      // kDisconnected only
 };
 
 class Receiver {

@@ -1,0 +1,34 @@
+{
+  # Sanitizers: node-gyp rebuild --sanitize=address,undefined (or thread), then
+  # run node with LD_PRELOAD=$(g++ -print-file-name=libasan.so).
+  'variables': { 'sanitize%': '' },
+  'targets': [
+    {
+      'target_name': 'holdfast',
+      'sources': [
+        '<!@(find native -name "*.cc" -not -path "native/fuzz/*" -not -path "native/test/*" -not -path "native/build/*" | sort)'
+      ],
+      'include_dirs': ['native'],
+      'defines': [
+        'NAPI_VERSION=9',
+        'NODE_ADDON_API_DISABLE_CPP_EXCEPTIONS',
+        'NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS',
+        '_GNU_SOURCE'
+      ],
+      'cflags!': ['-O3'],
+      'cflags': ['-O2', '-Wall', '-Wextra', '-Werror', '-fvisibility=hidden'],
+      'cflags_cc!': ['-std=gnu++17', '-std=gnu++14'],
+      'cflags_cc': [
+        '-std=gnu++20',
+        '-fvisibility-inlines-hidden',
+        '-isystem <!(node -p "require(\'path\').resolve(require(\'node-addon-api\').include_dir)")'
+      ],
+      'conditions': [
+        ['sanitize!=""', {
+          'cflags': ['-fsanitize=<(sanitize)', '-fno-omit-frame-pointer', '-g'],
+          'ldflags': ['-fsanitize=<(sanitize)']
+        }]
+      ]
+    }
+  ]
+}

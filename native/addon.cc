@@ -1,0 +1,30 @@
+// The exports, nothing else: NativeBinding of lib/native.ts.
+
+#include <napi.h>
+
+#include "js/bridge.h"
+#include "js/functions.h"
+#include "js/primary_engine.h"
+#include "js/receiver.h"
+
+namespace {
+
+Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
+  using namespace holdfast;
+  js::Bridge::Create(env);
+  exports.Set("probeKernel", Napi::Function::New(env, js::ProbeKernelAsync, "probeKernel"));
+  exports.Set("findRamMappings",
+              Napi::Function::New(env, js::FindRamMappingsAsync, "findRamMappings"));
+  exports.Set("peerPid", Napi::Function::New(env, js::PeerPidSync, "peerPid"));
+  exports.Set("sendWithFd", Napi::Function::New(env, js::SendWithFdSync, "sendWithFd"));
+  exports.Set("hashFile", Napi::Function::New(env, js::HashFileAsync, "hashFile"));
+  exports.Set("compareFiles", Napi::Function::New(env, js::CompareFilesAsync, "compareFiles"));
+  exports.Set("debugCounters", Napi::Function::New(env, js::DebugCounters, "debugCounters"));
+  exports.Set("PrimaryEngine", js::PrimaryEngine::Define(env));
+  exports.Set("Receiver", js::ReceiverObject::Define(env));
+  return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(holdfast, Initialize)

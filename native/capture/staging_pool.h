@@ -1,0 +1,49 @@
+// Where the dirty pages of one epoch lie while the VM runs on.
+//
+// A memfd, mapped: the copy strategies read it by address, sendfile and splice
+// by descriptor. Pages lie in run order without gaps, so that a send is a few
+// long stretches. Bytes may leave by reference until the backup acknowledged
+// them, so a new epoch may be staged only then (DESIGN part 3, no torn pages).
+//
+// Memory is taken in chunks up to a bound, outside the pause where possible,
+// and touched at once: a first touch during the pause would double the copy.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "base/descriptor.h"
+#include "base/result.h"
+#include "base/worker_pool.h"
+#include "send/page_run.h"
+
+namespace holdfast {
+
+class StagingPool {
+ public:
+  static Result<std::unique_ptr<StagingPool>> Create(uint64_t bytes_max);
+
+  uint64_t bytes_max() const { return bytes_max_; }
+  PageSource source() const;
+
+  // Makes at least `bytes` ready (at most bytes_max). kNoSpace if memory is short.
+  Status Grow(uint64_t bytes);
+
+  // Copies the runs' pages out of `guest` and re-aims source_page at the pool.
+  // They must fit in bytes_max.
+  Status Stage(const PageSource& guest, uint32_t page_size, std::vector<PageRun>& runs,
+               WorkerPool& pool);
+
+ private:
+  StagingPool(Descriptor file, Mapping mapping, uint64_t bytes_max)
+      : file_(std::move(file)), mapping_(std::move(mapping)), bytes_max_(bytes_max) {}
+
+  Descriptor file_;
+  Mapping mapping_;
+  const uint64_t bytes_max_;
+  uint64_t bytes_ready_ = 0;
+};
+
+}  // namespace holdfast

@@ -1,0 +1,50 @@
+// Guest RAM as we see it: the file, and a read-only mapping of it.
+//
+// Never reads a hole: on tmpfs even a read fault allocates the page, and the
+// guest's untouched memory would become real memory.
+#pragma once
+
+#include <sys/types.h>
+
+#include <memory>
+#include <vector>
+
+#include "base/descriptor.h"
+#include "base/result.h"
+#include "guest/ram.h"
+#include "guest/tracker.h"
+#include "send/page_run.h"
+
+namespace holdfast {
+
+class RamView {
+ public:
+  static Result<std::unique_ptr<RamView>> Open(pid_t pid, const RamMapping& located,
+                                               uint64_t address, uint64_t size,
+                                               uint64_t file_offset);
+
+  PageSource source() const;
+  uint32_t page_size() const { return page_size_; }
+  uint64_t size() const { return mapping_.size(); }
+
+  // The pages that exist: SEEK_DATA on tmpfs; hugetlbfs cannot tell, so there
+  // what QEMU has mapped.
+  Result<std::vector<PageRun>> Populated(DirtyTracker& tracker) const;
+
+  // Maps existing pages in one go instead of fault by fault.
+  void Prefault(const PageRun& run) const;
+
+ private:
+  RamView(Descriptor file, Mapping mapping, uint64_t file_offset, uint32_t page_size)
+      : file_(std::move(file)),
+        mapping_(std::move(mapping)),
+        file_offset_(file_offset),
+        page_size_(page_size) {}
+
+  Descriptor file_;
+  Mapping mapping_;
+  const uint64_t file_offset_;
+  const uint32_t page_size_;
+};
+
+}  // namespace holdfast

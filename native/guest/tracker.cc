@@ -1,0 +1,149 @@
+#include "guest/tracker.h"
+
+#include <fcntl.h>
+#include <sys/ioctl.h>
+
+#include <algorithm>
+#include <limits>
+#include <string>
+
+#include "base/kernel_abi.h"
+
+namespace holdfast {
+namespace {
+
+constexpr size_t kRegionsPerCall = 8192;
+// Below this a second thread costs more to wake than it saves.
+constexpr uint64_t kScanSliceBytesMin = 128ull << 20;
+
+}  // namespace
+
+void AppendRun(std::vector<PageRun>& runs, const PageRun& run) {
+  if (!runs.empty()) {
+    PageRun& last = runs.back();
+    const uint64_t joined = uint64_t{last.pages} + run.pages;
+    if (last.first_page + last.pages == run.first_page &&
+        last.source_page + last.pages == run.source_page &&
+        joined <= std::numeric_limits<uint32_t>::max()) {
+      last.pages = static_cast<uint32_t>(joined);
+      return;
+    }
+  }
+  runs.push_back(run);
+}
+
+std::vector<PageRun> UnionOf(const std::vector<PageRun>& left, const std::vector<PageRun>& right) {
+  std::vector<PageRun> merged;
+  merged.reserve(left.size() + right.size());
+  auto a = left.begin();
+  auto b = right.begin();
+  uint64_t covered = 0;  // pages below it are in `merged` or in neither
+  while (a != left.end() || b != right.end()) {
+    const bool take_left =
+        b == right.end() || (a != left.end() && a->first_page <= b->first_page);
+    const PageRun& next = take_left ? *a++ : *b++;
+    const uint64_t end = next.first_page + next.pages;
+    const uint64_t start = std::max(next.first_page, covered);
+    if (start >= end) continue;
+    AppendRun(merged, {start, start, static_cast<uint32_t>(end - start)});
+    covered = end;
+  }
+  return merged;
+}
+
+uint64_t PagesOf(const std::vector<PageRun>& runs) {
+  uint64_t pages = 0;
+  for (const PageRun& run : runs) pages += run.pages;
+  return pages;
+}
+
+Result<std::unique_ptr<DirtyTracker>> DirtyTracker::Open(pid_t pid, uint64_t address,
+                                                         uint64_t size, uint32_t page_size) {
+  const std::string path = "/proc/" + std::to_string(pid) + "/pagemap";
+  // Bound to the address space of this moment, whatever becomes of the process id.
+  Descriptor pagemap(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!pagemap.valid()) return Error::FromErrno("open", path, ErrorCode::kUnsupported);
+  return std::unique_ptr<DirtyTracker>(
+      new DirtyTracker(std::move(pagemap), address, size, page_size));
+}
+
+Status DirtyTracker::Walk(const Query& query, uint64_t start, uint64_t end,
+                          std::vector<PageRun>& runs) const {
+  std::vector<abi::PageRegion> regions(kRegionsPerCall);
+  while (start < end) {
+    abi::PagemapScanArgument scan;
+    scan.flags = query.flags;
+    scan.start = start;
+    scan.end = end;
+    scan.regions = reinterpret_cast<uint64_t>(regions.data());
+    scan.regions_max = regions.size();
+    scan.category_mask = query.category_mask;
+    scan.category_anyof_mask = query.category_anyof_mask;
+    scan.return_mask = query.category_mask | query.category_anyof_mask;
+    const int found = ::ioctl(pagemap_.get(), abi::kPagemapScan, &scan);
+    if (found < 0) {
+      return Error::FromErrno("PAGEMAP_SCAN", "scanning guest RAM",
+                              errno == ENOTTY ? ErrorCode::kUnsupported : ErrorCode::kSyscall);
+    }
+    for (int i = 0; i < found; ++i) {
+      const abi::PageRegion& region = regions[static_cast<size_t>(i)];
+      HF_ASSERT(region.start >= address_ && region.end <= address_ + size_);
+      const uint64_t first = (region.start - address_) / page_size_;
+      const uint64_t last = (region.end - address_ + page_size_ - 1) / page_size_;
+      AppendRun(runs, {first, first, static_cast<uint32_t>(last - first)});
+    }
+    HF_ASSERT(scan.walk_end > start && scan.walk_end <= end);
+    start = scan.walk_end;
+  }
+  return {};
+}
+
+// A dead address space scans as "nothing written". It also has no tracked
+// page, and that is how it is told from a guest that was idle.
+Status DirtyTracker::CheckAlive() const {
+  abi::PageRegion region;
+  abi::PagemapScanArgument scan;
+  scan.start = address_ + size_ - page_size_;
+  scan.end = address_ + size_;
+  scan.regions = reinterpret_cast<uint64_t>(&region);
+  scan.regions_max = 1;
+  scan.category_mask = abi::kPageIsWpAllowed;
+  scan.return_mask = abi::kPageIsWpAllowed;
+  const int found = ::ioctl(pagemap_.get(), abi::kPagemapScan, &scan);
+  if (found == 1) return {};
+  if (found == 0) errno = ESRCH;
+  return Error::FromErrno("PAGEMAP_SCAN", "guest RAM is no longer there: QEMU has ended");
+}
+
+Result<std::vector<PageRun>> DirtyTracker::Scan(WorkerPool& pool) {
+  const Query written{abi::kScanWriteProtectMatching | abi::kScanCheckWpAsync,
+                      abi::kPageIsWritten, 0};
+  const size_t slices =
+      std::clamp<size_t>(size_ / kScanSliceBytesMin, 1, pool.threads());
+  const uint64_t slice_bytes = size_ / slices / page_size_ * page_size_;
+  std::vector<std::vector<PageRun>> parts(slices);
+  std::vector<Status> outcomes(slices);
+  pool.ForEach(slices, [&](size_t i) {
+    const uint64_t start = address_ + i * slice_bytes;
+    const uint64_t end = i + 1 == slices ? address_ + size_ : start + slice_bytes;
+    outcomes[i] = Walk(written, start, end, parts[i]);
+  });
+  for (const Status& outcome : outcomes) {
+    if (!outcome.ok()) return outcome.error();
+  }
+  HF_TRY(CheckAlive());
+  std::vector<PageRun> runs = std::move(parts[0]);
+  for (size_t i = 1; i < slices; ++i) {
+    for (const PageRun& run : parts[i]) AppendRun(runs, run);
+  }
+  return runs;
+}
+
+Result<std::vector<PageRun>> DirtyTracker::Present() {
+  std::vector<PageRun> runs;
+  HF_TRY(Walk({0, 0, abi::kPageIsPresent | abi::kPageIsSwapped}, address_, address_ + size_,
+              runs));
+  return runs;
+}
+
+}  // namespace holdfast

@@ -1,0 +1,59 @@
+// Which pages of guest RAM were written since the last look.
+//
+// One PAGEMAP_SCAN both reports and re-protects, atomically per page, so no
+// write falls between two scans. Needs a Userfault registered on the range.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "base/descriptor.h"
+#include "base/result.h"
+#include "base/worker_pool.h"
+#include "send/page_run.h"
+
+namespace holdfast {
+
+class DirtyTracker {
+ public:
+  static Result<std::unique_ptr<DirtyTracker>> Open(pid_t pid, uint64_t address, uint64_t size,
+                                                    uint32_t page_size);
+
+  // Runs of the pages written since the last scan, ascending, disjoint, with
+  // source_page = first_page. The first scan reports every page. After an
+  // error it is unknown what was reported: only a new base makes up for it.
+  Result<std::vector<PageRun>> Scan(WorkerPool& pool);
+
+  // Runs of the pages present in the process, without touching protection.
+  Result<std::vector<PageRun>> Present();
+
+ private:
+  DirtyTracker(Descriptor pagemap, uint64_t address, uint64_t size, uint32_t page_size)
+      : pagemap_(std::move(pagemap)), address_(address), size_(size), page_size_(page_size) {}
+
+  struct Query {
+    uint64_t flags;
+    uint64_t category_mask;
+    uint64_t category_anyof_mask;
+  };
+  Status Walk(const Query& query, uint64_t start, uint64_t end, std::vector<PageRun>& runs) const;
+  Status CheckAlive() const;
+
+  Descriptor pagemap_;
+  const uint64_t address_;
+  const uint64_t size_;
+  const uint32_t page_size_;
+};
+
+// Appends `run`, joined with the last one where they touch in both page numbers.
+void AppendRun(std::vector<PageRun>& runs, const PageRun& run);
+
+// Union of two ascending sets; source_page = first_page.
+std::vector<PageRun> UnionOf(const std::vector<PageRun>& left, const std::vector<PageRun>& right);
+
+uint64_t PagesOf(const std::vector<PageRun>& runs);
+
+}  // namespace holdfast

@@ -1,0 +1,186 @@
+#include "guest/userfault.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/kcmp.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/kernel_abi.h"
+#include "guest/inject.h"
+
+namespace holdfast {
+namespace {
+
+std::string FdPath(pid_t pid, int fd) {
+  return "/proc/" + std::to_string(pid) + "/fd/" + std::to_string(fd);
+}
+
+bool IsUserfault(pid_t pid, int fd) {
+  char target[64] = {};
+  const ssize_t length = ::readlink(FdPath(pid, fd).c_str(), target, sizeof target - 1);
+  return length > 0 && std::string_view(target) == "anon_inode:[userfaultfd]";
+}
+
+std::vector<int> UserfaultsOf(pid_t pid) {
+  std::vector<int> found;
+  DIR* directory = ::opendir(("/proc/" + std::to_string(pid) + "/fd").c_str());
+  if (directory == nullptr) return found;
+  while (const dirent* entry = ::readdir(directory)) {
+    if (entry->d_name[0] == '.') continue;
+    const int fd = std::atoi(entry->d_name);
+    if (IsUserfault(pid, fd)) found.push_back(fd);
+  }
+  ::closedir(directory);
+  return found;
+}
+
+// Two descriptors, one open file? Unknown (no CONFIG_KCMP) counts as yes.
+bool SameFile(int own_fd, pid_t pid, int remote_fd) {
+  return ::syscall(SYS_kcmp, ::getpid(), pid, KCMP_FILE, own_fd, remote_fd) <= 0;
+}
+
+bool Enable(int event_fd) {
+  uffdio_api api{};
+  api.api = UFFD_API;
+  api.features = abi::kTrackerFeatures;
+  return ::ioctl(event_fd, UFFDIO_API, &api) == 0;
+}
+
+// Registered in WP_ASYNC mode? PM_SCAN_CHECK_WPASYNC refuses with EPERM if not.
+bool TracksAsynchronously(pid_t pid, uint64_t address, uint64_t size) {
+  const Descriptor pagemap(
+      ::open(("/proc/" + std::to_string(pid) + "/pagemap").c_str(), O_RDONLY | O_CLOEXEC));
+  if (!pagemap.valid()) return false;
+  abi::PageRegion region;
+  abi::PagemapScanArgument scan;
+  scan.flags = abi::kScanCheckWpAsync;
+  scan.start = address;
+  scan.end = address + size;
+  scan.regions = reinterpret_cast<uint64_t>(&region);
+  scan.regions_max = 1;
+  scan.pages_max = 1;
+  scan.category_mask = abi::kPageIsWpAllowed;
+  scan.return_mask = abi::kPageIsWpAllowed;
+  return ::ioctl(pagemap.get(), abi::kPagemapScan, &scan) == 1;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Userfault>> Userfault::Acquire(pid_t pid, uint64_t address,
+                                                      uint64_t size) {
+  Descriptor process(abi::PidfdOpen(pid));
+  if (!process.valid()) {
+    return Error::FromErrno("pidfd_open", "process " + std::to_string(pid), ErrorCode::kInject);
+  }
+  std::unique_ptr<Userfault> userfault(new Userfault(pid, std::move(process), address, size));
+  auto adopted = userfault->Adopt();
+  if (!adopted.ok()) return adopted.error();
+  if (!adopted.value()) HF_TRY(userfault->Inject());
+  return userfault;
+}
+
+Result<bool> Userfault::Adopt() {
+  for (const int remote_fd : UserfaultsOf(pid_)) {
+    Descriptor event(abi::PidfdGetfd(process_.get(), remote_fd));
+    if (!event.valid()) {
+      return Error::FromErrno("pidfd_getfd", "fetching a userfaultfd of QEMU", ErrorCode::kInject);
+    }
+    // Fails with EINVAL if an earlier life of ours did it already: that is the usual case.
+    Enable(event.get());
+    // EBUSY: the range belongs to another descriptor, so this one is not ours.
+    if (!Register(event.get()).ok()) continue;
+    if (!TracksAsynchronously(pid_, address_, size_)) {
+      uffdio_range range{address_, size_};
+      ::ioctl(event.get(), UFFDIO_UNREGISTER, &range);
+      continue;
+    }
+    event_ = std::move(event);
+    remote_fd_ = remote_fd;
+    adopted_ = true;
+    return true;
+  }
+  return false;
+}
+
+Status Userfault::Inject() {
+  const double start_ms = MonotonicMs();
+  auto opened = InjectSyscall(pid_, SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK});
+  // Without the right to handle kernel faults: asynchronous write protection
+  // resolves those inside the kernel, so user mode alone is enough for us.
+  constexpr unsigned long kUserModeOnly = 1;  // UFFD_USER_MODE_ONLY
+  if (opened.ok() && opened.value() == -EPERM) {
+    opened = InjectSyscall(pid_, SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK | kUserModeOnly});
+  }
+  if (!opened.ok()) return opened.error();
+  if (opened.value() < 0) {
+    errno = static_cast<int>(-opened.value());
+    return Error::FromErrno("userfaultfd", "opening a userfaultfd inside QEMU",
+                            ErrorCode::kUnsupported);
+  }
+  inject_ms_ = MonotonicMs() - start_ms;
+  remote_fd_ = static_cast<int>(opened.value());
+
+  const auto take_over = [this]() -> Status {
+    Descriptor event(abi::PidfdGetfd(process_.get(), remote_fd_));
+    if (!event.valid()) {
+      return Error::FromErrno("pidfd_getfd", "fetching the userfaultfd", ErrorCode::kInject);
+    }
+    if (!Enable(event.get())) {
+      return Error::FromErrno("UFFDIO_API", "the kernel lacks asynchronous write protection",
+                              ErrorCode::kUnsupported);
+    }
+    HF_TRY(Register(event.get()));
+    event_ = std::move(event);
+    return {};
+  };
+  Status taken = take_over();
+  // On failure too QEMU is left as it was found.
+  if (!taken.ok()) (void)InjectSyscall(pid_, SYS_close, {static_cast<unsigned long>(remote_fd_)});
+  return taken;
+}
+
+Status Userfault::Register(int event_fd) const {
+  uffdio_register request{};
+  request.range = {address_, size_};
+  request.mode = UFFDIO_REGISTER_MODE_WP;
+  if (::ioctl(event_fd, UFFDIO_REGISTER, &request) != 0) {
+    return Error::FromErrno("UFFDIO_REGISTER",
+                            errno == EBUSY ? "another userfaultfd tracks guest RAM already"
+                                           : "registering guest RAM",
+                            ErrorCode::kUnsupported);
+  }
+  return {};
+}
+
+bool Userfault::process_ended() const {
+  pollfd exit{process_.get(), POLLIN, 0};
+  return ::poll(&exit, 1, 0) == 1;
+}
+
+Status Userfault::Release() {
+  if (!event_.valid()) return {};
+  uffdio_range range{address_, size_};
+  // ESRCH: its address space is gone already.
+  if (::ioctl(event_.get(), UFFDIO_UNREGISTER, &range) != 0 && errno != ESRCH &&
+      !process_ended()) {
+    return Error::FromErrno("UFFDIO_UNREGISTER", "releasing guest RAM");
+  }
+  const bool still_there = !process_ended() && IsUserfault(pid_, remote_fd_) &&
+                           SameFile(event_.get(), pid_, remote_fd_);
+  if (still_there) {
+    auto closed = InjectSyscall(pid_, SYS_close, {static_cast<unsigned long>(remote_fd_)});
+    // Keeps our copy, so that the caller can try again.
+    if (!closed.ok() && !process_ended()) return closed.error();
+  }
+  event_.Close();
+  return {};
+}
+
+}  // namespace holdfast

@@ -1,0 +1,295 @@
+#include "js/primary_engine.h"
+
+#include <algorithm>
+#include <atomic>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "js/bridge.h"
+#include "js/core.h"
+#include "js/fields.h"
+#include "js/result_object.h"
+#include "primary/primary.h"
+
+namespace holdfast::js {
+
+class PrimaryCore : public Core {
+ public:
+  PrimaryCore(std::shared_ptr<Bridge> bridge, const Primary::Options& options)
+      : Core(std::move(bridge), "hf-primary"), primary_(std::make_unique<Primary>(options)) {}
+  // The thread must be gone before the members it uses are.
+  ~PrimaryCore() override { StopAndJoin(); }
+
+  // Data-plane thread only.
+  Primary& primary() { return *primary_; }
+
+  // The rest: JavaScript thread only.
+
+  // What belongs to the present connection is cut by this signal.
+  std::shared_ptr<CancelSignal> link() const { return link_; }
+  void CutLink() {
+    if (closing()) return;
+    link_->Cancel();
+    link_ = std::make_shared<CancelSignal>();
+  }
+  // Set when a capture is accepted, cleared when its epoch has ended.
+  std::atomic<bool> epoch_open{false};
+
+ private:
+  void Cancel() override {
+    if (link_ != nullptr) link_->Cancel();
+  }
+  void ReleaseResources() override { primary_.reset(); }
+  void Ended() override { link_.reset(); }
+
+  std::shared_ptr<CancelSignal> link_ = std::make_shared<CancelSignal>();
+  std::unique_ptr<Primary> primary_;
+};
+
+namespace {
+
+Error Cut() { return Error::Of(ErrorCode::kCancelled, "disconnected"); }
+
+std::optional<Strategy> ToStrategy(const std::string& name) {
+  if (name == "copy") return Strategy::kCopy;
+  if (name == "sendfile") return Strategy::kSendfile;
+  if (name == "splice") return Strategy::kSplice;
+  return std::nullopt;
+}
+
+Primary::StateFile ToStateFile(Napi::Env env, const Napi::Value& value, Fields& outer,
+                               const char* name) {
+  Primary::StateFile file;
+  if (value.IsEmpty() || !value.IsObject()) {
+    outer.Wrong(name, 0);
+    return file;
+  }
+  Fields fields(env, value);
+  file.path = fields.Text("path");
+  file.skip_bytes = fields.Whole("skipBytes");
+  if (fields.Has("maxBytes")) file.bytes_max = fields.Whole("maxBytes");
+  (void)fields.Check();
+  return file;
+}
+
+Value ToValue(const Primary::Attached& attached) {
+  return [attached](Napi::Env env) {
+    return ResultObject(env)
+        .Flag("adopted", attached.adopted)
+        .Number("injectMs", attached.inject_ms)
+        .object();
+  };
+}
+
+Value ToValue(const Primary::Round& round) {
+  return [round](Napi::Env env) {
+    return ResultObject(env)
+        .Number("pages", round.pages)
+        .Number("zeroPages", round.zero_pages)
+        .Number("bytes", round.bytes)
+        .Number("scanMs", round.scan_ms)
+        .Number("sendMs", round.send_ms)
+        .object();
+  };
+}
+
+Value ToValue(const Primary::Captured& captured) {
+  return [captured](Napi::Env env) {
+    return ResultObject(env)
+        .Text("mode", captured.mode == Primary::Mode::kStaged ? "staged" : "direct")
+        .Number("dirtyPages", captured.dirty_pages)
+        .Number("runs", captured.runs)
+        .Number("scanMs", captured.scan_ms)
+        .Number("copyMs", captured.copy_ms)
+        .object();
+  };
+}
+
+Value ToValue(uint64_t epoch, const Primary::Sent& sent) {
+  return [epoch, sent](Napi::Env env) {
+    return ResultObject(env)
+        .Number("epoch", epoch)
+        .Number("pages", sent.counters.pages)
+        .Number("zeroPages", sent.counters.zero_pages)
+        .Number("bytes", sent.counters.bytes)
+        .Number("deviceBytes", sent.device_bytes)
+        .Number("sendMs", sent.send_ms)
+        .Number("ackMs", sent.ack_ms)
+        .Number("syscalls", sent.counters.syscalls)
+        .Number("cpuMs", sent.cpu_ms)
+        .Number("previousApplyMs", sent.previous_apply_ms)
+        .object();
+  };
+}
+
+}  // namespace
+
+Napi::Function PrimaryEngine::Define(Napi::Env env) {
+  return DefineClass(env, "PrimaryEngine",
+                     {
+                         InstanceMethod("attach", &PrimaryEngine::Attach),
+                         InstanceMethod("connect", &PrimaryEngine::Connect),
+                         InstanceMethod("baseRound", &PrimaryEngine::BaseRound),
+                         InstanceMethod("capture", &PrimaryEngine::Capture),
+                         InstanceMethod("send", &PrimaryEngine::Send),
+                         InstanceMethod("abort", &PrimaryEngine::Abort),
+                         InstanceMethod("disconnect", &PrimaryEngine::Disconnect),
+                         InstanceMethod("detach", &PrimaryEngine::Detach),
+                         InstanceMethod("close", &PrimaryEngine::Close),
+                     });
+}
+
+PrimaryEngine::PrimaryEngine(const Napi::CallbackInfo& info)
+    : Napi::ObjectWrap<PrimaryEngine>(info) {
+  const Napi::Env env = info.Env();
+  Fields fields(env, info[0]);
+  Primary::Options options;
+  options.pid = static_cast<pid_t>(fields.Whole("pid"));
+  options.staging_bytes_max = fields.Whole("stagingBytesMax");
+  options.copy_threads = static_cast<unsigned>(fields.Whole("copyThreads"));
+  const auto strategy = ToStrategy(fields.Text("strategy"));
+  if (!strategy) fields.Wrong("strategy", 0);
+  options.strategy = strategy.value_or(Strategy::kCopy);
+  constexpr unsigned kCopyThreadsMax = 64;
+  if (options.copy_threads < 1 || options.copy_threads > kCopyThreadsMax) {
+    fields.Wrong("copyThreads", 0);
+  }
+  if (options.pid <= 0) fields.Wrong("pid", 0);
+  const Napi::Value mapping = fields.Get("ram");
+  if (!fields.Check()) return;
+  Fields ram(env, mapping);
+  options.host_address = ram.BigWhole("hostAddress");
+  options.ram_bytes = ram.Whole("sizeBytes");
+  options.file_offset = ram.Whole("fileOffset");
+  if (!ram.Check()) return;
+  const auto& bridge = Bridge::Of(env);
+  core_ = std::make_shared<PrimaryCore>(bridge, options);
+  bridge->Register(core_);
+}
+
+PrimaryEngine::~PrimaryEngine() {
+  if (core_ == nullptr) return;
+  core_->StopAndJoin();
+  core_->bridge()->Unregister(core_.get());
+}
+
+Napi::Value PrimaryEngine::Attach(const Napi::CallbackInfo& info) {
+  return core_->Submit(
+      info.Env(), Value(),
+      [core = core_.get()]() -> Result<js::Value> {
+        auto attached = core->primary().Attach();
+        if (!attached.ok()) return attached.error();
+        return ToValue(attached.value());
+      },
+      [core = core_.get()] { core->primary().Prepare(); });
+}
+
+Napi::Value PrimaryEngine::Connect(const Napi::CallbackInfo& info) {
+  Fields fields(info.Env(), info[0]);
+  Primary::Peer peer;
+  peer.host = fields.Text("host");
+  const uint64_t port = fields.Whole("port");
+  if (port == 0 || port > 65535) fields.Wrong("port", 0);
+  peer.port = static_cast<uint16_t>(port);
+  peer.token = fields.Token("token");
+  peer.timeout_ms = static_cast<int>(std::min<uint64_t>(fields.Whole("timeoutMs"), 3'600'000));
+  if (!fields.Check()) return {};
+  return core_->Submit(info.Env(), Value(),
+                       [core = core_.get(), link = core_->link(), peer]() -> Result<js::Value> {
+                         if (link->cancelled()) return Cut();
+                         return FromStatus(core->primary().Connect(peer, link));
+                       });
+}
+
+Napi::Value PrimaryEngine::BaseRound(const Napi::CallbackInfo& info) {
+  Fields fields(info.Env(), info[0]);
+  const bool first = fields.Flag("first");
+  if (!fields.Check()) return {};
+  return core_->Submit(info.Env(), Value(),
+                       [core = core_.get(), link = core_->link(), first]() -> Result<js::Value> {
+                         if (link->cancelled()) return Cut();
+                         auto round = core->primary().BaseRound(first, *link);
+                         if (!round.ok()) return round.error();
+                         return ToValue(round.value());
+                       });
+}
+
+Napi::Value PrimaryEngine::Capture(const Napi::CallbackInfo& info) {
+  Fields fields(info.Env(), info[0]);
+  const uint64_t epoch = fields.Whole("epoch");
+  const std::string name = fields.Text("mode");
+  if (name != "staged" && name != "direct") fields.Wrong("mode", 0);
+  if (!fields.Check()) return {};
+  const auto mode = name == "staged" ? Primary::Mode::kStaged : Primary::Mode::kDirect;
+  if (core_->epoch_open.exchange(true)) {
+    return Rejected(info.Env(), Error::Of(ErrorCode::kLimit, "an epoch is not acknowledged yet"));
+  }
+  return core_->Submit(info.Env(), Value(),
+                       [core = core_.get(), epoch, mode]() -> Result<js::Value> {
+                         auto captured = core->primary().Capture(epoch, mode);
+                         core->epoch_open = core->primary().epoch_open();
+                         if (!captured.ok()) return captured.error();
+                         return ToValue(captured.value());
+                       });
+}
+
+Napi::Value PrimaryEngine::Send(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Fields fields(env, info[0]);
+  const uint64_t epoch = fields.Whole("epoch");
+  const auto device = ToStateFile(env, fields.Get("device"), fields, "device");
+  std::optional<Primary::StateFile> prefix;
+  if (fields.Has("prefix")) prefix = ToStateFile(env, fields.Get("prefix"), fields, "prefix");
+  if (!fields.Check()) return {};
+  return core_->Submit(
+      env, Value(),
+      [core = core_.get(), link = core_->link(), epoch, device, prefix]() -> Result<js::Value> {
+        if (link->cancelled()) {
+          core->primary().Abort(epoch);
+          core->epoch_open = core->primary().epoch_open();
+          return Cut();
+        }
+        auto sent = core->primary().Send(epoch, device, prefix);
+        core->epoch_open = core->primary().epoch_open();
+        if (!sent.ok()) return sent.error();
+        return ToValue(epoch, sent.value());
+      },
+      [core = core_.get()] { core->primary().Prepare(); });
+}
+
+Napi::Value PrimaryEngine::Abort(const Napi::CallbackInfo& info) {
+  if (!info[0].IsNumber()) {
+    Napi::TypeError::New(info.Env(), "holdfast: bad or missing value: epoch")
+        .ThrowAsJavaScriptException();
+    return {};
+  }
+  const auto epoch = static_cast<uint64_t>(info[0].As<Napi::Number>().Int64Value());
+  return core_->Submit(info.Env(), Value(), [core = core_.get(), epoch]() -> Result<js::Value> {
+    core->primary().Abort(epoch);
+    core->epoch_open = core->primary().epoch_open();
+    return Undefined();
+  });
+}
+
+Napi::Value PrimaryEngine::Disconnect(const Napi::CallbackInfo& info) {
+  core_->CutLink();
+  return core_->Submit(info.Env(), Value(), [core = core_.get()]() -> Result<js::Value> {
+    core->primary().Disconnect();
+    return Undefined();
+  });
+}
+
+Napi::Value PrimaryEngine::Detach(const Napi::CallbackInfo& info) {
+  return core_->Submit(info.Env(), Value(), [core = core_.get()]() -> Result<js::Value> {
+    const Status detached = core->primary().Detach();
+    core->epoch_open = core->primary().epoch_open();
+    return FromStatus(detached);
+  });
+}
+
+Napi::Value PrimaryEngine::Close(const Napi::CallbackInfo& info) {
+  return core_->Close(info.Env(), Value());
+}
+
+}  // namespace holdfast::js

@@ -1,0 +1,179 @@
+#include "js/receiver.h"
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <utility>
+
+#include "js/bridge.h"
+#include "js/core.h"
+#include "js/event_channel.h"
+#include "js/fields.h"
+#include "js/result_object.h"
+#include "receive/receiver.h"
+
+namespace holdfast::js {
+
+class ReceiverCore : public Core {
+ public:
+  ReceiverCore(std::shared_ptr<Bridge> bridge, std::unique_ptr<Receiver> receiver,
+               std::shared_ptr<EventChannel> channel)
+      : Core(std::move(bridge), "hf-receiver"),
+        port_(receiver->port()),
+        channel_(std::move(channel)),
+        receiver_(std::move(receiver)) {}
+  ~ReceiverCore() override { StopAndJoin(); }
+
+  Receiver& receiver() { return *receiver_; }
+  EventChannel& channel() { return *channel_; }
+  uint16_t port() const { return port_; }
+
+ private:
+  // Receiver's calls are bounded in time by themselves.
+  void Cancel() override {}
+  void ReleaseResources() override { receiver_.reset(); }
+  void Ended() override {}
+
+  const uint16_t port_;
+  const std::shared_ptr<EventChannel> channel_;
+  std::unique_ptr<Receiver> receiver_;  // last: its threads push into the channel
+};
+
+Napi::Function ReceiverObject::Define(Napi::Env env) {
+  return DefineClass(env, "Receiver",
+                     {
+                         InstanceAccessor("port", &ReceiverObject::Port, nullptr),
+                         InstanceMethod("idleMs", &ReceiverObject::IdleMs),
+                         InstanceMethod("openSession", &ReceiverObject::OpenSession),
+                         InstanceMethod("fence", &ReceiverObject::Fence),
+                         InstanceMethod("writeState", &ReceiverObject::WriteState),
+                         InstanceMethod("closeSession", &ReceiverObject::CloseSession),
+                         InstanceMethod("close", &ReceiverObject::Close),
+                     });
+}
+
+ReceiverObject::ReceiverObject(const Napi::CallbackInfo& info)
+    : Napi::ObjectWrap<ReceiverObject>(info) {
+  const Napi::Env env = info.Env();
+  Fields fields(env, info[0]);
+  const std::string host = fields.Text("host");
+  const uint64_t port = fields.Whole("port");
+  if (port > 65535) fields.Wrong("port", 0);
+  const Napi::Function listener = fields.Callback("onEvent");
+  if (!fields.Check()) return;
+  const auto& bridge = Bridge::Of(env);
+  auto channel = std::make_shared<EventChannel>(bridge, listener);
+  auto receiver =
+      Receiver::Listen(host, static_cast<uint16_t>(port),
+                       [channel](const ReceiverEvent& event) { channel->Push(event); });
+  if (!receiver.ok()) {
+    ToJs(env, receiver.error()).ThrowAsJavaScriptException();
+    return;
+  }
+  core_ = std::make_shared<ReceiverCore>(bridge, std::move(receiver).value(), std::move(channel));
+  bridge->Register(core_);
+}
+
+ReceiverObject::~ReceiverObject() {
+  if (core_ == nullptr) return;
+  core_->StopAndJoin();
+  core_->channel().Close();
+  core_->bridge()->Unregister(core_.get());
+}
+
+Napi::Value ReceiverObject::Port(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), core_->port());
+}
+
+Napi::Value ReceiverObject::IdleMs(const Napi::CallbackInfo& info) {
+  const double idle_ms = core_->closing() ? std::numeric_limits<double>::infinity()
+                                          : core_->receiver().idle_ms();
+  return Napi::Number::New(info.Env(), idle_ms);
+}
+
+Napi::Value ReceiverObject::OpenSession(const Napi::CallbackInfo& info) {
+  Fields fields(info.Env(), info[0]);
+  Receiver::Session session;
+  session.token = fields.Token("token");
+  session.ram_path = fields.Text("ramPath");
+  session.ram_bytes = fields.Whole("ramBytes");
+  session.page_size = static_cast<uint32_t>(fields.Whole("pageSize"));
+  session.epoch_bytes_max = fields.Whole("epochBytesMax");
+  session.device_bytes_max = fields.Whole("deviceBytesMax");
+  if (!fields.Check()) return {};
+  return core_->Submit(info.Env(), Value(), [this, session]() -> Result<js::Value> {
+    const Status opened = core_->receiver().OpenSession(session);
+    if (!opened.ok()) return opened.error();
+    return js::Value([this](Napi::Env env) -> Napi::Value {
+      HoldForSession(env);
+      return env.Undefined();
+    });
+  });
+}
+
+Napi::Value ReceiverObject::Fence(const Napi::CallbackInfo& info) {
+  return core_->Submit(info.Env(), Value(), [core = core_.get()]() -> Result<js::Value> {
+    auto fenced = core->receiver().Fence();
+    if (!fenced.ok()) return fenced.error();
+    return js::Value([result = fenced.value()](Napi::Env env) -> Napi::Value {
+      return ResultObject(env)
+          .Number("epoch", result.epoch)
+          .Number("fenceMs", result.fence_ms)
+          .Flag("partialEpochDropped", result.partial_epoch_dropped)
+          .object();
+    });
+  });
+}
+
+Napi::Value ReceiverObject::WriteState(const Napi::CallbackInfo& info) {
+  if (!info[0].IsString()) {
+    Napi::TypeError::New(info.Env(), "holdfast: bad or missing value: socketPath")
+        .ThrowAsJavaScriptException();
+    return {};
+  }
+  const std::string path = info[0].As<Napi::String>().Utf8Value();
+  return core_->Submit(info.Env(), Value(), [core = core_.get(), path]() -> Result<js::Value> {
+    auto written = core->receiver().WriteState(path);
+    if (!written.ok()) return written.error();
+    return js::Value([result = written.value()](Napi::Env env) -> Napi::Value {
+      return ResultObject(env)
+          .Number("bytes", result.bytes)
+          .Number("writeMs", result.write_ms)
+          .object();
+    });
+  });
+}
+
+Napi::Value ReceiverObject::CloseSession(const Napi::CallbackInfo& info) {
+  return core_->Submit(info.Env(), Value(), [this]() -> Result<js::Value> {
+    const Status closed = core_->receiver().CloseSession();
+    if (!closed.ok()) return closed.error();
+    return js::Value([this](Napi::Env env) -> Napi::Value {
+      ReleaseFromSession(env);
+      return env.Undefined();
+    });
+  });
+}
+
+Napi::Value ReceiverObject::Close(const Napi::CallbackInfo& info) {
+  // The promise that is returned holds both until all is closed.
+  const Napi::Value closed = core_->Close(info.Env(), Value());
+  core_->channel().Close();
+  ReleaseFromSession(info.Env());
+  return closed;
+}
+
+void ReceiverObject::HoldForSession(Napi::Env env) {
+  if (session_held_ || core_->closing()) return;
+  session_held_ = true;
+  Ref();
+  core_->bridge()->HoldLoop(env);
+}
+
+void ReceiverObject::ReleaseFromSession(Napi::Env env) {
+  if (!std::exchange(session_held_, false)) return;
+  core_->bridge()->ReleaseLoop(env);
+  Unref();
+}
+
+}  // namespace holdfast::js

@@ -1,0 +1,296 @@
+#include "primary/primary.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <span>
+
+#include "base/clock.h"
+
+namespace holdfast {
+namespace {
+
+constexpr uint64_t kBaseBatchBytes = 64ull << 20;   // between two looks at the cancel signal
+constexpr uint64_t kStagingBytesFirst = 16ull << 20;
+constexpr uint64_t kStateBytesMax = 256ull << 20;   // one device state or prefix
+
+Result<std::vector<std::byte>> ReadStateFile(const Primary::StateFile& wanted) {
+  // O_NONBLOCK: a FIFO with no writer must not hold up the data plane.
+  const Descriptor file(::open(wanted.path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (!file.valid()) return Error::FromErrno("open", wanted.path);
+  struct stat status {};
+  if (::fstat(file.get(), &status) != 0) return Error::FromErrno("fstat", wanted.path);
+  const auto file_bytes = static_cast<uint64_t>(status.st_size);
+  const uint64_t available = file_bytes - std::min(file_bytes, wanted.skip_bytes);
+  const uint64_t bytes = wanted.bytes_max.value_or(available);
+  if (!S_ISREG(status.st_mode) || bytes > available || bytes == 0) {
+    return Error::Of(ErrorCode::kSyscall, wanted.path + " holds " + std::to_string(file_bytes) +
+                                              " bytes: not the state that was announced");
+  }
+  if (bytes > kStateBytesMax) {
+    return Error::Of(ErrorCode::kLimit, wanted.path + " is larger than " +
+                                            std::to_string(kStateBytesMax) + " bytes");
+  }
+  std::vector<std::byte> content(bytes);
+  for (uint64_t done = 0; done < bytes;) {
+    const ssize_t got = ::pread(file.get(), content.data() + done, bytes - done,
+                                static_cast<off_t>(wanted.skip_bytes + done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return Error::FromErrno("pread", wanted.path);
+    if (got == 0) return Error::Of(ErrorCode::kSyscall, wanted.path + " shrank while it was read");
+    done += static_cast<uint64_t>(got);
+  }
+  return content;
+}
+
+Error NotAttached() { return Error::Of(ErrorCode::kRamMapping, "not attached to guest RAM"); }
+Error NotConnected() { return Error::Of(ErrorCode::kPeerLost, "not connected to a backup"); }
+
+}  // namespace
+
+Result<Primary::Attached> Primary::Attach() {
+  if (userfault_ != nullptr) return Attached{true, 0};
+  auto located = LocateRamMapping(options_.pid, options_.host_address, options_.ram_bytes,
+                                  options_.file_offset);
+  if (!located.ok()) return located.error();
+  auto ram = RamView::Open(options_.pid, located.value(), options_.host_address,
+                           options_.ram_bytes, options_.file_offset);
+  if (!ram.ok()) return ram.error();
+  auto staging = StagingPool::Create(options_.staging_bytes_max);
+  if (!staging.ok()) return staging.error();
+  auto tracker = DirtyTracker::Open(options_.pid, options_.host_address, options_.ram_bytes,
+                                    located.value().page_size);
+  if (!tracker.ok()) return tracker.error();
+  // Last, for it is what a failure would have to undo in QEMU.
+  auto userfault = Userfault::Acquire(options_.pid, options_.host_address, options_.ram_bytes);
+  if (!userfault.ok()) return userfault.error();
+
+  userfault_ = std::move(userfault).value();
+  tracker_ = std::move(tracker).value();
+  ram_ = std::move(ram).value();
+  staging_ = std::move(staging).value();
+  pool_ = std::make_unique<WorkerPool>(std::max(1u, options_.copy_threads));
+  dirty_set_unknown_ = true;
+  return Attached{userfault_->adopted(), userfault_->inject_ms()};
+}
+
+Status Primary::Connect(const Peer& peer, std::shared_ptr<const CancelSignal> cancel) {
+  if (ram_ == nullptr) return NotAttached();
+  Disconnect();
+  EpochWriter::Hello hello;
+  hello.token = peer.token;
+  hello.page_size = ram_->page_size();
+  hello.ram_bytes = ram_->size();
+  cancel_ = std::move(cancel);
+  auto writer = EpochWriter::Connect(peer.host, peer.port, hello, options_.strategy,
+                                     peer.timeout_ms, *cancel_);
+  if (!writer.ok()) return writer.error();
+  writer_ = std::move(writer).value();
+  return {};
+}
+
+Result<Primary::Round> Primary::BaseRound(bool first, const CancelSignal& cancel) {
+  if (ram_ == nullptr) return NotAttached();
+  if (writer_ == nullptr) return NotConnected();
+  if (epoch_) return Error::Of(ErrorCode::kLimit, "a captured epoch is not acknowledged yet");
+  if (!first && !base_sent_) {
+    return Error::Of(ErrorCode::kProtocol, "this connection lacks its first base round");
+  }
+  Round round;
+  const double start_ms = MonotonicMs();
+  auto taken = TakeDirtyPages(/*all=*/first);
+  if (!taken.ok()) return taken.error();
+  const std::vector<PageRun>& runs = taken.value();
+  const double scanned_ms = MonotonicMs();
+
+  const Status sent = SendRound(runs, cancel);
+  if (!sent.ok()) {
+    // Which pages arrived is unknown: the next connection starts from the base.
+    dirty_set_unknown_ = true;
+    Disconnect();
+    return sent.error();
+  }
+  base_sent_ = true;
+  const SendCounters& counters = writer_->counters();
+  round.pages = counters.pages;
+  round.zero_pages = counters.zero_pages;
+  round.bytes = counters.bytes;
+  round.scan_ms = scanned_ms - start_ms;
+  round.send_ms = MonotonicMs() - scanned_ms;
+  return round;
+}
+
+// Every page the backup may lack; from here the caller answers for them.
+Result<std::vector<PageRun>> Primary::TakeDirtyPages(bool all) {
+  all = all || dirty_set_unknown_;
+  dirty_set_unknown_ = true;
+  // Armed before it is known what is populated: a page that the guest touches
+  // in between is then both sent and dirty, never neither.
+  auto written = tracker_->Scan(*pool_);
+  if (!written.ok()) return written.error();
+  std::vector<PageRun> runs;
+  if (all) {
+    auto populated = ram_->Populated(*tracker_);
+    if (!populated.ok()) return populated.error();
+    runs = std::move(populated).value();
+  } else {
+    runs = carry_.empty() ? std::move(written).value() : UnionOf(written.value(), carry_);
+  }
+  carry_.clear();
+  dirty_set_unknown_ = false;
+  return runs;
+}
+
+Status Primary::SendRound(const std::vector<PageRun>& runs, const CancelSignal& cancel) {
+  HF_TRY(writer_->BeginRound());
+  const auto batch_pages = static_cast<uint32_t>(kBaseBatchBytes / ram_->page_size());
+  std::vector<PageRun> batch;
+  uint32_t room = batch_pages;
+  const auto flush = [&]() -> Status {
+    if (cancel.cancelled()) return Error::Of(ErrorCode::kCancelled, "base round cancelled");
+    for (const PageRun& run : batch) ram_->Prefault(run);
+    HF_TRY(writer_->Pages(ram_->source(), batch, /*stable=*/false));
+    batch.clear();
+    room = batch_pages;
+    return {};
+  };
+  for (PageRun rest : runs) {
+    while (rest.pages > 0) {
+      const uint32_t pages = std::min(rest.pages, room);
+      batch.push_back({rest.first_page, rest.source_page, pages});
+      rest = {rest.first_page + pages, rest.source_page + pages, rest.pages - pages};
+      room -= pages;
+      if (room == 0) HF_TRY(flush());
+    }
+  }
+  if (!batch.empty()) HF_TRY(flush());
+  return writer_->EndRound();
+}
+
+Result<Primary::Captured> Primary::Capture(uint64_t epoch, Mode mode) {
+  if (ram_ == nullptr) return NotAttached();
+  if (epoch_) {
+    return Error::Of(ErrorCode::kLimit, "epoch " + std::to_string(epoch_->number) +
+                                            " is not acknowledged yet");
+  }
+  Captured captured;
+  const double start_ms = MonotonicMs();
+  auto taken = TakeDirtyPages(/*all=*/false);
+  if (!taken.ok()) return taken.error();
+  Epoch next{epoch, mode, std::move(taken).value()};
+  const double scanned_ms = MonotonicMs();
+  captured.dirty_pages = PagesOf(next.runs);
+  captured.runs = next.runs.size();
+
+  const uint64_t bytes = captured.dirty_pages * ram_->page_size();
+  // Too much to stage, or no memory to stage it: the VM stays paused instead.
+  if (mode == Mode::kStaged &&
+      (bytes > staging_->bytes_max() ||
+       !staging_->Stage(ram_->source(), ram_->page_size(), next.runs, *pool_).ok())) {
+    next.mode = Mode::kDirect;
+  }
+  if (next.mode == Mode::kDirect) {
+    for (PageRun& run : next.runs) run.source_page = run.first_page;
+  } else {
+    staged_bytes_last_ = bytes;
+  }
+  captured.mode = next.mode;
+  captured.scan_ms = scanned_ms - start_ms;
+  captured.copy_ms = MonotonicMs() - scanned_ms;
+  epoch_ = std::move(next);
+  return captured;
+}
+
+Result<Primary::Sent> Primary::Send(uint64_t epoch, const StateFile& device,
+                                    const std::optional<StateFile>& prefix) {
+  if (!epoch_ || epoch_->number != epoch) {
+    return Error::Of(ErrorCode::kProtocol,
+                     "epoch " + std::to_string(epoch) + " is not the captured one");
+  }
+  // From here the epoch ends acknowledged or carried, never in between.
+  const Epoch sending = *std::exchange(epoch_, std::nullopt);
+  Result<Sent> sent = [&]() -> Result<Sent> {
+    if (writer_ == nullptr) return NotConnected();
+    if (!base_sent_) {
+      return Error::Of(ErrorCode::kProtocol, "this connection lacks a complete base");
+    }
+    auto device_bytes = ReadStateFile(device);
+    if (!device_bytes.ok()) return device_bytes.error();
+    std::vector<std::byte> prefix_bytes;
+    if (prefix) {
+      auto content = ReadStateFile(*prefix);
+      if (!content.ok()) return content.error();
+      prefix_bytes = std::move(content).value();
+    }
+    Result<Sent> outcome = SendEpoch(sending, device_bytes.value(), prefix_bytes);
+    // A connection that failed is of no further use, and what it still holds
+    // by reference must not leave once staging is reused.
+    if (!outcome.ok()) Disconnect();
+    return outcome;
+  }();
+  if (!sent.ok()) Carry(sending);
+  return sent;
+}
+
+Result<Primary::Sent> Primary::SendEpoch(const Epoch& epoch, std::span<const std::byte> device,
+                                         std::span<const std::byte> prefix) {
+  const double start_ms = MonotonicMs();
+  const double start_cpu_ms = ThreadCpuMs();
+  HF_TRY(writer_->BeginEpoch(epoch.number));
+  const PageSource source = epoch.mode == Mode::kStaged ? staging_->source() : ram_->source();
+  HF_TRY(writer_->Pages(source, epoch.runs, /*stable=*/true));
+  if (!prefix.empty()) HF_TRY(writer_->Prefix(prefix));
+  HF_TRY(writer_->Device(device));
+  HF_TRY(writer_->Commit());
+  Sent sent;
+  sent.send_ms = MonotonicMs() - start_ms;
+  // Output commit: only the backup's own message counts.
+  auto ack = writer_->AwaitAck(epoch.number);
+  if (!ack.ok()) return ack.error();
+  sent.ack_ms = MonotonicMs() - start_ms;
+  sent.cpu_ms = ThreadCpuMs() - start_cpu_ms;
+  sent.counters = writer_->counters();
+  sent.device_bytes = device.size();
+  const int64_t apply_us = ack.value().previous_apply_us;
+  sent.previous_apply_ms = apply_us < 0 ? -1 : static_cast<double>(apply_us) / 1e3;
+  return sent;
+}
+
+void Primary::Carry(const Epoch& epoch) { carry_ = UnionOf(epoch.runs, carry_); }
+
+void Primary::Abort(uint64_t epoch) {
+  if (!epoch_ || epoch_->number != epoch) return;
+  Carry(*epoch_);
+  epoch_.reset();
+}
+
+void Primary::Disconnect() {
+  writer_.reset();
+  cancel_.reset();
+  base_sent_ = false;
+}
+
+Status Primary::Detach() {
+  if (userfault_ == nullptr) return {};
+  HF_TRY(userfault_->Release());
+  Disconnect();
+  epoch_.reset();
+  carry_.clear();
+  pool_.reset();
+  staging_.reset();
+  ram_.reset();
+  tracker_.reset();
+  userfault_.reset();
+  staged_bytes_last_ = 0;
+  return {};
+}
+
+void Primary::Prepare() {
+  if (staging_ == nullptr) return;
+  // Room for twice the last epoch; if memory is short, Capture will say so.
+  (void)staging_->Grow(std::max(kStagingBytesFirst, 2 * staged_bytes_last_));
+}
+
+}  // namespace holdfast

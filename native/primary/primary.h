@@ -1,0 +1,139 @@
+// The primary's data plane for one VM, as one thread sees it: every call blocks.
+//
+//   Attach ─► Connect ─► BaseRound(first) ─► BaseRound… ─► { Capture ─► Send }*
+//
+// The set of pages the backup may lack is never forgotten: a captured epoch
+// that was not acknowledged is carried into the next capture; after a base round
+// that failed, or a scan of which the outcome is unknown, all pages count as dirty.
+#pragma once
+
+#include <sys/types.h>
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/cancel.h"
+#include "base/result.h"
+#include "base/worker_pool.h"
+#include "capture/staging_pool.h"
+#include "guest/ram_view.h"
+#include "guest/tracker.h"
+#include "guest/userfault.h"
+#include "send/epoch_writer.h"
+
+namespace holdfast {
+
+class Primary {
+ public:
+  struct Options {
+    pid_t pid = 0;
+    uint64_t host_address = 0;
+    uint64_t ram_bytes = 0;
+    uint64_t file_offset = 0;
+    uint64_t staging_bytes_max = 0;
+    Strategy strategy = Strategy::kCopy;
+    unsigned copy_threads = 1;
+  };
+
+  struct Attached {
+    bool adopted = false;
+    double inject_ms = 0;
+  };
+
+  struct Peer {
+    std::string host;
+    uint16_t port = 0;
+    std::array<std::byte, 32> token{};
+    int timeout_ms = 0;
+  };
+
+  struct Round {
+    uint64_t pages = 0;
+    uint64_t zero_pages = 0;
+    uint64_t bytes = 0;
+    double scan_ms = 0;
+    double send_ms = 0;
+  };
+
+  enum class Mode { kStaged, kDirect };
+
+  struct Captured {
+    Mode mode = Mode::kDirect;
+    uint64_t dirty_pages = 0;
+    uint64_t runs = 0;
+    double scan_ms = 0;
+    double copy_ms = 0;
+  };
+
+  struct StateFile {
+    std::string path;
+    uint64_t skip_bytes = 0;
+    std::optional<uint64_t> bytes_max;
+  };
+
+  struct Sent {
+    SendCounters counters;
+    uint64_t device_bytes = 0;
+    double send_ms = 0;
+    double ack_ms = 0;
+    double cpu_ms = 0;
+    double previous_apply_ms = -1;
+  };
+
+  explicit Primary(const Options& options) : options_(options) {}
+  Primary(const Primary&) = delete;
+  Primary& operator=(const Primary&) = delete;
+
+  Result<Attached> Attach();
+  // `cancel` cuts what waits on this connection, from any thread.
+  Status Connect(const Peer& peer, std::shared_ptr<const CancelSignal> cancel);
+  Result<Round> BaseRound(bool first, const CancelSignal& cancel);
+  Result<Captured> Capture(uint64_t epoch, Mode mode);
+  Result<Sent> Send(uint64_t epoch, const StateFile& device,
+                    const std::optional<StateFile>& prefix);
+  void Abort(uint64_t epoch);
+  void Disconnect();
+  Status Detach();
+
+  // Readies staging for the next capture; called while nobody waits.
+  void Prepare();
+
+  // An epoch is captured and neither acknowledged nor given up.
+  bool epoch_open() const { return epoch_.has_value(); }
+
+ private:
+  struct Epoch {
+    uint64_t number;
+    Mode mode;
+    std::vector<PageRun> runs;
+  };
+
+  Result<std::vector<PageRun>> TakeDirtyPages(bool all);
+  Status SendRound(const std::vector<PageRun>& runs, const CancelSignal& cancel);
+  Result<Sent> SendEpoch(const Epoch& epoch, std::span<const std::byte> device,
+                         std::span<const std::byte> prefix);
+  void Carry(const Epoch& epoch);
+
+  const Options options_;
+
+  // Destroyed in reverse: the connection may refer to staging and guest RAM.
+  std::unique_ptr<Userfault> userfault_;
+  std::unique_ptr<DirtyTracker> tracker_;
+  std::unique_ptr<RamView> ram_;
+  std::unique_ptr<StagingPool> staging_;
+  std::unique_ptr<WorkerPool> pool_;
+  std::shared_ptr<const CancelSignal> cancel_;
+  std::unique_ptr<EpochWriter> writer_;
+
+  std::optional<Epoch> epoch_;
+  std::vector<PageRun> carry_;      // pages of epochs that were given up
+  bool base_sent_ = false;          // on this connection
+  bool dirty_set_unknown_ = true;   // until the tracker is armed
+  uint64_t staged_bytes_last_ = 0;
+};
+
+}  // namespace holdfast

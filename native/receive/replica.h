@@ -1,0 +1,50 @@
+// The replica: the file that becomes the guest's RAM at failover.
+//
+// One thread at a time writes to it: the receive thread during base rounds,
+// the apply thread from the first epoch on.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <atomic>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/descriptor.h"
+#include "base/result.h"
+#include "receive/staging.h"
+#include "wire/page_bitmap.h"
+#include "wire/run_table.h"
+
+namespace holdfast {
+
+class Replica {
+ public:
+  // Creates the file (replacing a regular file of that name by a new one, so
+  // that whoever still maps the old one keeps it), reserves all its memory and
+  // maps it. On failure no file is left behind.
+  static Result<Replica> Create(const std::string& path, uint64_t ram_bytes, uint32_t page_size);
+
+  // Base rounds. Where the pages of these runs belong, for the next read.
+  void Place(RunTable runs, std::vector<iovec>& parts);
+  void Zero(RunTable runs);
+
+  // Applies a committed epoch. Stops early, the replica then being worthless,
+  // only if `abandon` becomes true.
+  void Apply(const EpochStaging& epoch, const std::atomic<bool>& abandon);
+
+ private:
+  Replica(Mapping memory, uint64_t ram_bytes, uint32_t page_size)
+      : memory_(std::move(memory)), page_size_(page_size), written_(ram_bytes / page_size) {}
+
+  void ZeroRun(const WireRun& run);
+  std::byte* At(uint64_t page) const { return memory_.data() + page * page_size_; }
+
+  Mapping memory_;
+  uint32_t page_size_;
+  PageBitmap written_;  // pages that may differ from zero
+};
+
+}  // namespace holdfast

@@ -1,0 +1,190 @@
+#include "send/stream_socket.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+
+#include "base/clock.h"
+#include "wire/text.h"
+
+namespace holdfast {
+namespace {
+
+void SetOption(int fd, int level, int name, int value) {
+  // Best effort: tests run over Unix sockets, which have no TCP options.
+  ::setsockopt(fd, level, name, &value, sizeof value);
+}
+
+Error Cancelled() { return Error::Of(ErrorCode::kCancelled, "bulk connection: cancelled"); }
+
+// Waits for `events` on fd or for the signal; returns what is ready, 0 if the time is up.
+Result<short> PollWithCancel(int fd, short events, double timeout_ms, const CancelSignal& cancel) {
+  const double deadline = MonotonicMs() + timeout_ms;
+  for (;;) {
+    pollfd fds[2] = {{fd, events, 0}, {cancel.fd(), POLLIN, 0}};
+    const double left = std::max(0.0, deadline - MonotonicMs());
+    const int ready = ::poll(fds, 2, static_cast<int>(std::ceil(left)));
+    if (cancel.cancelled()) return Cancelled();
+    if (ready < 0 && errno != EINTR) {
+      return Error::FromErrno("poll", "bulk connection: waiting for the peer");
+    }
+    if (ready > 0 && fds[0].revents != 0) return fds[0].revents;
+    if (ready == 0 && MonotonicMs() >= deadline) return short{0};
+  }
+}
+
+Result<Descriptor> DialOne(const addrinfo& address, double deadline, const std::string& where,
+                           const CancelSignal& cancel) {
+  Descriptor socket(
+      ::socket(address.ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, IPPROTO_TCP));
+  if (!socket.valid()) {
+    return Error::FromErrno("socket", "bulk connection to " + where, ErrorCode::kConnect);
+  }
+  if (::connect(socket.get(), address.ai_addr, address.ai_addrlen) == 0) return socket;
+  if (errno != EINPROGRESS) {
+    return Error::FromErrno("connect", "bulk connection to " + where, ErrorCode::kConnect);
+  }
+  auto ready = PollWithCancel(socket.get(), POLLOUT, deadline - MonotonicMs(), cancel);
+  if (!ready.ok()) return ready.error();
+  if (ready.value() == 0) {
+    return Error{ErrorCode::kConnect, ETIMEDOUT, "connect",
+                 "bulk connection to " + where + ": no answer in time"};
+  }
+  int failure = 0;
+  socklen_t length = sizeof failure;
+  ::getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &failure, &length);
+  if (failure != 0) {
+    return Error{ErrorCode::kConnect, failure, "connect", "bulk connection to " + where};
+  }
+  return socket;
+}
+
+}  // namespace
+
+StreamSocket::StreamSocket(Descriptor socket, const CancelSignal& cancel)
+    : socket_(std::move(socket)), cancel_(cancel) {
+  const int flags = ::fcntl(fd(), F_GETFL);
+  ::fcntl(fd(), F_SETFL, flags | O_NONBLOCK);
+  SetOption(fd(), IPPROTO_TCP, TCP_NODELAY, 1);
+  // The kernel's own bound on unacknowledged bytes, also while nobody polls.
+  SetOption(fd(), IPPROTO_TCP, TCP_USER_TIMEOUT, kPeerSilenceMsMax);
+}
+
+Result<Descriptor> StreamSocket::Dial(const std::string& host, uint16_t port, int timeout_ms,
+                                      const CancelSignal& cancel) {
+  const double deadline = MonotonicMs() + timeout_ms;
+  const std::string where = host + " port " + std::to_string(port);
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_NUMERICSERV;
+  addrinfo* found = nullptr;
+  const int failure =
+      ::getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found);
+  if (failure != 0) {
+    return Error::Of(ErrorCode::kConnect,
+                     "bulk connection to " + where + ": " + ::gai_strerror(failure));
+  }
+  const std::unique_ptr<addrinfo, void (*)(addrinfo*)> addresses(found, ::freeaddrinfo);
+  Error last = Error::Of(ErrorCode::kConnect, "bulk connection to " + where + ": no address");
+  for (const addrinfo* at = addresses.get(); at != nullptr; at = at->ai_next) {
+    auto socket = DialOne(*at, deadline, where, cancel);
+    if (socket.ok()) return socket;
+    last = socket.error();
+    if (last.code == ErrorCode::kCancelled || MonotonicMs() >= deadline) break;
+  }
+  return last;
+}
+
+Result<short> StreamSocket::Wait(short events, int timeout_ms) {
+  auto ready = PollWithCancel(fd(), events, timeout_ms, cancel_);
+  if (ready.ok() && ready.value() == 0) {
+    return Error{ErrorCode::kPeerLost, ETIMEDOUT, "poll",
+                 Text("bulk connection: peer silent for %d ms", timeout_ms)};
+  }
+  return ready;
+}
+
+Status StreamSocket::WaitWritable() {
+  auto ready = Wait(POLLOUT | POLLIN, kPeerSilenceMsMax);
+  if (!ready.ok()) return ready.error();
+  // Nothing is due from the peer while we send: this is its ERROR, or its end.
+  if ((ready.value() & POLLIN) != 0) {
+    return Error::Of(ErrorCode::kPeerLost, "bulk connection: peer ended it while being sent to");
+  }
+  return {};
+}
+
+Error StreamSocket::LostBy(const char* syscall) const {
+  switch (errno) {
+    case EPIPE:
+    case ECONNRESET:
+    case ETIMEDOUT:
+    case EHOSTUNREACH:
+    case ENETUNREACH:
+    case ENETDOWN:
+      return Error::FromErrno(syscall, "bulk connection: peer lost", ErrorCode::kPeerLost);
+    default: return Error::FromErrno(syscall, "bulk connection: moving bytes");
+  }
+}
+
+Status StreamSocket::SendAll(std::span<iovec> parts, bool more) {
+  const int flags = MSG_NOSIGNAL | MSG_DONTWAIT;
+  while (!parts.empty()) {
+    if (cancel_.cancelled()) return Cancelled();
+    msghdr message{};
+    message.msg_iov = parts.data();
+    message.msg_iovlen = std::min<size_t>(parts.size(), IOV_MAX);
+    const bool last = message.msg_iovlen == parts.size();
+    const ssize_t sent =
+        ::sendmsg(fd(), &message, more || !last ? flags | MSG_MORE : flags);
+    if (sent < 0) {
+      if (errno == EINTR) continue;
+      if (errno != EAGAIN) return LostBy("sendmsg");
+      HF_TRY(WaitWritable());
+      continue;
+    }
+    syscalls_++;
+    auto left = static_cast<size_t>(sent);
+    while (!parts.empty() && left >= parts[0].iov_len) {
+      left -= parts[0].iov_len;
+      parts = parts.subspan(1);
+    }
+    if (left > 0) {
+      parts[0].iov_base = static_cast<std::byte*>(parts[0].iov_base) + left;
+      parts[0].iov_len -= left;
+    }
+  }
+  return {};
+}
+
+Status StreamSocket::ReceiveAll(std::span<std::byte> to, int timeout_ms) {
+  while (!to.empty()) {
+    const ssize_t received = ::recv(fd(), to.data(), to.size(), MSG_DONTWAIT);
+    if (received == 0) {
+      return Error::Of(ErrorCode::kPeerLost, "bulk connection: peer closed it");
+    }
+    if (received < 0) {
+      if (errno == EINTR) continue;
+      if (errno != EAGAIN) return LostBy("recv");
+      auto ready = Wait(POLLIN, timeout_ms);
+      if (!ready.ok()) return ready.error();
+      continue;
+    }
+    to = to.subspan(static_cast<size_t>(received));
+  }
+  return {};
+}
+
+void StreamSocket::SetCork(bool corked) {
+  SetOption(fd(), IPPROTO_TCP, TCP_CORK, corked ? 1 : 0);
+}
+
+}  // namespace holdfast

@@ -1,0 +1,64 @@
+// A non-blocking stream socket of the sending side: every wait also watches the
+// CancelSignal, and no wait outlasts the peer's silence.
+//
+// sendfile and splice raise SIGPIPE on a closed peer and have no MSG_NOSIGNAL:
+// the data plane's threads (base/thread.h) block all signals.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "base/cancel.h"
+#include "base/descriptor.h"
+#include "base/result.h"
+
+namespace holdfast {
+
+// A peer that takes or sends nothing for so long, while we wait for it, is lost.
+inline constexpr int kPeerSilenceMsMax = 10'000;
+
+class StreamSocket {
+ public:
+  // Takes a connected socket; makes it non-blocking and sets the TCP options.
+  StreamSocket(Descriptor socket, const CancelSignal& cancel);
+
+  // All `host` resolves to, in order, within timeout_ms. Resolving a name (not
+  // a literal address) is the C library's and cannot be cancelled.
+  static Result<Descriptor> Dial(const std::string& host, uint16_t port, int timeout_ms,
+                                 const CancelSignal& cancel);
+
+  int fd() const { return socket_.get(); }
+
+  // Sends everything, adjusting `parts` as it goes. `more`: the last segment
+  // may wait for what follows.
+  Status SendAll(std::span<iovec> parts, bool more);
+
+  // Waits until the socket takes bytes again, after EAGAIN. kPeerLost as well
+  // when the peer speaks meanwhile: it only does so to refuse.
+  Status WaitWritable();
+
+  // Reads exactly so many bytes, within timeout_ms of silence.
+  Status ReceiveAll(std::span<std::byte> to, int timeout_ms);
+
+  // TCP_CORK, for strategies whose calls cannot say "more".
+  void SetCork(bool corked);
+
+  // What errno of a call that moved bytes means; `syscall` names the call.
+  Error LostBy(const char* syscall) const;
+
+  void CountSyscall() { syscalls_++; }
+  uint64_t syscalls() const { return syscalls_; }
+
+ private:
+  Result<short> Wait(short events, int timeout_ms);
+
+  Descriptor socket_;
+  const CancelSignal& cancel_;
+  uint64_t syscalls_ = 0;
+};
+
+}  // namespace holdfast

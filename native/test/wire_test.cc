@@ -1,0 +1,262 @@
+// Frames, tables and the order of the protocol, without a socket.
+
+#include <functional>
+
+#include "send/zero_page.h"
+#include "test/lab.h"
+#include "wire/digest.h"
+#include "wire/frame_decoder.h"
+#include "wire/page_bitmap.h"
+#include "wire/run_table.h"
+
+namespace holdfast::test {
+namespace {
+
+constexpr uint32_t kPage = 4096;
+constexpr uint64_t kRamPages = 64;
+
+WireLimits Limits() { return {kPage, kRamPages * kPage, kRamPages * kPage, 1000}; }
+
+Bytes TableOf(const std::vector<WireRun>& runs) {
+  Bytes table(runs.size() * kRunBytes);
+  for (size_t i = 0; i < runs.size(); i++) EncodeRun(&table[i * kRunBytes], runs[i]);
+  return table;
+}
+
+Status ShowHeader(FrameDecoder& decoder, const FrameHeader& header) {
+  auto decoded = decoder.Header(EncodeHeader(header));
+  if (!decoded.ok()) return decoded.error();
+  return {};
+}
+
+Status ShowRuns(FrameDecoder& decoder, FrameType type, uint64_t epoch,
+                const std::vector<WireRun>& runs, uint64_t payload_bytes) {
+  const Bytes table = TableOf(runs);
+  HF_TRY(ShowHeader(decoder, {.type = type,
+                              .epoch = epoch,
+                              .table_bytes = static_cast<uint32_t>(table.size()),
+                              .payload_bytes = payload_bytes}));
+  return decoder.Table(table);
+}
+
+Status Begin(FrameDecoder& decoder, uint64_t epoch, uint16_t flags = 0) {
+  return ShowHeader(decoder, {.type = FrameType::kBegin, .flags = flags, .epoch = epoch});
+}
+
+Status Device(FrameDecoder& decoder, uint64_t epoch) {
+  return ShowHeader(decoder, {.type = FrameType::kDevice, .epoch = epoch, .payload_bytes = 10});
+}
+
+Status Commit(FrameDecoder& decoder, uint64_t epoch, PageTotals totals, uint64_t digest = 5,
+              uint64_t computed = 5) {
+  HF_TRY(ShowHeader(decoder, {.type = FrameType::kCommit,
+                              .epoch = epoch,
+                              .payload_bytes = CommitBody::kBytes}));
+  auto committed = decoder.Commit(EncodeCommit({totals, digest}), computed);
+  if (!committed.ok()) return committed.error();
+  return {};
+}
+
+Status EndRound(FrameDecoder& decoder, PageTotals totals) {
+  HF_TRY(ShowHeader(decoder,
+                    {.type = FrameType::kEndRound, .payload_bytes = PageTotals::kBytes}));
+  auto ended = decoder.EndRound(EncodeTotals(totals));
+  if (!ended.ok()) return ended.error();
+  return {};
+}
+
+#define REFUSED(status, text) CHECK_ERROR(status, ErrorCode::kProtocol, text)
+
+TEST("headers round-trip, and every changed byte is noticed") {
+  Random random(1);
+  for (int i = 0; i < 200; i++) {
+    const FrameHeader header{.type = FrameType::kPages,
+                             .epoch = random() % kEpochMax,
+                             .table_bytes = static_cast<uint32_t>(random() % 1000 + 1) * 12,
+                             .payload_bytes = random() % kPagesBytesMax + 1};
+    HeaderBytes bytes = EncodeHeader(header);
+    auto decoded = DecodeHeader(bytes, 0);
+    CHECK_OK(decoded);
+    CHECK_EQ(decoded.value().epoch, header.epoch);
+    CHECK_EQ(decoded.value().table_bytes, header.table_bytes);
+    CHECK_EQ(decoded.value().payload_bytes, header.payload_bytes);
+    CHECK(decoded.value().type == header.type);
+    bytes[random() % bytes.size()] ^= static_cast<std::byte>(1 + random() % 255);
+    CHECK(!DecodeHeader(bytes, 0).ok());
+  }
+}
+
+TEST("bodies round-trip") {
+  const HelloBody hello{1, 4096, uint64_t{1} << 40, Token(9)};
+  const HelloBody back = DecodeHello(EncodeHello(hello));
+  CHECK(back.version == 1 && back.page_size == 4096 && back.ram_bytes == hello.ram_bytes);
+  CHECK(back.token == hello.token);
+  const CommitBody commit = DecodeCommit(EncodeCommit({{3, 4}, 5}));
+  CHECK(commit.totals.pages == 3 && commit.totals.zero_pages == 4 && commit.digest == 5);
+  CHECK_EQ(DecodeAck(EncodeAck({77})).last_apply_us, uint64_t{77});
+  const std::string frame = EncodeErrorFrame(WireError::kChecksum, "a\nb" + std::string(5000, 'x'));
+  CHECK_EQ(frame.size(), kFrameHeaderBytes + kErrorBytesMax);
+  const auto payload = std::as_bytes(std::span(frame)).subspan(kFrameHeaderBytes);
+  const Error error = DecodeError(payload);
+  CHECK(error.code == ErrorCode::kChecksum);
+  CHECK(error.message.find("a?bxxx") != std::string::npos);
+}
+
+TEST("headers outside the limits are refused, by field") {
+  const auto refuse = [](FrameHeader header, const char* text) {
+    REFUSED(DecodeHeader(EncodeHeader(header), 1000), text);
+  };
+  refuse({.type = static_cast<FrameType>(0)}, "type 0");
+  refuse({.type = static_cast<FrameType>(13)}, "type 13");
+  refuse({.type = FrameType::kPages, .flags = 1, .table_bytes = 12, .payload_bytes = 1}, "flags");
+  refuse({.type = FrameType::kBegin, .flags = 2}, "flags 0x0002");
+  refuse({.type = FrameType::kBegin, .epoch = kEpochMax + 1}, "epoch");
+  refuse({.type = FrameType::kPages, .table_bytes = kTableBytesMax + 12, .payload_bytes = 1},
+         "tableBytes");
+  refuse({.type = FrameType::kPages, .table_bytes = 13, .payload_bytes = 1}, "multiple of 12");
+  refuse({.type = FrameType::kZero}, "tableBytes 0");
+  refuse({.type = FrameType::kDevice, .table_bytes = 12}, "no table");
+  refuse({.type = FrameType::kPages, .table_bytes = 12, .payload_bytes = kPagesBytesMax + 1},
+         "payloadBytes");
+  refuse({.type = FrameType::kZero, .table_bytes = 12, .payload_bytes = 1}, "payloadBytes 1");
+  refuse({.type = FrameType::kDevice, .payload_bytes = 1001}, "payloadBytes 1001");
+  refuse({.type = FrameType::kPrefix, .payload_bytes = ~uint64_t{0}}, "payloadBytes");
+  refuse({.type = FrameType::kCommit, .payload_bytes = 23}, "payloadBytes 23");
+  refuse({.type = FrameType::kError, .payload_bytes = 1025}, "payloadBytes 1025");
+  HeaderBytes reserved = EncodeHeader({.type = FrameType::kBegin});
+  reserved[20] = std::byte{1};
+  const uint64_t hash = HashBytes(std::span(reserved).first<32>());
+  std::memcpy(&reserved[32], &hash, sizeof hash);
+  REFUSED(DecodeHeader(reserved, 0), "reserved is 1");
+}
+
+TEST("run tables: order, overlap, bounds") {
+  const auto check = [](const std::vector<WireRun>& runs) {
+    const Bytes table = TableOf(runs);
+    return CheckRuns(RunTable(table), kRamPages);
+  };
+  auto good = check({{0, 1}, {1, 3}, {63, 1}});
+  CHECK_OK(good);
+  CHECK_EQ(good.value(), uint64_t{5});
+  REFUSED(check({{0, 0}}), "pages is 0");
+  REFUSED(check({{5, 2}, {6, 1}}), "run 1");
+  REFUSED(check({{5, 2}, {1, 1}}), "run 1");
+  REFUSED(check({{64, 1}}), "first page 64");
+  REFUSED(check({{63, 2}}), "RAM has 64");
+  REFUSED(check({{~uint64_t{0}, 1}}), "RAM has 64");
+  REFUSED(check({{1, ~uint32_t{0}}}), "RAM has 64");
+}
+
+TEST("the order of the protocol") {
+  FrameDecoder decoder(Limits());
+  REFUSED(ShowRuns(decoder, FrameType::kPages, 0, {{0, 1}}, kPage), "PAGES");
+  REFUSED(Device(decoder, 1), "DEVICE");
+  REFUSED(ShowHeader(decoder, {.type = FrameType::kAck, .payload_bytes = 8}), "ACK");
+  REFUSED(Begin(decoder, 0), "epoch 0");
+  CHECK_OK(Begin(decoder, 0, kFlagBase));
+  REFUSED(Begin(decoder, 1), "is open");
+  REFUSED(Device(decoder, 0), "DEVICE");
+  CHECK_OK(ShowRuns(decoder, FrameType::kPages, 0, {{0, 1}, {5, 2}}, 3 * kPage));
+  CHECK_OK(ShowRuns(decoder, FrameType::kZero, 0, {{5, 2}}, 0));
+  REFUSED(EndRound(decoder, {2, 2}), "pages 2");
+  CHECK_OK(EndRound(decoder, {3, 2}));
+
+  CHECK_OK(Begin(decoder, 3));
+  REFUSED(ShowRuns(decoder, FrameType::kPages, 4, {{0, 1}}, kPage), "epoch 4");
+  CHECK_OK(ShowRuns(decoder, FrameType::kPages, 3, {{9, 1}}, kPage));
+  REFUSED(ShowRuns(decoder, FrameType::kPages, 3, {{10, 1}}, 2 * kPage), "payloadBytes");
+  REFUSED(ShowRuns(decoder, FrameType::kPages, 3, {{10, 1}}, kPage + 1), "multiple");
+  const FrameHeader prefix{.type = FrameType::kPrefix, .epoch = 3, .payload_bytes = 8};
+  CHECK_OK(ShowHeader(decoder, prefix));
+  REFUSED(ShowHeader(decoder, prefix), "PREFIX");
+  REFUSED(Commit(decoder, 3, {1, 0}), "COMMIT");
+  CHECK_OK(Device(decoder, 3));
+  REFUSED(Device(decoder, 3), "DEVICE");
+  REFUSED(ShowRuns(decoder, FrameType::kZero, 3, {{11, 1}}, 0), "ZERO");
+  REFUSED(Commit(decoder, 3, {2, 0}), "pages 2");
+  CHECK_ERROR(Commit(decoder, 3, {1, 0}, 5, 6), ErrorCode::kChecksum, "digest");
+  CHECK_OK(Commit(decoder, 3, {1, 0}));
+
+  REFUSED(Begin(decoder, 0, kFlagBase), "after epoch 3");
+  REFUSED(Begin(decoder, 3), "does not follow 3");
+  REFUSED(Begin(decoder, 2), "does not follow 3");
+  decoder.NewConnection();
+  REFUSED(Begin(decoder, 0, kFlagBase), "after epoch 3");
+  CHECK_OK(Begin(decoder, 7));
+}
+
+TEST("a page comes once per epoch, and an epoch is bounded") {
+  FrameDecoder decoder({kPage, kRamPages * kPage, 4 * kPage, 1000});
+  CHECK_OK(Begin(decoder, 1));
+  CHECK_OK(ShowRuns(decoder, FrameType::kPages, 1, {{4, 2}}, 2 * kPage));
+  REFUSED(ShowRuns(decoder, FrameType::kZero, 1, {{5, 1}}, 0), "came before");
+  REFUSED(ShowRuns(decoder, FrameType::kPages, 1, {{8, 3}}, 3 * kPage), "exceeds 16384");
+  CHECK_OK(ShowRuns(decoder, FrameType::kZero, 1, {{20, 40}}, 0));
+  decoder.NewConnection();
+  CHECK_OK(Begin(decoder, 1));
+  CHECK_OK(ShowRuns(decoder, FrameType::kPages, 1, {{4, 2}}, 2 * kPage));
+}
+
+TEST("a torn base round is to be repeated") {
+  FrameDecoder decoder(Limits());
+  CHECK_OK(Begin(decoder, 0, kFlagBase));
+  decoder.NewConnection();
+  REFUSED(Begin(decoder, 1), "never ended");
+  CHECK_OK(Begin(decoder, 0, kFlagBase));
+  CHECK_OK(EndRound(decoder, {0, 0}));
+  CHECK_OK(Begin(decoder, 1));
+}
+
+TEST("the page bitmap agrees with a plain one") {
+  Random random(2);
+  constexpr uint64_t kPages = 20'000;
+  PageBitmap bitmap(kPages);
+  for (int round = 0; round < 3; round++) {
+    std::vector<bool> model(kPages);
+    for (int i = 0; i < 200; i++) {
+      const uint64_t first = random() % kPages;
+      const uint64_t count = 1 + random() % std::min<uint64_t>(kPages - first, 300);
+      bool fresh = true;
+      for (uint64_t page = first; page < first + count; page++) {
+        fresh = fresh && !model[page];
+        model[page] = true;
+      }
+      CHECK(bitmap.Add(first, count) == fresh);
+    }
+    for (uint64_t page = 0; page < kPages; page++) CHECK(bitmap.Test(page) == model[page]);
+    bitmap.Clear();
+    for (uint64_t page = 0; page < kPages; page++) CHECK(!bitmap.Test(page));
+  }
+}
+
+TEST("zero pages are those without any bit") {
+  for (const size_t size : {size_t{4096}, size_t{2} << 20}) {
+    Bytes page(size);
+    CHECK(IsZeroPage(page.data(), size));
+    for (const size_t at : {size_t{0}, size_t{63}, size_t{64}, size / 2, size - 1}) {
+      page[at] = std::byte{1};
+      CHECK(!IsZeroPage(page.data(), size));
+      page[at] = std::byte{0};
+    }
+  }
+}
+
+TEST("the digest does not depend on how it was fed") {
+  Random random(3);
+  const Bytes bytes = RandomBytes(random, 100'000);
+  Digest digest;
+  digest.Update({});
+  for (size_t at = 0; at < bytes.size();) {
+    const size_t count = std::min<size_t>(random() % 9000, bytes.size() - at);
+    digest.Update(std::span(bytes).subspan(at, count));
+    at += count;
+  }
+  CHECK_EQ(digest.Value(), HashBytes(bytes));
+  digest.Reset();
+  CHECK_EQ(digest.Value(), HashBytes({}));
+}
+
+}  // namespace
+}  // namespace holdfast::test
+
+int main(int argc, char** argv) { return holdfast::test::RunAll(argc, argv); }

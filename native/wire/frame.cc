@@ -1,0 +1,275 @@
+#include "wire/frame.h"
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstring>
+
+#include "wire/digest.h"
+#include "wire/text.h"
+
+namespace holdfast {
+namespace {
+
+constexpr size_t kHashedBytes = 32;
+
+template <typename T>
+void Put(std::byte* at, T value) {
+  std::memcpy(at, &value, sizeof value);
+}
+
+template <typename T>
+T Get(const std::byte* at) {
+  T value;
+  std::memcpy(&value, at, sizeof value);
+  return value;
+}
+
+// Payload sizes allowed for a type; both ends included.
+struct PayloadLimits {
+  uint64_t min;
+  uint64_t max;
+};
+
+PayloadLimits LimitsOf(FrameType type, uint64_t device_bytes_max) {
+  switch (type) {
+    case FrameType::kHello: return {HelloBody::kBytes, HelloBody::kBytes};
+    case FrameType::kHelloOk: return {HelloOkBody::kBytes, HelloOkBody::kBytes};
+    case FrameType::kPages: return {1, kPagesBytesMax};
+    case FrameType::kPrefix:
+    case FrameType::kDevice: return {0, device_bytes_max};
+    case FrameType::kCommit: return {CommitBody::kBytes, CommitBody::kBytes};
+    case FrameType::kEndRound: return {PageTotals::kBytes, PageTotals::kBytes};
+    case FrameType::kAck: return {AckBody::kBytes, AckBody::kBytes};
+    case FrameType::kError: return {sizeof(uint32_t), kErrorBytesMax};
+    case FrameType::kBegin:
+    case FrameType::kZero:
+    case FrameType::kRoundOk: return {0, 0};
+  }
+  return {0, 0};
+}
+
+bool HasTable(FrameType type) { return type == FrameType::kPages || type == FrameType::kZero; }
+
+Error Refused(std::string message) {
+  return Error::Of(ErrorCode::kProtocol, std::move(message));
+}
+
+Status CheckSizes(const FrameHeader& header, uint64_t device_bytes_max) {
+  const char* name = FrameName(header.type);
+  if (header.table_bytes > kTableBytesMax) {
+    return Refused(Text("%s frame: tableBytes %" PRIu32 " exceeds %" PRIu32, name,
+                        header.table_bytes, kTableBytesMax));
+  }
+  if (HasTable(header.type)) {
+    if (header.table_bytes == 0 || header.table_bytes % kRunBytes != 0) {
+      return Refused(Text("%s frame: tableBytes %" PRIu32 " is not a positive multiple of %zu",
+                          name, header.table_bytes, kRunBytes));
+    }
+  } else if (header.table_bytes != 0) {
+    return Refused(Text("%s frame: tableBytes %" PRIu32 ", but it has no table", name,
+                        header.table_bytes));
+  }
+  const PayloadLimits limits = LimitsOf(header.type, device_bytes_max);
+  if (header.payload_bytes < limits.min || header.payload_bytes > limits.max) {
+    return Refused(Text("%s frame: payloadBytes %" PRIu64 " is outside %" PRIu64 " to %" PRIu64,
+                        name, header.payload_bytes, limits.min, limits.max));
+  }
+  return {};
+}
+
+}  // namespace
+
+const char* FrameName(FrameType type) {
+  switch (type) {
+    case FrameType::kHello: return "HELLO";
+    case FrameType::kHelloOk: return "HELLO_OK";
+    case FrameType::kBegin: return "BEGIN";
+    case FrameType::kPages: return "PAGES";
+    case FrameType::kZero: return "ZERO";
+    case FrameType::kPrefix: return "PREFIX";
+    case FrameType::kDevice: return "DEVICE";
+    case FrameType::kCommit: return "COMMIT";
+    case FrameType::kEndRound: return "END_ROUND";
+    case FrameType::kAck: return "ACK";
+    case FrameType::kRoundOk: return "ROUND_OK";
+    case FrameType::kError: return "ERROR";
+  }
+  return "unknown";
+}
+
+HeaderBytes EncodeHeader(const FrameHeader& header) {
+  HeaderBytes bytes{};
+  Put(&bytes[0], kFrameMagic);
+  Put(&bytes[4], static_cast<uint16_t>(header.type));
+  Put(&bytes[6], header.flags);
+  Put(&bytes[8], header.epoch);
+  Put(&bytes[16], header.table_bytes);
+  Put(&bytes[24], header.payload_bytes);
+  Put(&bytes[32], HashBytes(std::span(bytes).first<kHashedBytes>()));
+  return bytes;
+}
+
+Result<FrameHeader> DecodeHeader(std::span<const std::byte, kFrameHeaderBytes> bytes,
+                                 uint64_t device_bytes_max) {
+  const auto magic = Get<uint32_t>(&bytes[0]);
+  if (magic != kFrameMagic) {
+    return Refused(Text("frame: magic 0x%08" PRIx32 " is not 0x%08" PRIx32, magic, kFrameMagic));
+  }
+  const auto hash = Get<uint64_t>(&bytes[32]);
+  const uint64_t expected = HashBytes(bytes.first<kHashedBytes>());
+  if (hash != expected) {
+    return Refused(Text("frame: headerHash 0x%016" PRIx64 " is not 0x%016" PRIx64, hash, expected));
+  }
+  const auto type = Get<uint16_t>(&bytes[4]);
+  if (type < static_cast<uint16_t>(FrameType::kHello) ||
+      type > static_cast<uint16_t>(FrameType::kError)) {
+    return Refused(Text("frame: type %u is unknown", type));
+  }
+  FrameHeader header;
+  header.type = static_cast<FrameType>(type);
+  header.flags = Get<uint16_t>(&bytes[6]);
+  header.epoch = Get<uint64_t>(&bytes[8]);
+  header.table_bytes = Get<uint32_t>(&bytes[16]);
+  header.payload_bytes = Get<uint64_t>(&bytes[24]);
+  const char* name = FrameName(header.type);
+  const uint16_t allowed_flags = header.type == FrameType::kBegin ? kFlagBase : 0;
+  if ((header.flags & ~allowed_flags) != 0) {
+    return Refused(Text("%s frame: flags 0x%04x has unknown bits", name, header.flags));
+  }
+  const auto reserved = Get<uint32_t>(&bytes[20]);
+  if (reserved != 0) {
+    return Refused(Text("%s frame: reserved is %" PRIu32 ", not 0", name, reserved));
+  }
+  if (header.epoch > kEpochMax) {
+    return Refused(Text("%s frame: epoch %" PRIu64 " exceeds %" PRIu64, name, header.epoch,
+                        kEpochMax));
+  }
+  HF_TRY(CheckSizes(header, device_bytes_max));
+  return header;
+}
+
+std::array<std::byte, HelloBody::kBytes> EncodeHello(const HelloBody& hello) {
+  std::array<std::byte, HelloBody::kBytes> bytes;
+  Put(&bytes[0], hello.version);
+  Put(&bytes[4], hello.page_size);
+  Put(&bytes[8], hello.ram_bytes);
+  std::memcpy(&bytes[16], hello.token.data(), hello.token.size());
+  return bytes;
+}
+
+HelloBody DecodeHello(std::span<const std::byte, HelloBody::kBytes> bytes) {
+  HelloBody hello;
+  hello.version = Get<uint32_t>(&bytes[0]);
+  hello.page_size = Get<uint32_t>(&bytes[4]);
+  hello.ram_bytes = Get<uint64_t>(&bytes[8]);
+  std::memcpy(hello.token.data(), &bytes[16], hello.token.size());
+  return hello;
+}
+
+std::array<std::byte, HelloOkBody::kBytes> EncodeHelloOk(const HelloOkBody& ok) {
+  std::array<std::byte, HelloOkBody::kBytes> bytes{};
+  Put(&bytes[0], ok.version);
+  return bytes;
+}
+
+HelloOkBody DecodeHelloOk(std::span<const std::byte, HelloOkBody::kBytes> bytes) {
+  return {Get<uint32_t>(&bytes[0])};
+}
+
+std::array<std::byte, PageTotals::kBytes> EncodeTotals(const PageTotals& totals) {
+  std::array<std::byte, PageTotals::kBytes> bytes;
+  Put(&bytes[0], totals.pages);
+  Put(&bytes[8], totals.zero_pages);
+  return bytes;
+}
+
+PageTotals DecodeTotals(std::span<const std::byte, PageTotals::kBytes> bytes) {
+  return {Get<uint64_t>(&bytes[0]), Get<uint64_t>(&bytes[8])};
+}
+
+std::array<std::byte, CommitBody::kBytes> EncodeCommit(const CommitBody& commit) {
+  std::array<std::byte, CommitBody::kBytes> bytes;
+  Put(&bytes[0], commit.totals.pages);
+  Put(&bytes[8], commit.totals.zero_pages);
+  Put(&bytes[16], commit.digest);
+  return bytes;
+}
+
+CommitBody DecodeCommit(std::span<const std::byte, CommitBody::kBytes> bytes) {
+  return {{Get<uint64_t>(&bytes[0]), Get<uint64_t>(&bytes[8])}, Get<uint64_t>(&bytes[16])};
+}
+
+std::array<std::byte, AckBody::kBytes> EncodeAck(const AckBody& ack) {
+  std::array<std::byte, AckBody::kBytes> bytes;
+  Put(&bytes[0], ack.last_apply_us);
+  return bytes;
+}
+
+AckBody DecodeAck(std::span<const std::byte, AckBody::kBytes> bytes) {
+  return {Get<uint64_t>(&bytes[0])};
+}
+
+WireError WireErrorOf(ErrorCode code) {
+  switch (code) {
+    case ErrorCode::kProtocol: return WireError::kProtocol;
+    case ErrorCode::kChecksum: return WireError::kChecksum;
+    case ErrorCode::kAuth: return WireError::kAuth;
+    case ErrorCode::kFenced: return WireError::kFenced;
+    case ErrorCode::kNoSpace: return WireError::kNoSpace;
+    case ErrorCode::kLimit: return WireError::kLimit;
+    case ErrorCode::kCancelled: return WireError::kClosing;
+    case ErrorCode::kConnect:
+    case ErrorCode::kSyscall:
+    case ErrorCode::kUnsupported:
+    case ErrorCode::kInject:
+    case ErrorCode::kRamMapping:
+    case ErrorCode::kPeerLost:
+    case ErrorCode::kStateLoad: return WireError::kInternal;
+  }
+  return WireError::kInternal;
+}
+
+namespace {
+ErrorCode CodeOfWire(uint32_t code) {
+  switch (static_cast<WireError>(code)) {
+    case WireError::kProtocol:
+    case WireError::kVersion: return ErrorCode::kProtocol;
+    case WireError::kChecksum: return ErrorCode::kChecksum;
+    case WireError::kAuth: return ErrorCode::kAuth;
+    case WireError::kFenced: return ErrorCode::kFenced;
+    case WireError::kNoSpace: return ErrorCode::kNoSpace;
+    case WireError::kLimit: return ErrorCode::kLimit;
+    case WireError::kBusy: return ErrorCode::kConnect;
+    case WireError::kClosing:
+    case WireError::kInternal: return ErrorCode::kPeerLost;
+  }
+  return ErrorCode::kPeerLost;  // a code of a newer peer: its text says more
+}
+}  // namespace
+
+std::string EncodeErrorFrame(WireError code, std::string_view text) {
+  text = text.substr(0, kErrorBytesMax - sizeof(uint32_t));
+  FrameHeader header;
+  header.type = FrameType::kError;
+  header.payload_bytes = sizeof(uint32_t) + text.size();
+  const HeaderBytes head = EncodeHeader(header);
+  std::string frame(reinterpret_cast<const char*>(head.data()), head.size());
+  const auto number = static_cast<uint32_t>(code);
+  frame.append(reinterpret_cast<const char*>(&number), sizeof number);
+  frame.append(text);
+  return frame;
+}
+
+Error DecodeError(std::span<const std::byte> payload) {
+  HF_ASSERT(payload.size() >= sizeof(uint32_t));
+  const auto code = Get<uint32_t>(payload.data());
+  const auto bytes = payload.subspan(sizeof(uint32_t));
+  std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  std::replace_if(
+      text.begin(), text.end(),
+      [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }, '?');
+  return Error::Of(CodeOfWire(code), Text("peer refused (error %" PRIu32 "): %s", code,
+                                          text.empty() ? "no reason given" : text.c_str()));
+}
+
+}  // namespace holdfast

@@ -1,0 +1,134 @@
+// Frames of the bulk connection: layout, limits, bodies (docs/wire-protocol.md).
+//
+//   | header, 40 bytes | table, tableBytes | payload, payloadBytes |
+//
+// Pure functions over spans. Decoding checks everything that can be known from
+// the bytes at hand, before anyone allocates by what they say; what depends on
+// the frames before is FrameDecoder's.
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "base/result.h"
+
+namespace holdfast {
+
+static_assert(std::endian::native == std::endian::little, "the wire is little-endian");
+
+inline constexpr uint32_t kWireVersion = 1;
+inline constexpr uint32_t kFrameMagic = 0x31424648;
+inline constexpr size_t kFrameHeaderBytes = 40;
+inline constexpr size_t kRunBytes = 12;
+inline constexpr uint32_t kTableBytesMax = 1 << 20;
+inline constexpr uint64_t kPagesBytesMax = uint64_t{64} << 20;
+inline constexpr size_t kErrorBytesMax = 1024;
+// Epoch numbers reach JavaScript as numbers: the largest exact integer there.
+inline constexpr uint64_t kEpochMax = (uint64_t{1} << 53) - 1;
+
+inline constexpr uint16_t kFlagBase = 1;  // BEGIN: a base round, not an epoch
+
+enum class FrameType : uint16_t {
+  kHello = 1,
+  kHelloOk = 2,
+  kBegin = 3,
+  kPages = 4,
+  kZero = 5,
+  kPrefix = 6,
+  kDevice = 7,
+  kCommit = 8,
+  kEndRound = 9,
+  kAck = 10,
+  kRoundOk = 11,
+  kError = 12,
+};
+
+const char* FrameName(FrameType type);
+
+struct FrameHeader {
+  FrameType type = FrameType::kError;
+  uint16_t flags = 0;
+  uint64_t epoch = 0;
+  uint32_t table_bytes = 0;
+  uint64_t payload_bytes = 0;
+};
+
+using HeaderBytes = std::array<std::byte, kFrameHeaderBytes>;
+
+HeaderBytes EncodeHeader(const FrameHeader& header);
+
+// Magic, hash, type, flags, reserved field, and the sizes' limits by type.
+// `device_bytes_max` bounds PREFIX and DEVICE.
+Result<FrameHeader> DecodeHeader(std::span<const std::byte, kFrameHeaderBytes> bytes,
+                                 uint64_t device_bytes_max);
+
+struct HelloBody {
+  static constexpr size_t kBytes = 48;
+  uint32_t version = kWireVersion;
+  uint32_t page_size = 0;
+  uint64_t ram_bytes = 0;
+  std::array<std::byte, 32> token{};
+};
+std::array<std::byte, HelloBody::kBytes> EncodeHello(const HelloBody& hello);
+HelloBody DecodeHello(std::span<const std::byte, HelloBody::kBytes> bytes);
+
+struct HelloOkBody {
+  static constexpr size_t kBytes = 8;
+  uint32_t version = kWireVersion;
+};
+std::array<std::byte, HelloOkBody::kBytes> EncodeHelloOk(const HelloOkBody& ok);
+HelloOkBody DecodeHelloOk(std::span<const std::byte, HelloOkBody::kBytes> bytes);
+
+struct PageTotals {
+  static constexpr size_t kBytes = 16;
+  uint64_t pages = 0;
+  uint64_t zero_pages = 0;
+};
+std::array<std::byte, PageTotals::kBytes> EncodeTotals(const PageTotals& totals);
+PageTotals DecodeTotals(std::span<const std::byte, PageTotals::kBytes> bytes);
+
+struct CommitBody {
+  static constexpr size_t kBytes = 24;
+  PageTotals totals;
+  uint64_t digest = 0;
+};
+std::array<std::byte, CommitBody::kBytes> EncodeCommit(const CommitBody& commit);
+CommitBody DecodeCommit(std::span<const std::byte, CommitBody::kBytes> bytes);
+
+struct AckBody {
+  static constexpr size_t kBytes = 8;
+  static constexpr uint64_t kUnknown = ~uint64_t{0};
+  uint64_t last_apply_us = kUnknown;
+};
+std::array<std::byte, AckBody::kBytes> EncodeAck(const AckBody& ack);
+AckBody DecodeAck(std::span<const std::byte, AckBody::kBytes> bytes);
+
+// Codes of ERROR frames; part of the protocol, never renumbered.
+enum class WireError : uint32_t {
+  kProtocol = 1,
+  kChecksum = 2,
+  kAuth = 3,
+  kVersion = 4,
+  kFenced = 5,
+  kNoSpace = 6,
+  kLimit = 7,
+  kBusy = 8,
+  kClosing = 9,
+  kInternal = 10,
+};
+
+WireError WireErrorOf(ErrorCode code);
+
+// A whole ERROR frame, header included. `text` is cut to the limit.
+std::string EncodeErrorFrame(WireError code, std::string_view text);
+
+// What the other side said with an ERROR payload, as an error of ours. Control
+// characters in its text become '?': it may end in a terminal.
+Error DecodeError(std::span<const std::byte> payload);
+
+}  // namespace holdfast

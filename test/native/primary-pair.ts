@@ -1,0 +1,98 @@
+/** A PrimaryEngine and a Receiver in one process, over loopback. */
+
+import { randomBytes } from 'node:crypto';
+import { rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import {
+  type CaptureResult,
+  type NativeCaptureMode,
+  native,
+  type PrimaryEngine,
+  type Receiver,
+  type ReceiverEvent,
+  type SenderStrategy,
+  type SendResult,
+} from '../../lib/native.js';
+import { pageBytes, type SmallQemu, until } from './primary-qemu.js';
+
+let serial = 0;
+
+export interface PairOptions {
+  readonly strategy?: SenderStrategy;
+  readonly stagingBytesMax?: number;
+}
+
+export class Pair {
+  readonly qemu: SmallQemu;
+  readonly engine: PrimaryEngine;
+  readonly receiver: Receiver;
+  readonly events: ReceiverEvent[] = [];
+  readonly replicaPath: string;
+  readonly devicePath: string;
+
+  constructor(qemu: SmallQemu, options: PairOptions = {}) {
+    const name = `holdfast-pair-${process.pid}-${++serial}`;
+    this.qemu = qemu;
+    this.replicaPath = `/dev/shm/${name}-replica`;
+    this.devicePath = join(tmpdir(), `${name}-device`);
+    this.engine = new native.PrimaryEngine({
+      pid: qemu.pid,
+      ram: qemu.ram,
+      stagingBytesMax: options.stagingBytesMax ?? 64 * 2 ** 20,
+      strategy: options.strategy ?? 'copy',
+      copyThreads: 2,
+    });
+    this.receiver = new native.Receiver({
+      host: '127.0.0.1',
+      port: 0,
+      onEvent: (event) => this.events.push(event),
+    });
+    writeFileSync(this.devicePath, 'skipped.device state');
+  }
+
+  /** Opens a session, connects, and sends the base until nothing is left. The VM must be stopped. */
+  async connect(): Promise<void> {
+    const token = randomBytes(32);
+    await this.receiver.openSession({
+      token,
+      ramPath: this.replicaPath,
+      ramBytes: this.qemu.ram.sizeBytes,
+      pageSize: pageBytes,
+      epochBytesMax: this.qemu.ram.sizeBytes,
+      deviceBytesMax: 2 ** 20,
+    });
+    await this.engine.connect({ host: '127.0.0.1', port: this.receiver.port, token, timeoutMs: 5000 });
+    await this.engine.baseRound({ first: true });
+    await this.engine.baseRound({ first: false });
+  }
+
+  async send(epoch: number): Promise<SendResult> {
+    return await this.engine.send({ epoch, device: { path: this.devicePath, skipBytes: 8 } });
+  }
+
+  async epoch(epoch: number, mode: NativeCaptureMode): Promise<CaptureResult & SendResult> {
+    const captured = await this.engine.capture({ epoch, mode });
+    return { ...captured, ...(await this.send(epoch)) };
+  }
+
+  async applied(epoch: number): Promise<void> {
+    await until(`epoch ${epoch} in the replica`, () =>
+      this.events.some((event) => event.type === 'applied' && event.epoch === epoch),
+    );
+  }
+
+  /** Pages in which guest RAM and replica differ. */
+  async differences(): Promise<readonly number[]> {
+    const { ramPath, ram } = this.qemu;
+    return await native.compareFiles(ramPath, this.replicaPath, ram.sizeBytes, pageBytes, 10);
+  }
+
+  async close(): Promise<void> {
+    await this.engine.detach();
+    await this.engine.close();
+    await this.receiver.close();
+    rmSync(this.replicaPath, { force: true });
+    rmSync(this.devicePath, { force: true });
+  }
+}
