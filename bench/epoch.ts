@@ -117,7 +117,7 @@ const summarise = (epochs: readonly MeasuredEpoch[]): Record<string, number> => 
     epochs.map((epoch) => epoch.deviceBytes),
     50,
   );
-  metrics.primaryRssBytesMax = Math.max(...epochs.map((epoch) => epoch.rssBytes));
+  metrics.primaryOwnBytesMax = Math.max(...epochs.map((epoch) => epoch.ownBytes));
   return metrics;
 };
 

@@ -90,7 +90,7 @@ export const endPair = async ({ primary, backup }: Pair): Promise<void> => {
   await backup.process.exited;
 };
 
-export type MeasuredEpoch = EpochReport & { readonly rssBytes: number };
+export type MeasuredEpoch = EpochReport & { readonly ownBytes: number };
 
 /** Epoch reports of `count` epochs from now on. */
 export const collectEpochs = async (

@@ -4,6 +4,7 @@
  *
  *   node role.js primary|backup '<options as JSON, key in hexadecimal>'
  */
+import { readFileSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { Backup, type BackupOptions, Primary, type PrimaryOptions } from '../lib/index.js';
 
@@ -11,12 +12,14 @@ const say = (value: object): void => {
   process.stdout.write(`${JSON.stringify(value)}\n`);
 };
 
-const memoryBytes = (): number => process.memoryUsage.rss();
+/** Anonymous memory: the process's own. Mapped guest RAM, replica and staging are shared memory, counted apart. */
+const ownBytes = (): number =>
+  Number(/^RssAnon:\s+(\d+) kB/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1] ?? 0) * 1024;
 
 const runPrimary = async (options: PrimaryOptions): Promise<void> => {
   const primary = await Primary.start(options);
   primary.on('round', (round) => say({ event: 'round', ...round }));
-  primary.on('epoch', (report) => say({ event: 'epoch', ...report, rssBytes: memoryBytes() }));
+  primary.on('epoch', (report) => say({ event: 'epoch', ...report, ownBytes: ownBytes() }));
   createInterface({ input: process.stdin }).on('line', (line) => {
     if (line === 'detach') void primary.detach();
     if (line === 'switchover')
@@ -29,7 +32,7 @@ const runPrimary = async (options: PrimaryOptions): Promise<void> => {
 const runBackup = async (options: BackupOptions): Promise<void> => {
   const backup = await Backup.start(options);
   backup.on('took-over', (report) => say({ event: 'took-over', ...report }));
-  backup.on('committed', (epoch) => say({ event: 'committed', ...epoch, rssBytes: memoryBytes() }));
+  backup.on('committed', (epoch) => say({ event: 'committed', ...epoch, ownBytes: ownBytes() }));
   backup.on('takeover-failed', (error) => say({ event: 'takeover-failed', message: error.message }));
   say({ event: 'listening' });
   createInterface({ input: process.stdin }).on('line', (line) => {

@@ -3,10 +3,11 @@
 /** Nearest-rank percentile of unsorted samples; NaN if there are none. `p` in 0…100. */
 export const percentile = (samples: readonly number[], p: number): number => {
   if (samples.length === 0) return Number.NaN;
-  const sorted = [...samples].sort((a, b) => a - b);
-  const rank = Math.max(1, Math.ceil((p / 100) * sorted.length));
-  return sorted[rank - 1]!;
+  return rank(Float64Array.from(samples).sort(), p);
 };
+
+const rank = (sorted: Float64Array, p: number): number =>
+  sorted[Math.max(1, Math.ceil((p / 100) * sorted.length)) - 1]!;
 
 /** The latest `capacity` samples. */
 export class SampleWindow {
@@ -28,12 +29,10 @@ export class SampleWindow {
     return this.#samples;
   }
 
+  /** Sorts once: it is called on the epoch loop's thread. */
   summary(): { readonly p50: number; readonly p99: number; readonly max: number } | undefined {
     if (this.#samples.length === 0) return undefined;
-    return {
-      p50: percentile(this.#samples, 50),
-      p99: percentile(this.#samples, 99),
-      max: percentile(this.#samples, 100),
-    };
+    const sorted = Float64Array.from(this.#samples).sort();
+    return { p50: rank(sorted, 50), p99: rank(sorted, 99), max: rank(sorted, 100) };
   }
 }

@@ -15,7 +15,8 @@ const protect = async (key: Uint8Array): Promise<void> => {
   await primary.protectedOnce();
   console.log(`${primary.vmId} is protected onto ${address}`);
   for await (const { epoch, pauseMs, dirtyPages } of primary.epochs()) {
-    if (epoch % 100 === 0) console.log(`epoch ${epoch}: paused ${pauseMs.toFixed(1)} ms, ${dirtyPages} pages`);
+    if (epoch % 100 === 0)
+      console.log(`epoch ${epoch}: paused ${pauseMs.toFixed(1)} ms, ${dirtyPages} pages`);
   }
   const outcome = await primary.ended;
   console.log(describeOutcome(outcome));

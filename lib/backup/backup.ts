@@ -14,7 +14,7 @@ import { join } from 'node:path';
 import { type ControlChannel, ControlServer } from '../control/channel.js';
 import { Liveness } from '../control/liveness.js';
 import type { ControlMessage, SessionMessage } from '../control/messages.js';
-import { CancelledError, type HoldfastError, toHoldfastError } from '../errors.js';
+import { type HoldfastError, NotProtectedError, toHoldfastError } from '../errors.js';
 import { type Logger, NOTHING_LOGGED } from '../log.js';
 import type { ReceiverEvent } from '../native.js';
 import { parseHostPort } from '../primary/options.js';
@@ -97,7 +97,7 @@ interface BackupEvents {
 }
 
 /** Epochs of which receive and apply times are kept. */
-const WINDOW_EPOCHS = 10_000;
+const WINDOW_EPOCHS = 2_000;
 
 interface Session {
   readonly generation: Generation;
@@ -230,11 +230,11 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   /**
    * Runs the last checkpoint now, on the operator's word; the primary, if it
    * lives, is fenced. Settles when the VM runs here.
-   * @throws CancelledError if there is no checkpoint; StandbyError
+   * @throws NotProtectedError if there is no checkpoint; StandbyError
    */
   async takeOver(): Promise<TakeoverReport> {
     if (!isTakeoverPossible(this.#state)) {
-      throw new CancelledError(`takeover: there is no checkpoint to run (${this.#state.phase.name})`, {
+      throw new NotProtectedError(`takeover: there is no checkpoint to run (${this.#state.phase.name})`, {
         cure: '`holdfast status` shows whether a VM is protected here.',
       });
     }
@@ -254,7 +254,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     this.#dispatch({ type: 'takeover-requested' });
     if (this.#state.phase.name !== 'taking-over' && this.#state.phase.name !== 'active') {
       done.catch(() => {});
-      throw new CancelledError(`takeover: not possible any more (${this.#state.phase.name})`);
+      throw new NotProtectedError(`takeover: not possible any more (${this.#state.phase.name})`);
     }
     return await done;
   }
@@ -669,16 +669,17 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       this.#log.warn({ reason: this.#state.phase.reason }, 'closing drops the checkpoint of a lost primary');
     }
     const takeover = this.#takeover;
+    const { phase } = this.#state;
+    const failed = phase.name === 'ended' && phase.failure !== undefined; // its files say why: they stay
     for (const [id, session] of [...this.#sessions]) {
       const isTheVm = takeover !== undefined && session.generation.standby?.pid === takeover.pid;
       if (isTheVm && outcome.kind === 'vm-exited') {
         await session.generation.removeFiles();
         await this.#records.remove(takeover.vmId);
       }
-      if (!(this.#state.phase.name === 'ended' && this.#state.phase.failure !== undefined))
-        await this.#drop(id);
+      if (!failed) await this.#drop(id);
     }
-    if (takeover === undefined || outcome.kind === 'vm-exited') {
+    if (!failed && (takeover === undefined || outcome.kind === 'vm-exited')) {
       await rm(this.#dir, { recursive: true, force: true }).catch(() => {});
     }
     const final: BackupOutcome =

@@ -15,7 +15,7 @@ import { StandbyError, toHoldfastError } from '../errors.js';
 import type { Logger } from '../log.js';
 import { type FenceResult, native, type Receiver, type ReceiverEvent } from '../native.js';
 import type { QmpClient } from '../qmp/client.js';
-import { announceSelf, prepareIncoming, waitRunning } from '../qmp/recipes.js';
+import { announceSelf, prepareIncoming, versionText, waitRunning } from '../qmp/recipes.js';
 import { forStandby } from '../vm/command-line.js';
 import { killVm, type LaunchedVm, launchVm } from '../vm/launch.js';
 import { isAlive, type ProcessIdentity } from '../vm/process.js';
@@ -232,6 +232,7 @@ export class Generation {
       const how = exit.signal === null ? `exit code ${exit.code}` : `signal ${exit.signal}`;
       this.#options.onStandbyExit(`QEMU (process ${vm.pid}) ended with ${how}`);
     });
+    refuseOlderQemu(standby.qemuVersion, versionText(vm.qmp.greeting.version));
     await prepareIncoming(vm.qmp, incomingPath);
   }
 
@@ -268,3 +269,15 @@ export class Generation {
     return done;
   }
 }
+
+/** QEMU loads the state of an older version with the same machine type, not that of a newer one. */
+const refuseOlderQemu = (primary: string, here: string): void => {
+  const release = (version: string): number => {
+    const [major = 0, minor = 0] = version.split('.').map(Number);
+    return major * 1_000 + minor;
+  };
+  if (release(here) >= release(primary)) return;
+  throw new StandbyError(`this host has QEMU ${here}, the primary ${primary}: it could not load its state`, {
+    cure: 'Install the same QEMU, or a newer one, on the backup.',
+  });
+};

@@ -73,8 +73,8 @@ export type MeasuredPart = (typeof measured)[number] | 'applyMs';
 
 export type EpochSummary = { readonly [part in MeasuredPart]?: Distribution };
 
-/** Epochs of which the distributions are kept: a few minutes' worth. */
-const WINDOW_EPOCHS = 10_000;
+/** Epochs of which the distributions are kept: a minute's worth or more. */
+const WINDOW_EPOCHS = 2_000;
 
 /** Distributions over the latest epochs. */
 export class EpochStatistics {

@@ -10,7 +10,7 @@ import { mkdir, rm } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { ControlMessage, SessionMessage } from '../control/messages.js';
-import { CancelledError, type HoldfastError, toHoldfastError } from '../errors.js';
+import { CancelledError, type HoldfastError, NotProtectedError, toHoldfastError } from '../errors.js';
 import { type Logger, NOTHING_LOGGED } from '../log.js';
 import { native, type PrimaryEngine, type RamMapping } from '../native.js';
 import { FilterBufferGate } from '../output/filter-buffer.js';
@@ -341,7 +341,8 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         qmp: this.#qmp.path,
         ramBytes: this.#vm.ramBytes,
         vcpus: this.#vm.vcpus,
-        running: !this.#state.vmStopped && !this.#state.operatorPaused,
+        // An epoch's pause doesn't count.
+        running: !this.#state.operatorPaused && (phase.name === 'protected' || !this.#state.vmStopped),
       },
       backup,
       term: this.#state.term,
@@ -362,7 +363,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
    */
   async switchover(): Promise<Outcome> {
     if (this.#state.phase.name !== 'protected') {
-      throw new CancelledError(`switchover: the VM is not protected now (${this.#state.phase.name})`, {
+      throw new NotProtectedError(`switchover: the VM is not protected now (${this.#state.phase.name})`, {
         cure: 'Wait until `holdfast status` says protected.',
       });
     }

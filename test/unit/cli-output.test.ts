@@ -1,0 +1,113 @@
+import { describe, expect, it } from 'vitest';
+import type { DaemonStatus } from '../../lib/admin/protocol.js';
+import { CommandConsole } from '../../lib/cli/console.js';
+import { humanLine, makeLogger } from '../../lib/cli/logger.js';
+import { daemonText, isProtected } from '../../lib/cli/render.js';
+import { ConfigError, NoDaemonError } from '../../lib/errors.js';
+
+const sink = () => {
+  const written: string[] = [];
+  return { written, write: (text: string) => written.push(text) };
+};
+
+const primaryStatus: DaemonStatus = {
+  role: 'primary',
+  name: 'web1',
+  phase: 'protected',
+  vm: { name: 'vm', pid: 42, qmp: '/run/q', ramBytes: 2 ** 29, vcpus: 2, running: true },
+  backup: '10.0.0.2:7788',
+  term: 1,
+  epoch: 8,
+  committedEpoch: 7,
+  outputHeld: true,
+  baseRounds: 0,
+  epochs: 7,
+  distributions: { pauseMs: { p50: 3.14, p99: 5, max: 6 }, dirtyPages: { p50: 512, p99: 600, max: 700 } },
+};
+
+const backupStatus: DaemonStatus = {
+  role: 'backup',
+  name: 'backup',
+  phase: 'idle',
+  listen: ':1',
+  term: 0,
+  committedEpoch: 0,
+};
+
+describe('console', () => {
+  it('tells a person text and a program JSON, hints and logs on stderr', () => {
+    for (const json of [false, true]) {
+      const [out, err] = [sink(), sink()];
+      const console = new CommandConsole({ json, out, err });
+      console.tell('it happened', { event: 'it' });
+      console.hint('note');
+      console.live('never seen without a terminal');
+      expect(out.written.join('')).toBe(json ? '{"event":"it"}\n' : 'it happened\n');
+      expect(err.written.join('')).toBe('note\n');
+    }
+  });
+
+  it('reports an error with its cure, or as JSON on stdout', () => {
+    const error = new ConfigError('name: bad', { cure: 'Choose another.' });
+    const [out, err] = [sink(), sink()];
+    new CommandConsole({ json: false, out, err }).fail(error);
+    expect(out.written).toEqual([]);
+    expect(err.written.join('')).toBe('error: name: bad\ncure: Choose another.\n');
+    new CommandConsole({ json: true, out, err }).fail(error);
+    expect(JSON.parse(out.written.join(''))).toEqual({
+      error: {
+        code: 'HOLDFAST_E_CONFIG',
+        message: 'name: bad',
+        cure: 'Choose another.',
+        details: {},
+        exitCode: 2,
+      },
+    });
+  });
+});
+
+describe('log', () => {
+  it('writes lines for a person, or JSON, from the level on', () => {
+    const err = sink();
+    const console = new CommandConsole({ json: false, out: sink(), err });
+    const log = makeLogger('info', console);
+    log.debug({}, 'unseen');
+    log.warn({ pauseMs: 1.23456, reason: 'two words', epoch: 3 }, 'backup lost');
+    expect(err.written).toHaveLength(1);
+    expect(err.written[0]).toMatch(
+      /^\d\d:\d\d:\d\d\.\d{3} warn {2}backup lost {2}pauseMs=1\.23 reason="two words" epoch=3\n$/,
+    );
+    makeLogger('info', new CommandConsole({ json: true, out: sink(), err })).info({ a: 1 }, 'hello');
+    expect(JSON.parse(err.written[1]!)).toMatchObject({ a: 1, msg: 'hello', level: 30 });
+  });
+
+  it('leaves no space behind a message without fields', () => {
+    expect(humanLine('{"level":30,"time":0,"msg":"m"}')).toBe('00:00:00.000 info  m\n');
+  });
+});
+
+describe('status', () => {
+  it('counts as protected only what survives a failure', () => {
+    expect(isProtected(primaryStatus)).toBe(true);
+    expect(isProtected({ ...primaryStatus, committedEpoch: 0 })).toBe(false);
+    for (const phase of ['connecting', 'syncing', 'waiting', 'ended']) {
+      expect(isProtected({ ...primaryStatus, phase })).toBe(false);
+    }
+    expect(isProtected({ ...backupStatus, phase: 'protecting' })).toBe(true);
+    expect(isProtected({ ...backupStatus, phase: 'active' })).toBe(true);
+    for (const phase of ['idle', 'preparing', 'syncing', 'grace', 'taking-over', 'ended']) {
+      expect(isProtected({ ...backupStatus, phase })).toBe(false);
+    }
+  });
+
+  it('shows what a person looks for', () => {
+    const text = daemonText({ name: 'web1', status: primaryStatus });
+    expect(text).toMatch(/^web1 {2}primary {2}protected\n/);
+    expect(text).toMatch(/pause +3\.1 ms +5\.0 ms +6\.0 ms/);
+    expect(text).toMatch(/dirty pages +512 +600 +700/);
+    expect(text).toContain('512 MiB, 2 vCPUs, process 42');
+    expect(text).toContain('8, committed 7');
+    expect(daemonText({ name: 'x', error: new NoDaemonError('gone') })).toContain('gone');
+    expect(daemonText({ name: 'backup', status: backupStatus })).toMatch(/^backup {2}backup {2}idle\n/);
+  });
+});
