@@ -125,12 +125,12 @@ void CutAt(const Recording& recording, uint64_t offset, Strategy strategy) {
     return;
   }
   const Script::Epoch& last = script.epochs[committed - 1];
-  CHECK(ReadFile(dir / "ram") == last.ram);
+  CHECK(Same(ReadFile(dir / "ram"), last.ram));
   Standby standby(dir / "standby");
   CHECK_OK(backup->WriteState(dir / "standby"));
   Bytes expected = last.prefix;
   expected.insert(expected.end(), last.device.begin(), last.device.end());
-  CHECK(standby.Received() == expected);
+  CHECK(Same(standby.Received(), expected));
   const bool mid_epoch = offset >= recording.commit_ends[committed - 1] + kFrameHeaderBytes;
   CHECK(fenced.value().partial_epoch_dropped == mid_epoch);
 }
@@ -179,7 +179,7 @@ TEST("a changed byte is noticed: the epoch is void and the primary is told") {
     auto fenced = backup->Fence();
     CHECK_OK(fenced);
     CHECK_EQ(fenced.value().epoch, committed);
-    CHECK(ReadFile(dir / "ram") == script.epochs[committed - 1].ram);
+    CHECK(Same(ReadFile(dir / "ram"), script.epochs[committed - 1].ram));
   }
 }
 
@@ -221,7 +221,7 @@ TEST("fencing at any moment: what was acknowledged is in the replica, nothing af
     primary.join();
     // An ACK may be lost with the connection, but none may leave later.
     CHECK(acknowledged <= epoch && epoch <= acknowledged + 1);
-    CHECK(replica == script.epochs[epoch - 1].ram);
+    CHECK(Same(replica, script.epochs[epoch - 1].ram));
     CHECK_EQ(backup.Await(ReceiverEvent::Type::kDisconnected).error.code, ErrorCode::kFenced);
     auto again = backup->Fence();
     CHECK_OK(again);

@@ -13,8 +13,6 @@
 #include <filesystem>
 #include <fstream>
 
-#include "base/clock.h"
-
 namespace holdfast::test {
 namespace {
 
@@ -74,12 +72,8 @@ Bytes RandomBytes(Random& random, size_t count) {
   return bytes;
 }
 
-void WaitUntil(const char* what, const std::function<bool()>& reached) {
-  const double deadline = MonotonicMs() + kDeadlineMs;
-  while (!reached()) {
-    if (MonotonicMs() > deadline) Fail(__FILE__, __LINE__, std::string("never: ") + what);
-    ::poll(nullptr, 0, 1);
-  }
+bool Same(const Bytes& a, const Bytes& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size()) == 0);
 }
 
 int OpenDescriptors() {

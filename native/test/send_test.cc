@@ -83,7 +83,7 @@ TEST("every strategy delivers the bytes exactly, through small buffers and a slo
         CHECK_OK(sender->Send(ram.source(), extents, socket));
         CHECK(socket.syscalls() > 0);
         reader.join();
-        CHECK(received == expected);
+        CHECK(Same(received, expected));
       }
     }
   }
@@ -182,14 +182,14 @@ void RunEpochs(const Shape& shape, Strategy strategy, int chunk_delay_us) {
   (void)ram.TakeDirty();
   CHECK_OK(SendRound(*writer.value(), ram, ram.All()));
   CHECK_EQ(writer.value()->counters().pages + writer.value()->counters().zero_pages, shape.pages);
-  CHECK(ReadFile(dir / "ram") == ram.Copy());
+  CHECK(Same(ReadFile(dir / "ram"), ram.Copy()));
   for (uint64_t epoch = 1; epoch <= kEpochs; epoch++) {
     if (epoch % 4 != 0) ram.Scribble(random, random() % (shape.dirty + 1));
     const Bytes device = RandomBytes(random, random() % 50'000);
     CHECK_OK(SendEpoch(*writer.value(), ram, ram.TakeDirty(), epoch, device));
     const ReceiverEvent applied = backup.Await(ReceiverEvent::Type::kApplied, epoch);
     CHECK_EQ(applied.epoch, epoch);
-    CHECK(ReadFile(dir / "ram") == ram.Copy());
+    CHECK(Same(ReadFile(dir / "ram"), ram.Copy()));
     const ReceiverEvent committed = backup.Await(ReceiverEvent::Type::kCommitted, epoch);
     const SendCounters& sent = writer.value()->counters();
     CHECK_EQ(committed.pages, sent.pages);
@@ -236,7 +236,7 @@ TEST("huge pages, which can be neither spliced nor sent by sendfile, on both sid
     ram.Scribble(random, 2);
     CHECK_OK(SendEpoch(*writer.value(), ram, ram.TakeDirty(), 1, {}));
     CHECK_OK(backup->Fence());
-    CHECK(ReadFile(dir / "ram") == ram.Copy());
+    CHECK(Same(ReadFile(dir / "ram"), ram.Copy()));
     std::filesystem::remove(dir / "ram");
   }
   ::umount2(dir.path().c_str(), MNT_DETACH);

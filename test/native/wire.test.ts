@@ -5,34 +5,44 @@
  * one builds everything.
  */
 
-import { spawnSync } from 'node:child_process';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
 import { expect, test } from 'vitest';
 
 const script = fileURLToPath(new URL('../../native/test/run', import.meta.url));
 const timeoutMs = 600_000;
 
-const run = (variant: string, env: Record<string, string> = {}): string => {
-  const { status, signal, stdout, stderr } = spawnSync(script, [variant], {
-    encoding: 'utf8',
-    timeout: timeoutMs - 10_000,
-    env: { ...process.env, ...env },
-  });
+const run = async (
+  variant: string,
+  signal: AbortSignal,
+  env: Record<string, string> = {},
+): Promise<string> => {
+  const child = spawn(script, [variant], { env: { ...process.env, ...env }, signal });
+  const [stdout, stderr, [status]] = await Promise.all([
+    text(child.stdout),
+    text(child.stderr),
+    once(child, 'close'),
+  ]);
   const output = `${stdout}${stderr}`;
-  expect({ status, signal, output: status === 0 ? '' : output }).toEqual({
-    status: 0,
-    signal: null,
-    output: '',
-  });
+  expect(status, output).toBe(0);
   return output;
 };
 
-test.each(['asan', 'tsan'])('wire, senders and receiver under %s', { timeout: timeoutMs }, (variant) => {
-  const output = run(variant);
-  // A part that could not run is not to pass unseen.
-  expect(output.match(/^.*SKIPPED.*$/gm) ?? []).toEqual([]);
-});
+test.each(['asan', 'tsan'])(
+  'wire, senders and receiver under %s',
+  {
+    timeout: timeoutMs,
+  },
+  async (variant) => {
+    const output = await run(variant, AbortSignal.timeout(timeoutMs));
+    // A part that could not run is not to pass unseen.
+    expect(output.match(/^.*SKIPPED.*$/gm) ?? []).toEqual([]);
+  },
+);
 
-test('the frame parser survives 20 s of fuzzing', { timeout: timeoutMs }, () => {
-  expect(run('fuzz', { FUZZ_SECONDS: '20' })).toMatch(/number_of_executed_units: [1-9]/);
+test('the frame parser survives 20 s of fuzzing', { timeout: timeoutMs }, async () => {
+  const output = await run('fuzz', AbortSignal.timeout(timeoutMs), { FUZZ_SECONDS: '20' });
+  expect(output).toMatch(/number_of_executed_units: [1-9]/);
 });
