@@ -582,8 +582,6 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     session.over = true;
     // A planned one's heartbeats go on: the primary waits for the answer.
     if (!action.planned) session.liveness?.stop();
-    // Tell a primary that still hears us; that it falls silent does not depend on it.
-    if (!action.planned) this.#tellFenced(action.term);
     const { generation } = session;
     try {
       const { fenceMs } = await generation.fence();
@@ -616,6 +614,8 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       };
       this.#takeover = report;
       this.#dispatch({ type: 'took-over', epoch });
+      // Tell a primary that still hears us, now that the VM runs here; its silence does not depend on it.
+      if (!action.planned) this.#tellFenced(action.term);
       if (action.planned) {
         session.channel.send({ type: 'took-over', term: action.term, epoch, resumeMs: report.resumeMs });
       }

@@ -15,7 +15,14 @@ import { StandbyError, toHoldfastError } from '../errors.js';
 import type { Logger } from '../log.js';
 import { type FenceResult, native, type Receiver, type ReceiverEvent } from '../native.js';
 import type { QmpClient } from '../qmp/client.js';
-import { announceSelf, prepareIncoming, versionText, waitRunning } from '../qmp/recipes.js';
+import {
+  announceSelf,
+  type MigrationCapabilities,
+  prepareIncoming,
+  restoreMigrationCapabilities,
+  versionText,
+  waitRunning,
+} from '../qmp/recipes.js';
 import { forStandby } from '../vm/command-line.js';
 import { killVm, type LaunchedVm, launchVm } from '../vm/launch.js';
 import { isAlive, type ProcessIdentity } from '../vm/process.js';
@@ -62,6 +69,8 @@ export class Generation {
   readonly #dir: string;
   #standby: Standby | undefined;
   #launches = 0;
+  /** How the standby's migration capabilities stood before prepareIncoming() changed them. */
+  #capabilitiesBefore: MigrationCapabilities = [];
   #mayHaveRun = false;
   #queue: Promise<void> = Promise.resolve();
   #state: 'new' | 'ready' | 'running' | 'dropped' = 'new';
@@ -142,6 +151,7 @@ export class Generation {
    */
   async run(claim: (standby: ProcessIdentity) => Promise<void>): Promise<Resumed> {
     const { epoch } = await this.fence();
+    if (this.#mayHaveRun) throw this.#noCheckpointAnyMore(epoch);
     let failure: unknown;
     for (let attempt = 0; attempt < STANDBY_ATTEMPTS_MAX; attempt += 1) {
       try {
@@ -156,7 +166,10 @@ export class Generation {
         failure = error;
         const { logger } = this.#options;
         logger.error({ attempt, err: toHoldfastError(error).message, log: this.logPath }, 'no resume');
-        if (this.#mayHaveRun) break; // its writes are in the replica: that is no checkpoint any more
+        if (this.#mayHaveRun) {
+          await this.#exclusively(() => this.#endStandby()); // before anybody is told that it failed
+          throw this.#noCheckpointAnyMore(epoch, error);
+        }
       }
     }
     throw new StandbyError(`no standby resumed epoch ${epoch}: ${toHoldfastError(failure).message}`, {
@@ -165,16 +178,26 @@ export class Generation {
     });
   }
 
+  /** A standby that ran, or may have, has written to the replica. */
+  #noCheckpointAnyMore(epoch: number, cause?: unknown): StandbyError {
+    return new StandbyError(
+      `the standby may have run from epoch ${epoch} before it failed; its replica is no checkpoint any more`,
+      { cause, cure: `The replica is kept at ${this.ramPath}; QEMU's log is ${this.logPath}.` },
+    );
+  }
+
   /** Frees what only a backup needs: the replica is the VM's RAM now. */
   async endReceiving(): Promise<void> {
     await this.#receiver.closeSession();
     await this.#receiver.close();
   }
 
-  /** Repeats the guest's announcement and lets go of the QMP connection for others. */
+  /** Repeats the guest's announcement, and makes the standby an ordinary VM: one that can be migrated with its RAM. */
   async announce(): Promise<void> {
-    const qmp = this.#standby?.qmp;
-    if (qmp?.open) await announceSelf(qmp);
+    const standby = this.#standby;
+    if (!standby?.qmp.open) return;
+    await announceSelf(standby.qmp);
+    await restoreMigrationCapabilities(standby.qmp, this.#capabilitiesBefore);
   }
 
   /** Removes all of it. A running generation is only let go of: its VM stays. */
@@ -233,7 +256,7 @@ export class Generation {
       this.#options.onStandbyExit(`QEMU (process ${vm.pid}) ended with ${how}`);
     });
     refuseOlderQemu(standby.qemuVersion, versionText(vm.qmp.greeting.version));
-    await prepareIncoming(vm.qmp, incomingPath);
+    this.#capabilitiesBefore = await prepareIncoming(vm.qmp, incomingPath);
   }
 
   async #load(standby: Standby): Promise<number> {

@@ -460,7 +460,9 @@ const requestSwitchover = (state: PrimaryState): Step => {
   const { phase } = state;
   if (phase.name !== 'protected' || state.pending !== 'none') return [state, none];
   const asked: PrimaryState = { ...state, pending: 'switchover' };
-  return phase.cycle.at === 'idle' ? beginEpoch(asked, true) : [asked, none];
+  // One ordinary epoch first: its output leaves, and only what the guest sends between the two is
+  // left in the stopped VM's filters (a filter can't deliver while the VM is stopped).
+  return phase.cycle.at === 'idle' ? beginEpoch(asked, false) : [asked, none];
 };
 
 const backupLost = (state: PrimaryState, reason: string): Step => {

@@ -367,6 +367,14 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         cure: 'Wait until `holdfast status` says protected.',
       });
     }
+    if (this.#state.operatorPaused) {
+      throw new NotProtectedError(
+        'switchover: the VM is paused by somebody else; it would run on the backup',
+        {
+          cure: 'Resume it first (QMP cont).',
+        },
+      );
+    }
     this.#dispatch({ type: 'switchover' });
     const refused = new Promise<never>((_resolve, reject) => {
       const onPhase = (): void => {
@@ -738,10 +746,10 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     try {
       // If the backup can still hear us: released output voids its checkpoint; held output doesn't.
       this.#link?.send({ type: action.openGate ? 'detach' : 'reconnecting' });
+      if (action.vm === 'stop') await this.#driver.stop(); // first: held output stays within its bound
       await this.#disconnect();
       if (action.abortEpoch !== undefined) await this.#engine.abort(action.abortEpoch);
-      if (action.vm === 'stop') await this.#driver.stop();
-      else if (!this.#state.operatorPaused) await this.#driver.resume();
+      if (action.vm === 'run' && !this.#state.operatorPaused) await this.#driver.resume();
       if (action.openGate) {
         await this.#writeRecord('active'); // the term granted stands before any output of it leaves
         await this.#driver.openGate();

@@ -7,6 +7,7 @@
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { QmpError } from '../errors.js';
 import type { CaptureResult } from '../native.js';
 import type { OutputGate } from '../output/gate.js';
 import type { QmpClient } from '../qmp/client.js';
@@ -51,8 +52,11 @@ export class VmDriver {
   readonly #qmp: QmpClient;
   readonly #gate: OutputGate;
   #queue: Promise<unknown> = Promise.resolve();
-  /** True from our stop to the end of our cont: STOP and RESUME within are ours. */
+  /** True from our stop to the end of our cont: a STOP within is ours. */
   #stoppedByUs: boolean;
+  /** Our cont is under way: the RESUME is its. */
+  #resuming = false;
+  #resumedByOther = false;
   #lastResumeMs: number | undefined;
 
   constructor(options: VmDriverOptions) {
@@ -64,7 +68,11 @@ export class VmDriver {
       if (!this.#stoppedByUs) options.onOperator('paused');
     });
     this.#qmp.on('RESUME', () => {
-      if (!this.#stoppedByUs) options.onOperator('resumed');
+      if (this.#resuming) return;
+      // Somebody else's, also where the VM stood still by our word: a capture under way is void.
+      this.#stoppedByUs = false;
+      this.#resumedByOther = true;
+      options.onOperator('resumed');
     });
   }
 
@@ -90,7 +98,12 @@ export class VmDriver {
   resume(): Promise<number> {
     return this.#exclusively(async () => {
       const startMs = performance.now();
-      await this.#qmp.execute('cont');
+      this.#resuming = true;
+      try {
+        await this.#qmp.execute('cont'); // RESUME comes before the answer
+      } finally {
+        this.#resuming = false;
+      }
       this.#stoppedByUs = false;
       this.#lastResumeMs = performance.now();
       return this.#lastResumeMs - startMs;
@@ -129,6 +142,7 @@ export class VmDriver {
     const xenSave = deviceState === 'xen-save';
     const pauseStartMs = performance.now();
     this.#stoppedByUs = true;
+    this.#resumedByOther = false;
     // One write: QEMU's monitor runs them in order, without a round trip in between.
     const [stopAnswer, ...restAnswers] = this.#qmp.pipeline([
       { execute: 'stop' },
@@ -159,6 +173,11 @@ export class VmDriver {
     }
     const prefix = xenSave && request.takePrefix ? await this.#takePrefix() : undefined;
     if (request.installGate) await this.#gate.install(this.#qmp);
+    if (this.#resumedByOther) {
+      throw new QmpError('the VM was started by another QMP client while it was being captured', {
+        cure: 'Leave stop and cont to Holdfast while it protects the VM.',
+      });
+    }
     return {
       captured,
       pauseStartMs,

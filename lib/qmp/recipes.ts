@@ -13,12 +13,15 @@
  */
 
 import { open } from 'node:fs/promises';
+import { setTimeout as delay } from 'node:timers/promises';
 import { QmpConnectionError, QmpError, StandbyError } from '../errors.js';
 import type { QmpClient, QmpWaitOptions } from './client.js';
 import type { CommandAnswer, QmpEvent } from './commands.js';
 
 const MIGRATE_TIMEOUT_MS = 30_000;
 const RUNNING_TIMEOUT_MS = 10_000;
+/** The wait is for one short critical section of another thread. */
+const FINALIZED_POLL_MS = 1;
 
 export interface RecipeOptions {
   readonly timeoutMs?: number;
@@ -38,28 +41,47 @@ export const saveDeviceState = async (
   await qmp.execute('xen-save-devices-state', { filename: path, live: false }, options);
 };
 
+export type MigrationCapabilities = CommandAnswer<'query-migrate-capabilities'>;
+
+/** MIGRATION events, and leaving shared RAM out of the stream. */
+const CAPABILITIES_NEEDED = ['events', 'x-ignore-shared'] as const;
+
 /**
- * Switches on what migrateToFile() and prepareIncoming() need: MIGRATION
- * events, and leaving shared RAM out of the stream. Once per QEMU process.
+ * Switches on what migrateToFile() and prepareIncoming() need. Returns how it stood before: an operator's own
+ * migration of the VM to another host would lose all RAM if x-ignore-shared stayed on, so it must not.
  */
 export const enableMigrationCapabilities = async (
   qmp: QmpClient,
   options: RecipeOptions = {},
-): Promise<void> => {
-  await qmp.execute(
-    'migrate-set-capabilities',
-    {
-      capabilities: [
-        { capability: 'events', state: true },
-        { capability: 'x-ignore-shared', state: true },
+): Promise<MigrationCapabilities> => {
+  const [before] = await Promise.all(
+    qmp.pipeline(
+      [
+        { execute: 'query-migrate-capabilities' },
+        {
+          execute: 'migrate-set-capabilities',
+          arguments: {
+            capabilities: CAPABILITIES_NEEDED.map((capability) => ({ capability, state: true })),
+          },
+        },
       ],
-    },
-    options,
+      options,
+    ),
   );
+  return before.filter(({ capability }) => CAPABILITIES_NEEDED.some((needed) => needed === capability));
+};
+
+/** Undoes enableMigrationCapabilities(). No migration may be under way. */
+export const restoreMigrationCapabilities = async (
+  qmp: QmpClient,
+  before: MigrationCapabilities,
+  options: RecipeOptions = {},
+): Promise<void> => {
+  await qmp.execute('migrate-set-capabilities', { capabilities: before }, options);
 };
 
 export interface MigrateToFileOptions extends RecipeOptions {
-  /** True once enableMigrationCapabilities() was called: saves a command. */
+  /** True if the caller has enabled them, and will restore them: saves two commands. */
   readonly capabilitiesEnabled?: boolean;
 }
 
@@ -79,11 +101,12 @@ export const migrateToFile = async (
 ): Promise<number> => {
   const timeoutMs = options.timeoutMs ?? MIGRATE_TIMEOUT_MS;
   const limits = { timeoutMs, signal: options.signal };
-  if (options.capabilitiesEnabled !== true) await enableMigrationCapabilities(qmp, limits);
   const file = await open(path, 'w', 0o600);
   // Listen before asking: a small migration is over within the command's round trip.
   const ended = expectEvent(qmp, 'MIGRATION', { ...limits, where: migrationEnded });
+  let before: MigrationCapabilities = [];
   try {
+    if (options.capabilitiesEnabled !== true) before = await enableMigrationCapabilities(qmp, limits);
     const name = `holdfast-${++descriptorsNamed}`;
     await qmp.passDescriptor(name, file.fd, limits);
     try {
@@ -104,10 +127,14 @@ export const migrateToFile = async (
         details: { command: 'migrate', desc: await migrationError(qmp) },
       });
     }
+    await migrationFinalized(qmp, limits);
     return (await file.stat()).size;
   } finally {
     ended.giveUp();
     await file.close();
+    // What was captured is good also if QEMU should refuse this.
+    if (before.length > 0 && qmp.open)
+      await restoreMigrationCapabilities(qmp, before, limits).catch(() => {});
   }
 };
 
@@ -126,6 +153,22 @@ const expectEvent = (qmp: QmpClient, name: string, options: QmpWaitOptions): Exp
   return { event, giveUp: () => controller.abort() };
 };
 
+/**
+ * QEMU's migration thread says `completed` a moment before it moves the VM from finish-migrate to postmigrate
+ * (migration_completion, migration_iteration_finish), and in between `cont` is refused.
+ */
+const migrationFinalized = async (qmp: QmpClient, limits: RecipeOptions): Promise<void> => {
+  const deadlineMs = performance.now() + (limits.timeoutMs ?? MIGRATE_TIMEOUT_MS);
+  while ((await qmp.execute('query-status', undefined, limits)).status === 'finish-migrate') {
+    if (performance.now() > deadlineMs) {
+      throw new QmpError("QEMU completed a migration to a file, but doesn't finalize it", {
+        details: { command: 'migrate' },
+      });
+    }
+    await delay(FINALIZED_POLL_MS);
+  }
+};
+
 const migrationEnded = (event: QmpEvent): boolean =>
   event.data.status === 'completed' || event.data.status === 'failed' || event.data.status === 'cancelled';
 
@@ -137,14 +180,17 @@ const migrationError = async (qmp: QmpClient): Promise<string> => {
 /**
  * Makes a standby (started with `-incoming defer`) listen on a Unix socket for
  * its device state. It takes one connection and loads once per process.
+ *
+ * @returns what restoreMigrationCapabilities() needs once it runs.
  */
 export const prepareIncoming = async (
   qmp: QmpClient,
   unixPath: string,
   options: RecipeOptions = {},
-): Promise<void> => {
-  await enableMigrationCapabilities(qmp, options);
+): Promise<MigrationCapabilities> => {
+  const before = await enableMigrationCapabilities(qmp, options);
   await qmp.execute('migrate-incoming', { uri: `unix:${unixPath}` }, options);
+  return before;
 };
 
 /**

@@ -279,7 +279,10 @@ Status EpochWriter::Impl::SendExtents(const PageSource& source, std::span<const 
 }
 
 EpochWriter::EpochWriter(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-EpochWriter::~EpochWriter() = default;
+// What was committed has been acknowledged; anything else must not arrive any more.
+EpochWriter::~EpochWriter() {
+  if (impl_ != nullptr) impl_->socket.AbortOnClose();
+}
 
 Result<std::unique_ptr<EpochWriter>> EpochWriter::Connect(const std::string& host, uint16_t port,
                                                           const Hello& hello, Strategy strategy,

@@ -78,6 +78,11 @@ StreamSocket::StreamSocket(Descriptor socket, const CancelSignal& cancel)
   SetOption(fd(), IPPROTO_TCP, TCP_USER_TIMEOUT, kPeerSilenceMsMax);
 }
 
+void StreamSocket::AbortOnClose() {
+  const linger abort{.l_onoff = 1, .l_linger = 0};
+  ::setsockopt(fd(), SOL_SOCKET, SO_LINGER, &abort, sizeof abort);
+}
+
 Result<Descriptor> StreamSocket::Dial(const std::string& host, uint16_t port, int timeout_ms,
                                       const CancelSignal& cancel) {
   const double deadline = MonotonicMs() + timeout_ms;

@@ -44,6 +44,10 @@ class StreamSocket {
   // Reads exactly so many bytes, within timeout_ms of silence.
   Status ReceiveAll(std::span<std::byte> to, int timeout_ms);
 
+  // Closing will drop what the kernel still has queued, instead of sending it
+  // later: pages sent by reference must not leave once nobody waits for them.
+  void AbortOnClose();
+
   // TCP_CORK, for strategies whose calls cannot say "more".
   void SetCork(bool corked);
 

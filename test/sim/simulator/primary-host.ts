@@ -1,0 +1,474 @@
+/** The effects of lib/primary/primary.ts, in virtual time, around the real machine. */
+import {
+  initialState,
+  type PrimaryAction,
+  type PrimaryEvent,
+  type PrimaryState,
+  step,
+} from '../../../lib/primary/machine.js';
+import type { BackupHost, BulkMessage, ControlMessage } from './backup-host.js';
+import { Heart } from './heart.js';
+import { Connection } from './network.js';
+import type { Qemu } from './qemu.js';
+import type { World } from './world.js';
+
+export interface PrimaryOptions {
+  readonly onBackupLost: 'hold' | 'release';
+  /** For proving that the rules are checked: changes what the machine asked for. */
+  readonly tamper?:
+    | ((actions: readonly PrimaryAction[], event: PrimaryEvent) => readonly PrimaryAction[])
+    | undefined;
+}
+
+interface Captured {
+  readonly epoch: number;
+  readonly mode: 'staged' | 'direct';
+  readonly sent: number;
+}
+
+const RETRY_MS = 60;
+
+export class PrimaryHost {
+  readonly world: World;
+  readonly qemu: Qemu;
+  readonly #options: PrimaryOptions;
+  readonly #backup: () => BackupHost | undefined;
+  readonly life = { alive: true };
+  state: PrimaryState;
+  #control: Connection<ControlMessage> | undefined;
+  #bulk: Connection<BulkMessage> | undefined;
+  #heart: Heart | undefined;
+  #captured: Captured | undefined;
+  #sending: Captured | undefined;
+  #intervalTimer = 0;
+  /** Effects that drive the VM: one ends before finish() leaves it for good. */
+  #busy = 0;
+  #drivingVm = false;
+
+  constructor(
+    world: World,
+    qemu: Qemu,
+    options: PrimaryOptions,
+    backup: () => BackupHost | undefined,
+    adopted: boolean,
+  ) {
+    this.world = world;
+    this.qemu = qemu;
+    this.#options = options;
+    this.#backup = backup;
+    this.state = initialState(
+      {
+        intervalMs: 25,
+        onBackupLost: options.onBackupLost,
+        retryMs: RETRY_MS,
+        captureFailuresMax: 3,
+        convergence: (rounds) => rounds.length >= 2,
+      },
+      { term: 1, gateAdopted: qemu.gate, operatorPaused: false, vmStopped: adopted && !qemu.running },
+    );
+    this.dispatch({ type: 'start' });
+  }
+
+  get ended(): boolean {
+    return this.state.phase.name === 'ended';
+  }
+
+  dispatch(event: PrimaryEvent): void {
+    if (!this.life.alive) return;
+    const before = this.state;
+    const [next, asked] = step(this.state, event);
+    const actions = this.#options.tamper?.(asked, event) ?? asked;
+    this.state = next;
+    if (event.type !== 'tick' || next.phase !== before.phase) {
+      this.world.log(
+        'primary',
+        `${event.type} → ${describe(next)}${actions.length > 0 ? `: ${actions.map((action) => action.type).join(', ')}` : ''}`,
+      );
+    }
+    for (const action of actions) this.#perform(action);
+  }
+
+  /** SIGKILL: the kernel closes the connections, QEMU runs on. */
+  kill(): void {
+    this.life.alive = false;
+    this.#heart?.stop();
+    this.#control?.close('primary');
+    this.#bulk?.close('primary');
+  }
+
+  qemuDied(): void {
+    this.#after(this.world.chance.between(0.1, 1), () =>
+      this.dispatch({ type: 'vm-gone', ended: false, reason: 'killed' }),
+    );
+  }
+
+  operatorPauses(): boolean {
+    if (this.#drivingVm || !this.qemu.running) return false;
+    this.qemu.stop();
+    this.dispatch({ type: 'vm-paused' });
+    return true;
+  }
+
+  /** Between our stop and our cont; an operator who starts the VM then breaks the checkpoint (docs/safety.md). */
+  get inPause(): boolean {
+    return this.#drivingVm;
+  }
+
+  operatorResumes(): void {
+    this.qemu.cont();
+    this.dispatch({ type: 'vm-resumed' });
+  }
+
+  #after(delayMs: number, run: () => void): void {
+    this.world.clock.after(delayMs, () => {
+      if (this.life.alive) run();
+    });
+  }
+
+  #perform(action: PrimaryAction): void {
+    switch (action.type) {
+      case 'connect':
+        this.#connect(action.outputHeld, action.term);
+        return;
+      case 'base-round':
+        this.#baseRound(action.resume);
+        return;
+      case 'arm-interval': {
+        const timer = ++this.#intervalTimer;
+        this.#after(action.ms, () => {
+          if (timer === this.#intervalTimer) this.dispatch({ type: 'tick' });
+        });
+        return;
+      }
+      case 'arm-retry':
+        this.#after(action.ms, () => this.dispatch({ type: 'retry' }));
+        return;
+      case 'begin-epoch':
+        this.#beginEpoch(action.epoch, action.installGate);
+        return;
+      case 'resume':
+      case 'resume-after-failed-handover':
+        this.#cont(() => this.dispatch({ type: 'resumed' }));
+        return;
+      case 'send':
+        this.#send();
+        return;
+      case 'release':
+        this.#drive((done) =>
+          this.qemu.command(
+            this.life,
+            () => this.qemu.release(),
+            () => {
+              done();
+              this.dispatch({ type: 'released', epoch: action.epoch });
+            },
+          ),
+        );
+        return;
+      case 'hand-over':
+        this.#control?.send('primary', { type: 'switchover', epoch: action.epoch });
+        return;
+      case 'enter-loss':
+        this.#enterLoss(action);
+        return;
+      case 'finish':
+        this.#finish(action.outcome.kind, action.release);
+        return;
+    }
+  }
+
+  #drive(effect: (done: () => void) => void): void {
+    this.#busy += 1;
+    effect(() => {
+      this.#busy -= 1;
+    });
+  }
+
+  #connect(outputHeld: boolean, term: number): void {
+    const { network, chance } = this.world;
+    const backup = this.#backup();
+    const fail = (message: string): void =>
+      this.dispatch({ type: 'connect-failed', failure: { code: 'HOLDFAST_E_CONNECT', message } });
+    const reachable = network.passes('primary') && network.passes('backup');
+    if (backup === undefined || !reachable) {
+      this.#after(reachable ? 1 : 150, () => fail('not reached'));
+      return;
+    }
+    this.#after(chance.between(0.5, 3), () => {
+      if (!backup.life.alive) return fail('gone');
+      const control = new Connection<ControlMessage>(network);
+      let answered = false;
+      const giveUp = (message: string): void => {
+        if (answered) return;
+        answered = true;
+        control.close('primary');
+        fail(message);
+      };
+      control.onClosed.primary = () => giveUp('closed');
+      control.onMessage.primary = (message) => {
+        if (answered) return;
+        if (message.type === 'session-refused') {
+          answered = true;
+          control.close('primary');
+          if (message.fenced) this.dispatch({ type: 'fenced', term: message.term, message: 'refused' });
+          else fail('refused');
+        } else if (message.type === 'session-ready') {
+          answered = true;
+          this.#useControl(control);
+          this.#connectBulk(control, message.accept);
+        }
+      };
+      backup.accept(control);
+      control.send('primary', { type: 'session', outputHeld: outputHeld && this.qemu.gate, term });
+      this.#after(400, () => giveUp('no answer'));
+    });
+  }
+
+  #connectBulk(
+    control: Connection<ControlMessage>,
+    accept: (bulk: Connection<BulkMessage>) => boolean,
+  ): void {
+    const { network, chance } = this.world;
+    this.#after(chance.between(0.5, 3), () => {
+      if (this.#control !== control) return; // lost meanwhile, and said so
+      if (this.ended) {
+        this.#disconnect(); // the engine is closed: connecting fails
+        return;
+      }
+      const bulk = new Connection<BulkMessage>(network);
+      if (!network.passes('primary') || !network.passes('backup') || !accept(bulk)) {
+        this.#disconnect();
+        this.dispatch({ type: 'connect-failed', failure: { code: 'HOLDFAST_E_CONNECT', message: 'bulk' } });
+        return;
+      }
+      this.#bulk = bulk;
+      bulk.onClosed.primary = () => {
+        if (this.#bulk === bulk) this.dispatch({ type: 'backup-lost', reason: 'bulk closed' });
+      };
+      bulk.onMessage.primary = (message) => {
+        if (this.#bulk !== bulk) return;
+        if (message.type === 'round-ok') {
+          this.dispatch({
+            type: 'round-done',
+            round: { pages: 10, zeroPages: 0, bytes: 1, scanMs: 1, sendMs: 1 },
+          });
+        } else if (message.type === 'ack' && this.#sending?.epoch === message.epoch) {
+          this.#sending = undefined;
+          this.dispatch({ type: 'acked', epoch: message.epoch });
+        }
+      };
+      this.dispatch({ type: 'connected' });
+    });
+  }
+
+  #useControl(control: Connection<ControlMessage>): void {
+    this.#control = control;
+    const lost = (reason: string): void => {
+      if (this.#control === control) this.dispatch({ type: 'backup-lost', reason });
+    };
+    const heart = new Heart(
+      this.world,
+      this.life,
+      () => control.send('primary', { type: 'heartbeat' }),
+      lost,
+    );
+    this.#heart = heart;
+    control.onClosed.primary = () => lost('control closed');
+    control.onMessage.primary = (message) => {
+      heart.heard();
+      if (message.type === 'took-over') {
+        this.dispatch({ type: 'took-over', term: message.term, epoch: message.epoch, resumeMs: 5 });
+      } else if (message.type === 'takeover-failed') {
+        this.dispatch({ type: 'takeover-failed', failure: { code: 'HOLDFAST_E_STATE_LOAD', message: 'no' } });
+      } else if (message.type === 'session-refused' && message.fenced) {
+        this.dispatch({ type: 'fenced', term: message.term, message: 'told' });
+      } else if (message.type === 'failure') {
+        this.dispatch({ type: 'backup-lost', reason: 'failure reported' });
+      }
+    };
+  }
+
+  #disconnect(): void {
+    this.#heart?.stop();
+    this.#heart = undefined;
+    this.#control?.close('primary');
+    this.#control = undefined;
+    this.#bulk?.reset('primary'); // what it holds by reference must not leave any more
+    this.#bulk = undefined;
+    this.#sending = undefined;
+  }
+
+  #baseRound(resume: boolean): void {
+    const round = (): void =>
+      this.#after(this.world.chance.between(3, 20), () => this.#bulk?.send('primary', { type: 'round' }));
+    if (resume) this.#cont(round);
+    else round();
+  }
+
+  #cont(done: () => void): void {
+    this.#drive((driven) =>
+      this.qemu.command(
+        this.life,
+        () => this.qemu.cont(),
+        () => {
+          this.#drivingVm = false;
+          driven();
+          done();
+        },
+      ),
+    );
+  }
+
+  #beginEpoch(epoch: number, installGate: boolean): void {
+    const { world, qemu } = this;
+    if (this.#captured !== undefined)
+      world.violated(`epoch ${epoch} begun, ${this.#captured.epoch} is not acknowledged`);
+    this.#drivingVm = true;
+    this.#drive((done) => {
+      qemu.command(this.life, () => qemu.stop());
+      qemu.command(
+        this.life,
+        () => {
+          if (qemu.gate) qemu.boundary();
+        },
+        () => {
+          this.#after(world.chance.between(0.5, 4), () => {
+            if (world.chance.oneIn(60)) {
+              this.#cont(() => {
+                done();
+                this.dispatch({
+                  type: 'capture-failed',
+                  epoch,
+                  failure: { code: 'HOLDFAST_E_QMP', message: 'save' },
+                });
+              });
+              return;
+            }
+            const captured = (): void => {
+              const mode = world.chance.oneIn(3) ? 'direct' : 'staged';
+              this.#captured = { epoch, mode, sent: qemu.sent };
+              done();
+              this.dispatch({ type: 'captured', epoch, mode });
+            };
+            if (!installGate) captured();
+            else
+              qemu.command(
+                this.life,
+                () => {
+                  qemu.gate = true;
+                },
+                captured,
+              );
+          });
+        },
+      );
+    });
+  }
+
+  #send(): void {
+    const { world, qemu } = this;
+    const sending = this.#captured;
+    const bulk = this.#bulk;
+    if (sending === undefined) return;
+    this.#captured = undefined;
+    this.#sending = sending;
+    world.clock.after(
+      world.chance.oneIn(10) ? world.chance.between(20, 80) : world.chance.between(0.5, 8),
+      () => {
+        if (this.#sending !== sending || bulk === undefined) return;
+        bulk.send('primary', {
+          type: 'epoch',
+          epoch: sending.epoch,
+          sent: sending.sent,
+          verify: () => {
+            if (sending.mode === 'direct' && this.life.alive && qemu.alive && qemu.sent !== sending.sent) {
+              world.violated(`torn pages: the VM ran while epoch ${sending.epoch} was sent directly`);
+            }
+          },
+        });
+      },
+    );
+  }
+
+  #enterLoss(action: Extract<PrimaryAction, { type: 'enter-loss' }>): void {
+    const { qemu, life } = this;
+    this.#intervalTimer += 1;
+    if (action.openGate) this.world.granted = true; // the operator's policy
+    this.#control?.send('primary', { type: action.openGate ? 'detach' : 'reconnecting' });
+    this.#disconnect();
+    this.#captured = undefined;
+    this.#drive((done) => {
+      const entered = (): void => {
+        done();
+        this.dispatch({ type: 'loss-entered' });
+      };
+      this.#after(this.world.chance.between(0.1, 2), () => {
+        if (action.vm === 'stop') {
+          this.#drivingVm = true;
+          // Stopped; whoever starts it from here on is the operator, and is noticed.
+          qemu.command(
+            life,
+            () => qemu.stop(),
+            () => {
+              this.#drivingVm = false;
+            },
+          );
+        } else if (!this.state.operatorPaused) {
+          this.#drivingVm = true;
+          qemu.command(
+            life,
+            () => qemu.cont(),
+            () => {
+              this.#drivingVm = false;
+            },
+          );
+        }
+        qemu.command(
+          life,
+          () => {
+            if (action.openGate) qemu.open();
+          },
+          entered,
+        );
+      });
+    });
+  }
+
+  #finish(kind: string, release: boolean): void {
+    const { qemu, life } = this;
+    this.#intervalTimer += 1;
+    if (kind === 'detached' || (kind === 'failed' && release)) {
+      this.world.granted = true; // the operator's word, or policy
+      this.#control?.send('primary', { type: 'detach' });
+    }
+    if (kind === 'vm-lost') this.#control?.send('primary', { type: 'vm-lost' });
+    this.#disconnect();
+    const leave = (): void => {
+      if (!qemu.alive) return;
+      if (this.#busy > 0) {
+        this.#after(0.5, leave); // what drives the VM ends first
+        return;
+      }
+      if (kind === 'switched-over') {
+        qemu.command(life, () => {
+          qemu.alive = false;
+        });
+      } else if (release) {
+        qemu.command(life, () => {
+          if (!this.state.operatorPaused) qemu.cont();
+          qemu.open();
+        });
+      } else {
+        qemu.command(life, () => qemu.stop());
+      }
+    };
+    leave();
+  }
+}
+
+const describe = (state: PrimaryState): string =>
+  state.phase.name === 'protected'
+    ? `${state.phase.cycle.at} ${state.epoch}`
+    : state.phase.name === 'ended'
+      ? `ended ${state.phase.outcome.kind}`
+      : state.phase.name;
