@@ -65,7 +65,7 @@ export const startPair = async (
     key,
     listen: `${replicationLinks.aToB.to.address}:${CONTROL_PORT}`,
     name: `b${id}`,
-    runDir: lab.path('b'),
+    runDir: lab.sharedMemoryPath('b'),
     ramDir: lab.sharedMemoryDir,
     replace: [{ from: guest.serialPath, to: `${guest.serialPath}-b` }],
   });
@@ -75,7 +75,7 @@ export const startPair = async (
     backup: `${replicationLinks.aToB.to.address}:${CONTROL_PORT}`,
     qmp: guest.qmpPath,
     name: `p${id}`,
-    runDir: lab.path('a'),
+    runDir: lab.sharedMemoryPath('a'), // a tmpfs, as /run is
     ...settings,
   });
   await primary.message('epoch');

@@ -6,7 +6,7 @@
  *        machine.step ──actions──► effects here ──events──► machine.step
  */
 import { EventEmitter } from 'node:events';
-import { mkdir, rm } from 'node:fs/promises';
+import { mkdir, rm, statfs } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { ControlMessage, SessionMessage } from '../control/messages.js';
@@ -49,6 +49,8 @@ const DEVICE_BYTES_MAX = 64 << 20;
 const BASE_ROUND_PAGES_SMALL = 4_096;
 /** Epochs an iterator may fall behind before the oldest are dropped. */
 const ITERATOR_EPOCHS_MAX = 1_024;
+/** statfs(2)'s type of tmpfs. QEMU writes the device state there in every pause. */
+const TMPFS_MAGIC = 0x01021994;
 /** A QEMU that closed its monitor gets this long to end before it counts as still running. */
 const QEMU_EXIT_GRACE_MS = 100;
 /** SHUTDOWN reasons that are not the guest's or the operator's wish: the backup takes over. */
@@ -221,6 +223,12 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       const record = await recordOf(records, vm, qmpPath);
       const scratchDir = join(settings.runDir, `primary-${settings.name}-${record.vmId}`);
       await mkdir(scratchDir, { recursive: true, mode: 0o700 });
+      if ((await statfs(scratchDir)).type !== TMPFS_MAGIC) {
+        log.warn(
+          { runDir: settings.runDir },
+          'the run directory is not on a tmpfs: pauses get longer by its disk',
+        );
+      }
       const gate =
         settings.gate === 'none' ? new NoGate() : new FilterBufferGate(vm.netdevs.map((netdev) => netdev.id));
       const adopted = await gate.adopt(qmp);
