@@ -173,8 +173,13 @@ export class CancelledError extends HoldfastError {
 const byCode: Readonly<
   Record<string, new (message: string, options?: HoldfastErrorOptions) => HoldfastError>
 > = {
-  HOLDFAST_E_SYSCALL: SystemError,
+  HOLDFAST_E_CONFIG: ConfigError,
+  HOLDFAST_E_UNSUPPORTED_VM: UnsupportedVmError,
   HOLDFAST_E_UNSUPPORTED: UnsupportedHostError,
+  HOLDFAST_E_QMP: QmpError,
+  HOLDFAST_E_QMP_CONNECTION: QmpConnectionError,
+  HOLDFAST_E_VM_GONE: VmGoneError,
+  HOLDFAST_E_SYSCALL: SystemError,
   HOLDFAST_E_INJECT: InjectError,
   HOLDFAST_E_RAM_MAPPING: RamMappingError,
   HOLDFAST_E_CONNECT: ConnectError,
@@ -187,6 +192,9 @@ const byCode: Readonly<
   HOLDFAST_E_LIMIT: LimitError,
   HOLDFAST_E_STATE_LOAD: StandbyError,
   HOLDFAST_E_FENCED: FencedError,
+  HOLDFAST_E_NOT_PROTECTED: NotProtectedError,
+  HOLDFAST_E_NO_DAEMON: NoDaemonError,
+  HOLDFAST_E_TIMEOUT: TimeoutError,
   HOLDFAST_E_CANCELLED: CancelledError,
 };
 

@@ -126,6 +126,8 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   #takeover: TakeoverReport | undefined;
   #detectMs = 0;
   #takingOver: Promise<void> | undefined;
+  /** Standbys of dropped generations that may not have ended yet. */
+  readonly #endingStandbys = new Set<Promise<void>>();
   #closing: Promise<void> | undefined;
 
   private constructor(settings: BackupSettings, server: ControlServer, records: VmRecords, log: Logger) {
@@ -465,10 +467,15 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     }
     if (this.#state.phase.name === 'taking-over') return; // Generation.run deals with it
     this.#log.error({ reason, log: session.generation.logPath }, 'the standby QEMU ended; starting another');
+    await this.#ensureStandby(session);
+  }
+
+  async #ensureStandby(session: Session): Promise<void> {
     try {
-      await session.generation.replaceStandby();
+      await Promise.all(this.#endingStandbys);
+      await session.generation.ensureStandby();
     } catch (error) {
-      const failure = toHoldfastError(error, 'replacing the standby');
+      const failure = toHoldfastError(error, 'starting a standby');
       this.emit('warning', failure);
       session.channel.send({ type: 'failure', code: failure.code, message: failure.message });
     }
@@ -488,7 +495,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
         this.#refuse(action.generation, action.failure, action.term);
         return;
       case 'drop-generation':
-        void this.#drop(action.generation);
+        void this.#drop(action.generation).then(() => this.#startPostponedStandby());
         return;
       case 'arm-grace':
         clearTimeout(this.#graceTimer);
@@ -518,6 +525,13 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     if (session === undefined) return;
     try {
       await session.generation.prepare();
+      await Promise.all(this.#endingStandbys);
+      // An earlier generation's standby has the VM's tap device, image locks and ports. As long as it
+      // could be needed, this one's waits; it can be started, for that one was.
+      const kept = this.#session(this.#state.checkpoint?.generation);
+      if (kept === undefined || kept === session || kept.generation.standby === undefined) {
+        await session.generation.ensureStandby();
+      }
       this.#dispatch({ type: 'prepared', generation: id });
     } catch (error) {
       const failure = toHoldfastError(error, 'preparing the standby');
@@ -530,6 +544,12 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
         failure: { code: failure.code, message: `${failure.message}.${cure}` },
       });
     }
+  }
+
+  /** The earlier generation is gone: see #prepare. */
+  async #startPostponedStandby(): Promise<void> {
+    const session = this.#session(this.#state.receiving);
+    if (this.#state.phase.name === 'protecting' && session !== undefined) await this.#ensureStandby(session);
   }
 
   #accept(id: number): void {
@@ -567,9 +587,14 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     this.#sessions.delete(id);
     session.over = true;
     session.liveness?.stop();
-    await Promise.all([session.channel.close(), session.generation.drop()]).catch((error: unknown) => {
+    const dropped = session.generation.drop().catch((error: unknown) => {
       this.#log.error({ err: toHoldfastError(error).message }, 'dropping a generation');
     });
+    const standbyEnded = session.generation.idle();
+    this.#endingStandbys.add(standbyEnded);
+    await standbyEnded;
+    this.#endingStandbys.delete(standbyEnded);
+    await Promise.all([session.channel.close(), dropped]);
   }
 
   async #takeOver(action: Extract<BackupAction, { type: 'take-over' }>): Promise<void> {
@@ -585,6 +610,8 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     const { generation } = session;
     try {
       const { fenceMs } = await generation.fence();
+      if (this.#session(action.abandon)?.generation.standby !== undefined) void this.#drop(action.abandon!);
+      await Promise.all(this.#endingStandbys); // a standby that is being ended still has the tap device
       const { epoch, loadMs } = await generation.run((standby) =>
         this.#records.write({
           vmId: vm.vmId,

@@ -2,7 +2,8 @@
  * One generation: a replica file, a receiver that fills it, and a standby QEMU
  * that can run it. Made per session; at a takeover it becomes the VM.
  *
- *   prepare ─► token accepted on bulk port, standby waiting with -incoming defer
+ *   prepare ─► token accepted on bulk port
+ *   ensureStandby ─► QEMU waits with -incoming defer
  *   fence   ─► no acknowledgement leaves any more; last epoch applied
  *   run     ─► device state into the standby; it resumes
  *   drop    ─► everything removed (not after run)
@@ -111,7 +112,7 @@ export class Generation {
     return this.#receiver.idleMs();
   }
 
-  /** @throws NoSpaceError, StandbyError */
+  /** Reserves the replica and waits for the bulk connection. @throws NoSpaceError */
   async prepare(): Promise<void> {
     await mkdir(this.#dir, { recursive: true, mode: 0o700 });
     const { ramBytes, pageSize, deviceBytesMax } = this.session;
@@ -123,7 +124,6 @@ export class Generation {
       epochBytesMax: ramBytes,
       deviceBytesMax,
     });
-    await this.#exclusively(() => this.#launchStandby());
     if (this.#state === 'new') this.#state = 'ready';
   }
 
@@ -133,11 +133,15 @@ export class Generation {
     return this.#fencing;
   }
 
-  /** A standby that died while waiting is replaced: the replica and the checkpoint are not touched by that. */
-  async replaceStandby(): Promise<void> {
+  /**
+   * Launches the standby if there is none; one that died while waiting is
+   * replaced. The replica and the checkpoint are not touched by that.
+   * @throws StandbyError, VmGoneError
+   */
+  async ensureStandby(): Promise<void> {
     await this.#exclusively(async () => {
       if (this.#state === 'running' || this.#state === 'dropped') return;
-      if (this.#standby?.qmp.open) return; // somebody else has replaced it
+      if (this.#standby?.qmp.open) return;
       await this.#endStandby();
       await this.#launchStandby();
     });
@@ -155,7 +159,7 @@ export class Generation {
     let failure: unknown;
     for (let attempt = 0; attempt < STANDBY_ATTEMPTS_MAX; attempt += 1) {
       try {
-        await this.replaceStandby();
+        await this.ensureStandby();
         const standby = this.#standby;
         if (standby === undefined) throw new StandbyError('the generation was dropped');
         await claim(standby.vm.identity);
@@ -212,6 +216,11 @@ export class Generation {
     await this.#receiver.close();
     await rm(this.ramPath, { force: true });
     await rm(this.#dir, { recursive: true, force: true });
+  }
+
+  /** Settles when no standby is being launched or ended, as far as it was asked for. */
+  async idle(): Promise<void> {
+    await this.#queue;
   }
 
   /** After the VM of a running generation has ended. */

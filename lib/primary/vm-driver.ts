@@ -143,9 +143,11 @@ export class VmDriver {
     const pauseStartMs = performance.now();
     this.#stoppedByUs = true;
     this.#resumedByOther = false;
-    // One write: QEMU's monitor runs them in order, without a round trip in between.
-    const [stopAnswer, ...restAnswers] = this.#qmp.pipeline([
-      { execute: 'stop' },
+    // Alone: QEMU answers a pipeline's first command only when its main loop comes to rest, and the
+    // capture is to begin at once. The rest then is one write, and runs beside the capture.
+    await this.#qmp.execute('stop');
+    const stoppedMs = performance.now();
+    const answers = this.#qmp.pipeline([
       ...(xenSave
         ? [
             {
@@ -158,13 +160,10 @@ export class VmDriver {
       ...this.#gate.boundaryCommands(),
     ]);
     const doneMs: number[] = [];
-    const rest = restAnswers.map(async (answer, index) => {
-      await answer;
+    const rest = answers.map(async (answer, index) => {
+      await (xenSave && index === 0 ? answer.catch(notSaved(devicePath)) : answer);
       doneMs[index] = performance.now();
     });
-    for (const answer of rest) answer.catch(() => {}); // awaited below, but `stop` may fail before
-    await stopAnswer;
-    const stoppedMs = performance.now();
     const [captured] = await allOrFirstFailure([request.capture(), ...rest]);
     let deviceDoneMs = doneMs[0] ?? performance.now();
     if (!xenSave) {
@@ -204,6 +203,18 @@ export class VmDriver {
     return done;
   }
 }
+
+/** QEMU says only "an IO error": where it happened, and what it usually is. */
+const notSaved =
+  (path: string) =>
+  (cause: Error): never => {
+    if (!(cause instanceof QmpError)) throw cause;
+    throw new QmpError(`QEMU could not write the device state to ${path}: ${cause.message}`, {
+      cause,
+      cure: 'Make room in the run directory (df), or choose another with --run-dir.',
+      details: cause.details,
+    });
+  };
 
 /** Waits for all, so that nothing is under way afterwards, then throws the first failure. */
 const allOrFirstFailure = async <T>(promises: readonly [Promise<T>, ...Promise<unknown>[]]): Promise<[T]> => {

@@ -11,7 +11,7 @@ import { z } from 'zod';
 type NoArguments = Readonly<Record<string, never>>;
 
 export interface CommandArguments {
-  readonly qmp_capabilities: NoArguments;
+  readonly qmp_capabilities: { readonly enable: readonly string[] };
   readonly stop: NoArguments;
   readonly cont: NoArguments;
   readonly quit: NoArguments;
