@@ -41,7 +41,7 @@ interface EpochCase {
 
 const usual = { captureMode: 'staged', sender: 'sendfile', deviceState: 'xen-save' } as const;
 
-/** About 5,000 dirty pages in 100 ms, about 400 in 20 ms: what issue 2 sets figures for; then one change each. */
+/** About 5,000 dirty pages in 100 ms, and at most 500 in 20 ms; then one change each. */
 const cases: readonly EpochCase[] = [
   {
     name: 'dirty-5000',
