@@ -777,7 +777,8 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       await this.#tellBackup(outcome, release);
       await this.#disconnect();
       await this.#driver.idle(); // nothing may start or stop the VM behind what comes now
-      if (this.#qmp.open) await this.#leaveVm(outcome, release);
+      const vmIsGone = outcome.kind === 'vm-ended' || outcome.kind === 'vm-lost';
+      if (vmIsGone || this.#qmp.open) await this.#leaveVm(outcome, release);
     } catch (error) {
       this.#log.error({ err: toHoldfastError(error).message }, 'while ending');
     }

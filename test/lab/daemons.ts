@@ -3,7 +3,7 @@
  * line, in a host's namespace, with --json.
  */
 
-import { mkdirSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { askDaemon } from '../../lib/admin/client.js';
 import { adminSocketPath } from '../../lib/admin/protocol.js';
@@ -16,27 +16,35 @@ import { type HostName, replicationLinks } from './network.js';
 import type { ExecResult } from './process.js';
 
 export const CONTROL_PORT = 7788;
-const LINKS = { b: replicationLinks.aToB, d: replicationLinks.bToD } as const;
+
+/** Hosts that a VM can be protected onto, and where a backup listens there. */
+export type BackupHost = 'a' | 'b' | 'd';
+const backupHosts: Readonly<Record<BackupHost, string>> = {
+  a: replicationLinks.aToB.from.address,
+  b: replicationLinks.aToB.to.address,
+  d: replicationLinks.bToD.to.address,
+};
 
 const cli = (): string => join(repositoryRoot(), 'dist/lib/cli/main.js');
 
 /** Each host has a run directory of its own, as if it were a machine of its own. */
 export const runDirOf = (lab: Lab, host: HostName): string => {
-  const dir = lab.path(`run-${host}`);
+  const dir = lab.sharedMemoryPath(`run-${host}`);
   mkdirSync(dir, { recursive: true, mode: 0o700 });
   return dir;
 };
 
+/** The lab's pre-shared key. */
 export const keyFileOf = (lab: Lab): string => {
   const path = lab.path('key');
-  writeFileSync(path, `${'0123456789abcdef'.repeat(2)}\n`, { mode: 0o600 });
+  if (!existsSync(path)) writeFileSync(path, `${'0123456789abcdef'.repeat(2)}\n`, { mode: 0o600 });
   return path;
 };
 
 /** Where the backup on this host listens. */
-export const backupAddress = (host: 'b' | 'd'): string => `${LINKS[host].to.address}:${CONTROL_PORT}`;
+export const backupAddress = (host: BackupHost): string => `${backupHosts[host]}:${CONTROL_PORT}`;
 
-/** Runs the command line to its end inside a host. */
+/** Runs a request (`status`, `switchover`, …) to its end inside a host, against that host's daemons. */
 export const holdfast = async (
   lab: Lab,
   host: HostName,
@@ -45,67 +53,75 @@ export const holdfast = async (
 ): Promise<ExecResult> =>
   await lab.host(host).exec(process.execPath, [cli(), ...args, '--run-dir', runDirOf(lab, host)], options);
 
-/** `last` comes after all flags: it may begin with `--`. */
+export interface SmallTmpfs {
+  /** An existing directory. */
+  readonly dir: string;
+  readonly sizeMb: number;
+}
+
+/** Runs its arguments over a tmpfs that only they see, and that ends with them. */
+const mountAndRun = 'mount -t tmpfs -o size="$1"m tmpfs "$2" && shift 2 && exec "$@"';
+
 const startDaemon = async (
   lab: Lab,
   host: HostName,
+  command: 'primary' | 'backup',
   args: readonly string[],
-  last: readonly string[] = [],
+  tmpfs?: SmallTmpfs,
 ): Promise<JsonProcess> => {
   const common = [
-    '--key-file',
-    keyFileOf(lab),
-    '--run-dir',
-    runDirOf(lab, host),
-    '--json',
-    '--log-level',
-    'info',
+    ...['--key-file', keyFileOf(lab), '--run-dir', runDirOf(lab, host), '--ram-dir', lab.sharedMemoryDir],
+    ...['--json', '--log-level', 'info'],
   ];
-  return new JsonProcess(await lab.host(host).spawn(process.execPath, [cli(), ...args, ...common, ...last]));
+  // `args` come last: they override what the lab says, and may end in `-- qemu …`.
+  const daemon = [process.execPath, cli(), command, ...common, ...args];
+  // `ip netns exec` gives each process a mount namespace of its own.
+  const [program = '', ...programArgs] =
+    tmpfs === undefined
+      ? daemon
+      : ['sh', '-c', mountAndRun, 'sh', String(tmpfs.sizeMb), tmpfs.dir, ...daemon];
+  return new JsonProcess(await lab.host(host).spawn(program, programArgs));
 };
 
-/** `holdfast backup`, listening when this settles. */
+/** `holdfast backup`, listening when this settles. `args` override the lab's own settings. */
 export const startBackup = async (
   lab: Lab,
-  host: 'b' | 'd',
+  host: BackupHost,
   args: readonly string[] = [],
+  tmpfs?: SmallTmpfs,
 ): Promise<JsonProcess> => {
-  const daemon = await startDaemon(lab, host, [
-    'backup',
-    ...['--listen', backupAddress(host), '--ram-dir', lab.sharedMemoryDir],
-    ...args,
-  ]);
+  const daemon = await startDaemon(lab, host, 'backup', ['--listen', backupAddress(host), ...args], tmpfs);
   await daemon.message('idle');
   return daemon;
 };
 
-/** `holdfast primary`, towards the backup on `backup`; `vm` is `--qmp SOCKET` or `-- qemu …`. */
+/**
+ * `holdfast primary`, towards the backup on `backup`; `vm` is `--qmp SOCKET` or `-- qemu …`. Settles when
+ * the process has started; its messages tell how far it is. `args` override the lab's own settings.
+ */
 export const startPrimary = async (
   lab: Lab,
   options: {
-    readonly host: 'a' | 'b';
-    readonly backup: 'b' | 'd';
+    readonly host: HostName;
+    readonly backup: BackupHost;
     readonly vm: readonly string[];
     readonly args?: readonly string[];
+    readonly tmpfs?: SmallTmpfs;
   },
-): Promise<JsonProcess> =>
-  await startDaemon(
-    lab,
-    options.host,
-    [
-      'primary',
-      ...['--backup', backupAddress(options.backup), '--ram-dir', lab.sharedMemoryDir],
-      ...(options.args ?? []),
-    ],
-    options.vm,
-  );
+): Promise<JsonProcess> => {
+  const { host, backup, vm, args = [], tmpfs } = options;
+  return await startDaemon(lab, host, 'primary', ['--backup', backupAddress(backup), ...args, ...vm], tmpfs);
+};
 
-export const primaryStatus = async (lab: Lab, host: HostName = 'a'): Promise<PrimaryStatus> =>
-  (await askDaemon(adminSocketPath(runDirOf(lab, host), 'primary'), 'status', {
-    timeoutMs: 5_000,
-  })) as PrimaryStatus;
+const statusOf = async (runDir: string, name: string): Promise<unknown> =>
+  await askDaemon(adminSocketPath(runDir, name), 'status', { timeoutMs: 5_000 });
+
+/** @param runDir where to look, if it is not the one the lab gives to that host. */
+export const primaryStatus = async (
+  lab: Lab,
+  host: HostName = 'a',
+  runDir = runDirOf(lab, host),
+): Promise<PrimaryStatus> => (await statusOf(runDir, 'primary')) as PrimaryStatus;
 
 export const backupStatus = async (lab: Lab, host: HostName = 'b'): Promise<BackupStatus> =>
-  (await askDaemon(adminSocketPath(runDirOf(lab, host), 'backup'), 'status', {
-    timeoutMs: 5_000,
-  })) as BackupStatus;
+  (await statusOf(runDirOf(lab, host), 'backup')) as BackupStatus;

@@ -1,0 +1,12 @@
+/** Random numbers that can be had again: mulberry32, good enough to draw moments, 32 bits of state. */
+
+/** @returns a function that gives numbers in [0, 1), always the same ones for a seed. */
+export const randomSource = (seed: number): (() => number) => {
+  let state = seed >>> 0;
+  return () => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
+    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
+  };
+};
