@@ -201,7 +201,7 @@ const measureFailover = async (trials: number, progress: Progress): Promise<Benc
 };
 
 export const runEpochSuite = async (smoke: boolean, progress: Progress): Promise<SuiteOutput> => {
-  const epochs = smoke ? 20 : 300;
+  const epochs = smoke ? 20 : 200;
   const results: BenchResult[] = [];
   for (const one of smoke ? cases.slice(0, 2) : cases)
     results.push(...(await measureCase(one, epochs, progress)));

@@ -51,6 +51,20 @@ std::vector<PageRun> UnionOf(const std::vector<PageRun>& left, const std::vector
   return merged;
 }
 
+std::vector<PageRun> Ordered(std::vector<PageRun> runs) {
+  uint64_t next_page = 0;
+  bool in_order = true;
+  for (const PageRun& run : runs) {
+    in_order = in_order && run.pages > 0 && run.first_page >= next_page;
+    next_page = run.first_page + run.pages;
+  }
+  if (in_order) return runs;
+  std::sort(runs.begin(), runs.end(), [](const PageRun& a, const PageRun& b) {
+    return a.first_page < b.first_page;
+  });
+  return UnionOf(runs, {});  // drops what is empty or covered already
+}
+
 uint64_t PagesOf(const std::vector<PageRun>& runs) {
   uint64_t pages = 0;
   for (const PageRun& run : runs) pages += run.pages;

@@ -51,6 +51,13 @@ class DirtyTracker {
 // Appends `run`, joined with the last one where they touch in both page numbers.
 void AppendRun(std::vector<PageRun>& runs, const PageRun& run);
 
+// Ascending, disjoint and not empty, as the wire wants them. A scan is not quite:
+// when more regions are found than the kernel buffers at a time (512), the
+// walk_end of PAGEMAP_SCAN may stay at an earlier stop although the walk was
+// completed (do_pagemap_scan, fs/proc/task_mmu.c). The walk then goes over the
+// rest again, and a page written in between is reported a second time.
+std::vector<PageRun> Ordered(std::vector<PageRun> runs);
+
 // Union of two ascending sets; source_page = first_page.
 std::vector<PageRun> UnionOf(const std::vector<PageRun>& left, const std::vector<PageRun>& right);
 

@@ -136,11 +136,11 @@ Result<std::vector<PageRun>> Primary::TakeDirtyPages(bool all) {
     if (!populated.ok()) return populated.error();
     runs = std::move(populated).value();
   } else {
-    runs = carry_.empty() ? std::move(written).value() : UnionOf(written.value(), carry_);
+    runs = carry_.empty() ? std::move(written).value() : UnionOf(Ordered(std::move(written).value()), carry_);
   }
   carry_.clear();
   dirty_set_unknown_ = false;
-  return runs;
+  return Ordered(std::move(runs));
 }
 
 Status Primary::SendRound(const std::vector<PageRun>& runs, const CancelSignal& cancel) {
