@@ -8,6 +8,8 @@ export default defineConfig({
     // the addon's threads belong to a process.
     pool: 'forks',
     fileParallelism: false,
+    // Whole machines on two shared cores: a test that failed is run once more, and is named in the report.
+    retry: 1,
     testTimeout: 60_000,
     hookTimeout: 60_000,
     teardownTimeout: 30_000,
