@@ -10,7 +10,13 @@ import { mkdir, rm, statfs } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { ControlMessage, SessionMessage } from '../control/messages.js';
-import { CancelledError, type HoldfastError, NotProtectedError, toHoldfastError } from '../errors.js';
+import {
+  CancelledError,
+  type HoldfastError,
+  NotProtectedError,
+  PeerLostError,
+  toHoldfastError,
+} from '../errors.js';
 import { type Logger, NOTHING_LOGGED } from '../log.js';
 import { native, type PrimaryEngine, type RamMapping } from '../native.js';
 import { FilterBufferGate } from '../output/filter-buffer.js';
@@ -516,6 +522,8 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
 
   async #connect(term: number, outputHeld: boolean): Promise<void> {
     const address = parseHostPort(this.#settings.backup);
+    let connecting = true;
+    let lostMeanwhile: string | undefined;
     try {
       const link = await BackupLink.open({
         address,
@@ -524,7 +532,16 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         connectTimeoutMs: this.#settings.connectTimeoutMs,
         signal: this.#abortConnect.signal,
         onMessage: (message) => this.#onMessage(message),
-        onLost: (reason) => this.#dispatch({ type: 'backup-lost', reason }),
+        onLost: (reason) => {
+          if (!connecting) {
+            this.#dispatch({ type: 'backup-lost', reason });
+            return;
+          }
+          // This attempt fails, once: were it reported as a loss, the next attempt would begin beside
+          // this one, and this one's disconnect would cut the next one's session unnoticed.
+          lostMeanwhile = reason;
+          void this.#engine.disconnect();
+        },
       });
       this.#link = link;
       await this.#engine.connect({
@@ -533,6 +550,8 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         token: link.bulkToken,
         timeoutMs: this.#settings.connectTimeoutMs,
       });
+      if (lostMeanwhile !== undefined) throw new PeerLostError(lostMeanwhile);
+      connecting = false;
       this.#dispatch({ type: 'connected' });
     } catch (error) {
       await this.#disconnect();
