@@ -6,6 +6,7 @@
  * checkpointing on stock QEMU can go below: a bare stop, device state and cont
  * over QMP on the same, unprotected guest.
  */
+import { measured } from '../lib/primary/epoch-report.js';
 import { QmpClient } from '../lib/qmp/client.js';
 import { saveDeviceState } from '../lib/qmp/recipes.js';
 import { percentile } from '../lib/stats.js';
@@ -81,22 +82,6 @@ const cases: readonly EpochCase[] = [
   },
 ];
 
-const parts = [
-  'pauseMs',
-  'stopMs',
-  'deviceMs',
-  'gateMs',
-  'scanMs',
-  'copyMs',
-  'contMs',
-  'sendMs',
-  'ackMs',
-  'releaseDelayMs',
-  'outputDelayMs',
-  'intervalMs',
-  'dirtyPages',
-] as const;
-
 const summarise = (epochs: readonly MeasuredEpoch[]): Record<string, number> => {
   const metrics: Record<string, number> = { epochs: epochs.length };
   const put = (name: string, samples: readonly number[]): void => {
@@ -104,7 +89,7 @@ const summarise = (epochs: readonly MeasuredEpoch[]): Record<string, number> => 
     metrics[`${stem}${unit}P50`] = percentile(samples, 50);
     metrics[`${stem}${unit}P99`] = percentile(samples, 99);
   };
-  for (const part of parts)
+  for (const part of measured)
     put(
       part,
       epochs.map((epoch) => epoch[part]),
@@ -112,10 +97,6 @@ const summarise = (epochs: readonly MeasuredEpoch[]): Record<string, number> => 
   put(
     'applyMs',
     epochs.flatMap((epoch) => (epoch.previousApplyMs === undefined ? [] : [epoch.previousApplyMs])),
-  );
-  metrics.deviceBytesP50 = percentile(
-    epochs.map((epoch) => epoch.deviceBytes),
-    50,
   );
   metrics.primaryOwnBytesMax = Math.max(...epochs.map((epoch) => epoch.ownBytes));
   return metrics;

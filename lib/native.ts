@@ -124,14 +124,27 @@ export interface CaptureOptions {
   readonly mode: NativeCaptureMode;
 }
 
+export interface PrestageResult {
+  /** Staged; 0 also where there was too much for half of the staging pool. */
+  readonly pages: number;
+  readonly scanMs: number;
+  readonly copyMs: number;
+}
+
 export interface CaptureResult {
   /**
    * What was done: `direct` also when `staged` was asked for but the dirty set
    * exceeds the staging pool; the VM must then stay paused until send() settles.
    */
   readonly mode: NativeCaptureMode;
+  /** Of the epoch, the prestaged ones included. */
   readonly dirtyPages: number;
+  /** Staged by prestage(), before the pause. */
+  readonly prestagedPages: number;
+  /** Of these, written again before the pause, and so staged twice. */
+  readonly supersededPages: number;
   readonly runs: number;
+  /** Within the pause. */
   readonly scanMs: number;
   readonly copyMs: number;
 }
@@ -173,7 +186,8 @@ export interface SendResult {
 /**
  * The primary's data plane for one VM: tracker, staging, one bulk connection.
  *
- * Order per epoch: capture() while the VM is stopped; then send(). With
+ * Order per epoch: prestage() while the VM runs, where it pays; capture() while
+ * the VM is stopped; then send(). With
  * `staged` the VM may run as soon as capture() settles; with `direct` it must
  * stay stopped until send() settles. At most one epoch is unacknowledged:
  * capture(N+1) before send(N) settled rejects with HOLDFAST_E_LIMIT.
@@ -184,6 +198,12 @@ export interface PrimaryEngine {
   connect(options: ConnectOptions): Promise<void>;
   /** One live round of the base sync, straight from guest RAM. The VM runs. */
   baseRound(options: BaseRoundOptions): Promise<BaseRoundResult>;
+  /**
+   * Speculative staging: copies what is dirty by now, so that capture() copies
+   * only what is written after this. Rejects with HOLDFAST_E_LIMIT before the
+   * last send() settled.
+   */
+  prestage(): Promise<PrestageResult>;
   capture(options: CaptureOptions): Promise<CaptureResult>;
   /** Settles on the backup's acknowledgement, never on a kernel completion. */
   send(options: SendOptions): Promise<SendResult>;

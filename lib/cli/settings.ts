@@ -80,6 +80,10 @@ export const primaryFlags = {
   name: { flag: '--name <name>', help: 'name of this daemon in `holdfast status`' },
   intervalMs: { flag: '--interval <duration>', help: 'from checkpoint to checkpoint', ...duration },
   captureMode: { flag: '--capture <mode>', help: `how dirty pages are captured: ${choices('captureMode')}` },
+  prestage: {
+    flag: '--prestage <when>',
+    help: `stage dirty pages before the pause, while the VM runs: ${choices('prestage')}`,
+  },
   deviceState: {
     flag: '--device-state <path>',
     help: `how device state is saved: ${choices('deviceState')}`,
@@ -144,7 +148,7 @@ export const backupFlags = {
   logLevel,
 } as const satisfies Record<keyof BackupCommandSettings, Flag>;
 
-function choices(key: 'captureMode' | 'deviceState' | 'sender' | 'gate'): string {
+function choices(key: 'captureMode' | 'prestage' | 'deviceState' | 'sender' | 'gate'): string {
   return primarySettings.shape[key].unwrap().options.join(', ');
 }
 

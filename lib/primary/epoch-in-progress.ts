@@ -6,6 +6,7 @@ import type { Paused } from './vm-driver.js';
 export interface EpochInProgress {
   readonly epoch: number;
   readonly paused: Paused;
+  readonly prestageMs: number;
   /** When the VM began to run this epoch, and since when the pause before it. */
   readonly beganMs: number;
   readonly intervalMs: number;
@@ -18,6 +19,9 @@ export const reportOf = (epoch: EpochInProgress, sent: SendResult, releasedMs: n
   epoch: epoch.epoch,
   mode: epoch.paused.captured.mode,
   dirtyPages: epoch.paused.captured.dirtyPages,
+  prestagedPages: epoch.paused.captured.prestagedPages,
+  supersededPages: epoch.paused.captured.supersededPages,
+  prestageMs: epoch.prestageMs,
   zeroPages: sent.zeroPages,
   bytes: sent.bytes,
   deviceBytes: sent.deviceBytes,

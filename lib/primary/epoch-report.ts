@@ -10,11 +10,17 @@ export interface EpochReport {
   readonly epoch: number;
   readonly mode: EpochMode;
   readonly dirtyPages: number;
+  /** Of these, staged before the pause, while the VM ran. */
+  readonly prestagedPages: number;
+  /** Of those, written again before the pause, and so staged twice. */
+  readonly supersededPages: number;
   /** Of these, pages that were all zero and did not travel. */
   readonly zeroPages: number;
   /** Bytes on the bulk connection. */
   readonly bytes: number;
   readonly deviceBytes: number;
+  /** Scan and copy before the pause; 0 where nothing was prestaged. */
+  readonly prestageMs: number;
   /** From sending `stop` to the answer of `cont`: the guest did not run. */
   readonly pauseMs: number;
   /** QMP stop. */
@@ -51,7 +57,9 @@ export interface Distribution {
   readonly max: number;
 }
 
-const measured = [
+/** Every figure of a report that has a distribution. */
+export const measured = [
+  'prestageMs',
   'pauseMs',
   'stopMs',
   'deviceMs',
@@ -64,6 +72,8 @@ const measured = [
   'releaseDelayMs',
   'outputDelayMs',
   'dirtyPages',
+  'prestagedPages',
+  'supersededPages',
   'bytes',
   'deviceBytes',
   'intervalMs',

@@ -27,6 +27,8 @@ export const primarySettings = z.strictObject({
   /** From the begin of one pause to the begin of the next. */
   intervalMs: ms(1, 60_000).default(25),
   captureMode: z.enum(['staged', 'direct', 'auto']).default('staged'),
+  /** Stage what is dirty shortly before the pause, too, where that shortens it (staged capture only). */
+  prestage: z.enum(['auto', 'off']).default('auto'),
   deviceState: z.enum(['xen-save', 'migrate-fd']).default('xen-save'),
   sender: z.enum(['copy', 'sendfile', 'splice']).default('sendfile'),
   gate: z.enum(['filter-buffer', 'none']).default('filter-buffer'),

@@ -47,6 +47,7 @@ import {
   parseHostPort,
 } from './options.js';
 import { describeOutcome, outcomeError } from './outcome.js';
+import { PrestageChooser } from './prestage.js';
 import { VmDriver } from './vm-driver.js';
 
 /** QEMU writes 5 KB to a few hundred KB of device state; ROM blocks come on top in the prefix. */
@@ -124,6 +125,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   readonly #driver: VmDriver;
   readonly #log: Logger;
   readonly #modes: CaptureModeChooser;
+  readonly #prestage: PrestageChooser;
   readonly #statistics = new EpochStatistics();
   readonly #ended: { promise: Promise<Outcome>; resolve: (outcome: Outcome) => void };
   readonly #abortConnect = new AbortController();
@@ -165,6 +167,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     this.#scratchDir = parts.scratchDir;
     this.#log = parts.log;
     this.#modes = new CaptureModeChooser(parts.settings.captureMode);
+    this.#prestage = new PrestageChooser(parts.settings.prestage === 'auto');
     let resolve: (outcome: Outcome) => void = () => {};
     const promise = new Promise<Outcome>((settle) => {
       resolve = settle;
@@ -480,7 +483,10 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         return;
       case 'arm-interval':
         clearTimeout(this.#intervalTimer);
-        this.#intervalTimer = setTimeout(() => this.#dispatch({ type: 'tick' }), action.ms);
+        this.#intervalTimer = setTimeout(
+          () => this.#dispatch({ type: 'tick' }),
+          action.ms - this.#prestage.leadMs,
+        );
         return;
       case 'arm-retry':
         clearTimeout(this.#retryTimer);
@@ -660,15 +666,21 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     const { epoch } = action;
     const beganMs = this.#driver.lastResumeMs;
     try {
+      const mode = this.#modes.next();
+      const prestaged =
+        mode === 'staged' && this.#prestage.next() ? await this.#engine.prestage() : undefined;
+      const prestageMs = prestaged === undefined ? 0 : prestaged.scanMs + prestaged.copyMs;
       const paused = await this.#driver.pause({
         epoch,
         installGate: action.installGate,
         takePrefix: action.takePrefix,
-        capture: () => this.#engine.capture({ epoch, mode: this.#modes.next() }),
+        capture: () => this.#engine.capture({ epoch, mode }),
       });
+      this.#prestage.observe({ ...paused.captured, prestageMs });
       this.#inProgress = {
         epoch,
         paused,
+        prestageMs,
         beganMs: beganMs ?? paused.pauseStartMs,
         intervalMs: this.#lastPauseStartMs === undefined ? 0 : paused.pauseStartMs - this.#lastPauseStartMs,
         contMs: 0,
@@ -715,6 +727,11 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     const inProgress = this.#inProgress;
     if (inProgress === undefined || inProgress.epoch !== epoch) return;
     const { paused } = inProgress;
+    // First things first: where cores are few, sending takes them from QEMU's resume.
+    await this.#driver.idle();
+    const { phase } = this.#state;
+    // Lost meanwhile: the epoch is aborted, and what comes next may be another session.
+    if (phase.name !== 'protected' || phase.cycle.at !== 'sending' || phase.cycle.epoch !== epoch) return;
     // Bounded: a backup whose heart beats but that never acknowledges must not hold output for ever.
     const overdue = setTimeout(
       () =>

@@ -52,6 +52,7 @@ export class VmDriver {
   readonly #qmp: QmpClient;
   readonly #gate: OutputGate;
   #queue: Promise<unknown> = Promise.resolve();
+  #underWay = 0;
   /** True from our stop to the end of our cont: a STOP within is ours. */
   #stoppedByUs: boolean;
   /** Our cont is under way: the RESUME is its. */
@@ -143,11 +144,9 @@ export class VmDriver {
     const pauseStartMs = performance.now();
     this.#stoppedByUs = true;
     this.#resumedByOther = false;
-    // Alone: QEMU answers a pipeline's first command only when its main loop comes to rest, and the
-    // capture is to begin at once. The rest then is one write, and runs beside the capture.
-    await this.#qmp.execute('stop');
-    const stoppedMs = performance.now();
-    const answers = this.#qmp.pipeline([
+    // One write: QEMU goes from each to the next by itself. The answer of `stop` starts the capture.
+    const [stopped = Promise.resolve(), ...answers] = this.#qmp.pipeline([
+      { execute: 'stop' },
       ...(xenSave
         ? [
             {
@@ -159,12 +158,17 @@ export class VmDriver {
         : []),
       ...this.#gate.boundaryCommands(),
     ]);
+    let stoppedMs = pauseStartMs;
+    const capturing = stopped.then(() => {
+      stoppedMs = performance.now();
+      return request.capture();
+    });
     const doneMs: number[] = [];
     const rest = answers.map(async (answer, index) => {
       await (xenSave && index === 0 ? answer.catch(notSaved(devicePath)) : answer);
       doneMs[index] = performance.now();
     });
-    const [captured] = await allOrFirstFailure([request.capture(), ...rest]);
+    const [captured] = await allOrFirstFailure([capturing, ...rest]);
     let deviceDoneMs = doneMs[0] ?? performance.now();
     if (!xenSave) {
       await migrateToFile(this.#qmp, devicePath);
@@ -197,8 +201,16 @@ export class VmDriver {
     return { path, bytes };
   }
 
+  /** At once where nothing is under way: what starts the VM must not wait for another turn of the loop. */
   #exclusively<T>(work: () => Promise<T>): Promise<T> {
-    const done = this.#queue.then(work);
+    const run = async (): Promise<T> => {
+      try {
+        return await work();
+      } finally {
+        this.#underWay -= 1;
+      }
+    };
+    const done = this.#underWay++ === 0 ? run() : this.#queue.then(run);
     this.#queue = done.catch(() => {});
     return done;
   }

@@ -33,11 +33,13 @@ class JobThread {
   enum class Push { kAccepted, kFull, kStopping };
 
   Push TryPush(Job job) {
-    const std::lock_guard lock(mutex_);
-    if (stopping_) return Push::kStopping;
-    if (jobs_.size() >= jobs_max_) return Push::kFull;
-    jobs_.push_back(std::move(job));
-    changed_.notify_one();
+    {
+      const std::lock_guard lock(mutex_);
+      if (stopping_) return Push::kStopping;
+      if (jobs_.size() >= jobs_max_) return Push::kFull;
+      jobs_.push_back(std::move(job));
+    }
+    changed_.notify_one();  // without the lock, or the woken thread blocks on it at once
     return Push::kAccepted;
   }
 

@@ -79,7 +79,10 @@ class WorkerPool {
       lock.unlock();
       Take(*body, count);
       lock.lock();
-      if (--busy_ == 0) done_.notify_one();
+      if (--busy_ > 0) continue;
+      lock.unlock();
+      done_.notify_one();  // without the lock, or the caller blocks on it at once
+      lock.lock();
     }
   }
 

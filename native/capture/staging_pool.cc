@@ -14,8 +14,8 @@ namespace {
 
 constexpr uint64_t kMemoryPageBytes = 4096;
 constexpr uint64_t kGrowBytes = 8ull << 20;
-// One helping for a copying thread: enough to be worth taking, small enough to share.
-constexpr uint64_t kSliceBytes = 512ull << 10;
+// One helping for a copying thread: enough to be worth waking it, small enough to share.
+constexpr uint64_t kSliceBytes = 1ull << 20;
 
 constexpr uint64_t RoundUp(uint64_t value, uint64_t unit) {
   return (value + unit - 1) / unit * unit;
@@ -84,19 +84,19 @@ Status StagingPool::Grow(uint64_t bytes) {
 }
 
 Status StagingPool::Stage(const PageSource& guest, uint32_t page_size, std::vector<PageRun>& runs,
-                          WorkerPool& pool) {
-  uint64_t pages = 0;
+                          uint64_t first_page, WorkerPool& pool) {
+  uint64_t end_page = first_page;
   for (PageRun& run : runs) {
-    run.source_page = pages;
-    pages += run.pages;
+    run.source_page = end_page;
+    end_page += run.pages;
   }
-  HF_ASSERT(pages * page_size <= bytes_max_);
-  HF_TRY(Grow(pages * page_size));
+  HF_ASSERT(end_page * page_size <= bytes_max_);
+  HF_TRY(Grow(end_page * page_size));
   const uint64_t slice_pages = std::max<uint64_t>(kSliceBytes / page_size, 1);
-  pool.ForEach((pages + slice_pages - 1) / slice_pages, [&](size_t slice) {
-    const uint64_t first = slice * slice_pages;
+  pool.ForEach((end_page - first_page + slice_pages - 1) / slice_pages, [&](size_t slice) {
+    const uint64_t first = first_page + slice * slice_pages;
     CopySlice(guest, mapping_.data(), page_size, runs, first,
-              std::min(first + slice_pages, pages));
+              std::min(first + slice_pages, end_page));
   });
   return {};
 }

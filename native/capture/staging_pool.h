@@ -31,10 +31,10 @@ class StagingPool {
   // Makes at least `bytes` ready (at most bytes_max). kNoSpace if memory is short.
   Status Grow(uint64_t bytes);
 
-  // Copies the runs' pages out of `guest` and re-aims source_page at the pool.
-  // They must fit in bytes_max.
+  // Copies the runs' pages out of `guest` to the pool's pages from `first_page`
+  // on, and re-aims source_page at them. They must fit in bytes_max.
   Status Stage(const PageSource& guest, uint32_t page_size, std::vector<PageRun>& runs,
-               WorkerPool& pool);
+               uint64_t first_page, WorkerPool& pool);
 
  private:
   StagingPool(Descriptor file, Mapping mapping, uint64_t bytes_max)

@@ -51,6 +51,35 @@ std::vector<PageRun> UnionOf(const std::vector<PageRun>& left, const std::vector
   return merged;
 }
 
+std::vector<PageRun> Superseded(const std::vector<PageRun>& older,
+                                const std::vector<PageRun>& newer) {
+  std::vector<PageRun> merged;
+  merged.reserve(older.size() + 2 * newer.size());
+  auto next_newer = newer.begin();
+  for (PageRun rest : older) {
+    while (rest.pages > 0) {
+      const uint64_t rest_end = rest.first_page + rest.pages;
+      if (next_newer == newer.end() || next_newer->first_page >= rest_end) {
+        AppendRun(merged, rest);
+        break;
+      }
+      const uint64_t newer_end = next_newer->first_page + next_newer->pages;
+      if (next_newer->first_page > rest.first_page) {
+        const auto before = static_cast<uint32_t>(next_newer->first_page - rest.first_page);
+        AppendRun(merged, {rest.first_page, rest.source_page, before});
+      }
+      const uint64_t covered =
+          newer_end > rest.first_page ? std::min(newer_end, rest_end) - rest.first_page : 0;
+      rest = {rest.first_page + covered, rest.source_page + covered,
+              static_cast<uint32_t>(rest.pages - covered)};
+      // It may reach into the next older run too: appended only where it ends.
+      if (newer_end <= rest_end) AppendRun(merged, *next_newer++);
+    }
+  }
+  for (; next_newer != newer.end(); ++next_newer) AppendRun(merged, *next_newer);
+  return merged;
+}
+
 std::vector<PageRun> Ordered(std::vector<PageRun> runs) {
   uint64_t next_page = 0;
   bool in_order = true;

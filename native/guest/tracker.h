@@ -61,6 +61,11 @@ std::vector<PageRun> Ordered(std::vector<PageRun> runs);
 // Union of two ascending sets; source_page = first_page.
 std::vector<PageRun> UnionOf(const std::vector<PageRun>& left, const std::vector<PageRun>& right);
 
+// `older` with the pages of `newer` in place of its own; both ascending. A piece
+// of an older run keeps its place in the source.
+std::vector<PageRun> Superseded(const std::vector<PageRun>& older,
+                                const std::vector<PageRun>& newer);
+
 uint64_t PagesOf(const std::vector<PageRun>& runs);
 
 }  // namespace holdfast

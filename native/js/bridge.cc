@@ -57,9 +57,13 @@ const std::shared_ptr<Bridge>& Bridge::Of(Napi::Env env) {
 }
 
 void Bridge::Post(Task task) {
-  const std::lock_guard lock(mutex_);
-  if (closed_) return;
-  tasks_.push_back(std::move(task));
+  {
+    const std::lock_guard lock(mutex_);
+    if (closed_) return;
+    tasks_.push_back(std::move(task));
+  }
+  // Without the lock, or the woken thread blocks on it at once. The function is
+  // there still: it is released only when the threads that post are joined.
   // Full means that a wake-up is on its way already.
   const napi_status woken = napi_call_threadsafe_function(wake_, nullptr, napi_tsfn_nonblocking);
   HF_ASSERT(woken == napi_ok || woken == napi_queue_full || woken == napi_closing);

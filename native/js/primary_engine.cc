@@ -94,11 +94,23 @@ Value ToValue(const Primary::Round& round) {
   };
 }
 
+Value ToValue(const Primary::Prestaged& prestaged) {
+  return [prestaged](Napi::Env env) {
+    return ResultObject(env)
+        .Number("pages", prestaged.pages)
+        .Number("scanMs", prestaged.scan_ms)
+        .Number("copyMs", prestaged.copy_ms)
+        .object();
+  };
+}
+
 Value ToValue(const Primary::Captured& captured) {
   return [captured](Napi::Env env) {
     return ResultObject(env)
         .Text("mode", captured.mode == Primary::Mode::kStaged ? "staged" : "direct")
         .Number("dirtyPages", captured.dirty_pages)
+        .Number("prestagedPages", captured.prestaged_pages)
+        .Number("supersededPages", captured.superseded_pages)
         .Number("runs", captured.runs)
         .Number("scanMs", captured.scan_ms)
         .Number("copyMs", captured.copy_ms)
@@ -131,6 +143,7 @@ Napi::Function PrimaryEngine::Define(Napi::Env env) {
                          InstanceMethod("attach", &PrimaryEngine::Attach),
                          InstanceMethod("connect", &PrimaryEngine::Connect),
                          InstanceMethod("baseRound", &PrimaryEngine::BaseRound),
+                         InstanceMethod("prestage", &PrimaryEngine::Prestage),
                          InstanceMethod("capture", &PrimaryEngine::Capture),
                          InstanceMethod("send", &PrimaryEngine::Send),
                          InstanceMethod("abort", &PrimaryEngine::Abort),
@@ -213,6 +226,18 @@ Napi::Value PrimaryEngine::BaseRound(const Napi::CallbackInfo& info) {
                          if (!round.ok()) return round.error();
                          return ToValue(round.value());
                        });
+}
+
+Napi::Value PrimaryEngine::Prestage(const Napi::CallbackInfo& info) {
+  // What an unacknowledged epoch staged must not be overwritten.
+  if (core_->epoch_open) {
+    return Rejected(info.Env(), Error::Of(ErrorCode::kLimit, "an epoch is not acknowledged yet"));
+  }
+  return core_->Submit(info.Env(), Value(), [core = core_.get()]() -> Result<js::Value> {
+    auto prestaged = core->primary().Prestage();
+    if (!prestaged.ok()) return prestaged.error();
+    return ToValue(prestaged.value());
+  });
 }
 
 Napi::Value PrimaryEngine::Capture(const Napi::CallbackInfo& info) {

@@ -19,6 +19,7 @@ class PrimaryEngine : public Napi::ObjectWrap<PrimaryEngine> {
   Napi::Value Attach(const Napi::CallbackInfo& info);
   Napi::Value Connect(const Napi::CallbackInfo& info);
   Napi::Value BaseRound(const Napi::CallbackInfo& info);
+  Napi::Value Prestage(const Napi::CallbackInfo& info);
   Napi::Value Capture(const Napi::CallbackInfo& info);
   Napi::Value Send(const Napi::CallbackInfo& info);
   Napi::Value Abort(const Napi::CallbackInfo& info);

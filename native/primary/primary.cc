@@ -100,6 +100,7 @@ Result<Primary::Round> Primary::BaseRound(bool first, const CancelSignal& cancel
   }
   Round round;
   const double start_ms = MonotonicMs();
+  CarryPrestaged();
   auto taken = TakeDirtyPages(/*all=*/first);
   if (!taken.ok()) return taken.error();
   const std::vector<PageRun>& runs = taken.value();
@@ -122,7 +123,7 @@ Result<Primary::Round> Primary::BaseRound(bool first, const CancelSignal& cancel
   return round;
 }
 
-// Every page the backup may lack; from here the caller answers for them.
+// Every page the backup may lack but the prestaged; from here the caller answers for them.
 Result<std::vector<PageRun>> Primary::TakeDirtyPages(bool all) {
   all = all || dirty_set_unknown_;
   dirty_set_unknown_ = true;
@@ -169,6 +170,32 @@ Status Primary::SendRound(const std::vector<PageRun>& runs, const CancelSignal& 
   return writer_->EndRound();
 }
 
+Result<Primary::Prestaged> Primary::Prestage() {
+  if (ram_ == nullptr) return NotAttached();
+  if (epoch_) {
+    return Error::Of(ErrorCode::kLimit, "epoch " + std::to_string(epoch_->number) +
+                                            " is not acknowledged yet");
+  }
+  Prestaged prestaged;
+  const double start_ms = MonotonicMs();
+  CarryPrestaged();
+  auto taken = TakeDirtyPages(/*all=*/false);
+  if (!taken.ok()) return taken.error();
+  std::vector<PageRun> runs = std::move(taken).value();
+  const double scanned_ms = MonotonicMs();
+  // At most half of the pool: the rest is for what the pause finds.
+  if (PagesOf(runs) * ram_->page_size() > staging_->bytes_max() / 2 ||
+      !staging_->Stage(ram_->source(), ram_->page_size(), runs, /*first_page=*/0, alone_).ok()) {
+    Carry(runs);
+    return prestaged;
+  }
+  prestaged.pages = PagesOf(runs);
+  prestaged.scan_ms = scanned_ms - start_ms;
+  prestaged.copy_ms = MonotonicMs() - scanned_ms;
+  prestaged_ = std::move(runs);
+  return prestaged;
+}
+
 Result<Primary::Captured> Primary::Capture(uint64_t epoch, Mode mode) {
   if (ram_ == nullptr) return NotAttached();
   if (epoch_) {
@@ -179,28 +206,36 @@ Result<Primary::Captured> Primary::Capture(uint64_t epoch, Mode mode) {
   const double start_ms = MonotonicMs();
   auto taken = TakeDirtyPages(/*all=*/false);
   if (!taken.ok()) return taken.error();
-  Epoch next{epoch, mode, std::move(taken).value()};
+  std::vector<PageRun> written = std::move(taken).value();
   const double scanned_ms = MonotonicMs();
+  Epoch next{epoch, mode, {}};
+  if (mode == Mode::kDirect || !Stage(written, next, captured)) {
+    next.mode = Mode::kDirect;
+    next.runs = UnionOf(prestaged_, written);
+  }
+  prestaged_.clear();
+  captured.mode = next.mode;
   captured.dirty_pages = PagesOf(next.runs);
   captured.runs = next.runs.size();
-
-  const uint64_t bytes = captured.dirty_pages * ram_->page_size();
-  // Too much to stage, or no memory to stage it: the VM stays paused instead.
-  if (mode == Mode::kStaged &&
-      (bytes > staging_->bytes_max() ||
-       !staging_->Stage(ram_->source(), ram_->page_size(), next.runs, *pool_).ok())) {
-    next.mode = Mode::kDirect;
-  }
-  if (next.mode == Mode::kDirect) {
-    for (PageRun& run : next.runs) run.source_page = run.first_page;
-  } else {
-    staged_bytes_last_ = bytes;
-  }
-  captured.mode = next.mode;
   captured.scan_ms = scanned_ms - start_ms;
   captured.copy_ms = MonotonicMs() - scanned_ms;
   epoch_ = std::move(next);
   return captured;
+}
+
+// False if there is too much to stage, or no memory for it: the VM stays paused instead.
+bool Primary::Stage(std::vector<PageRun>& written, Epoch& epoch, Captured& captured) {
+  const uint64_t prestaged = PagesOf(prestaged_);
+  const uint64_t pages = prestaged + PagesOf(written);
+  if (pages * ram_->page_size() > staging_->bytes_max() ||
+      !staging_->Stage(ram_->source(), ram_->page_size(), written, prestaged, *pool_).ok()) {
+    return false;
+  }
+  epoch.runs = prestaged_.empty() ? std::move(written) : Superseded(prestaged_, written);
+  captured.prestaged_pages = prestaged;
+  captured.superseded_pages = pages - PagesOf(epoch.runs);
+  staged_bytes_last_ = pages * ram_->page_size();
+  return true;
 }
 
 Result<Primary::Sent> Primary::Send(uint64_t epoch, const StateFile& device,
@@ -230,7 +265,7 @@ Result<Primary::Sent> Primary::Send(uint64_t epoch, const StateFile& device,
     if (!outcome.ok()) Disconnect();
     return outcome;
   }();
-  if (!sent.ok()) Carry(sending);
+  if (!sent.ok()) Carry(sending.runs);
   return sent;
 }
 
@@ -258,11 +293,16 @@ Result<Primary::Sent> Primary::SendEpoch(const Epoch& epoch, std::span<const std
   return sent;
 }
 
-void Primary::Carry(const Epoch& epoch) { carry_ = UnionOf(epoch.runs, carry_); }
+void Primary::Carry(const std::vector<PageRun>& runs) { carry_ = UnionOf(runs, carry_); }
+
+void Primary::CarryPrestaged() {
+  Carry(prestaged_);
+  prestaged_.clear();
+}
 
 void Primary::Abort(uint64_t epoch) {
   if (!epoch_ || epoch_->number != epoch) return;
-  Carry(*epoch_);
+  Carry(epoch_->runs);
   epoch_.reset();
 }
 
@@ -277,6 +317,7 @@ Status Primary::Detach() {
   HF_TRY(userfault_->Release());
   Disconnect();
   epoch_.reset();
+  prestaged_.clear();
   carry_.clear();
   pool_.reset();
   staging_.reset();

@@ -1,9 +1,10 @@
 // The primary's data plane for one VM, as one thread sees it: every call blocks.
 //
-//   Attach ─► Connect ─► BaseRound(first) ─► BaseRound… ─► { Capture ─► Send }*
+//   Attach ─► Connect ─► BaseRound(first) ─► BaseRound… ─► { [Prestage ─►] Capture ─► Send }*
 //
 // The set of pages the backup may lack is never forgotten: a captured epoch
-// that was not acknowledged is carried into the next capture; after a base round
+// that was not acknowledged is carried into the next capture, and so is what was
+// prestaged for one that never came; after a base round
 // that failed, or a scan of which the outcome is unknown, all pages count as dirty.
 #pragma once
 
@@ -61,9 +62,17 @@ class Primary {
 
   enum class Mode { kStaged, kDirect };
 
+  struct Prestaged {
+    uint64_t pages = 0;
+    double scan_ms = 0;
+    double copy_ms = 0;
+  };
+
   struct Captured {
     Mode mode = Mode::kDirect;
-    uint64_t dirty_pages = 0;
+    uint64_t dirty_pages = 0;       // of the epoch, prestaged ones included
+    uint64_t prestaged_pages = 0;   // staged before the pause
+    uint64_t superseded_pages = 0;  // of these, written again before the pause
     uint64_t runs = 0;
     double scan_ms = 0;
     double copy_ms = 0;
@@ -92,6 +101,9 @@ class Primary {
   // `cancel` cuts what waits on this connection, from any thread.
   Status Connect(const Peer& peer, std::shared_ptr<const CancelSignal> cancel);
   Result<Round> BaseRound(bool first, const CancelSignal& cancel);
+  // Speculative: stages what is dirty by now, while the VM runs. A page that is
+  // torn by it is dirty again, and staged anew by the capture.
+  Result<Prestaged> Prestage();
   Result<Captured> Capture(uint64_t epoch, Mode mode);
   Result<Sent> Send(uint64_t epoch, const StateFile& device,
                     const std::optional<StateFile>& prefix);
@@ -116,7 +128,9 @@ class Primary {
   Status SendRound(const std::vector<PageRun>& runs, const CancelSignal& cancel);
   Result<Sent> SendEpoch(const Epoch& epoch, std::span<const std::byte> device,
                          std::span<const std::byte> prefix);
-  void Carry(const Epoch& epoch);
+  bool Stage(std::vector<PageRun>& written, Epoch& epoch, Captured& captured);
+  void Carry(const std::vector<PageRun>& runs);
+  void CarryPrestaged();
 
   const Options options_;
 
@@ -126,10 +140,12 @@ class Primary {
   std::unique_ptr<RamView> ram_;
   std::unique_ptr<StagingPool> staging_;
   std::unique_ptr<WorkerPool> pool_;
+  WorkerPool alone_{1};  // while the VM runs, the other cores are its
   std::shared_ptr<const CancelSignal> cancel_;
   std::unique_ptr<EpochWriter> writer_;
 
   std::optional<Epoch> epoch_;
+  std::vector<PageRun> prestaged_;  // ascending; from the pool's first page on
   std::vector<PageRun> carry_;      // pages of epochs that were given up
   bool base_sent_ = false;          // on this connection
   bool dirty_set_unknown_ = true;   // until the tracker is armed

@@ -17,6 +17,8 @@ const RUN_MS = 8;
 const WORKING_SET_PAGES = 4096;
 /** Of the staged epochs, one in so many is sent while the VM runs on. */
 const RUNNING_EVERY = 4;
+/** And one in so many is staged before the pause, too. */
+const PRESTAGED_EVERY = 3;
 
 const modes: readonly NativeCaptureMode[] = ['staged', 'direct'];
 const strategies: readonly SenderStrategy[] = ['copy', 'sendfile', 'splice'];
@@ -53,16 +55,20 @@ describe.each([1, 2])('01 identity, %i vCPU', (vcpus) => {
   test.each(cases)('$mode by $strategy, $deviceState', async ({ mode, strategy, deviceState }) => {
     await using pair = await MemoryPair.open(lab, guest, { strategy, deviceState });
     let pages = 0;
+    let prestaged = 0;
     for (let n = 1; n <= EPOCHS; n++) {
       const send = mode === 'staged' && n % RUNNING_EVERY === 0 ? 'running' : 'stopped';
-      const checked = await pair.epoch({ mode, send, runMs: RUN_MS });
+      const prestage = mode === 'staged' && n % PRESTAGED_EVERY === 0;
+      const checked = await pair.epoch({ mode, send, runMs: RUN_MS, prestage });
       assertIdentical(checked);
       expect(checked.captured.mode).toBe(mode);
       expect(checked.sent.pages + checked.sent.zeroPages).toBe(checked.captured.dirtyPages);
       pages += checked.captured.dirtyPages;
+      prestaged += checked.captured.prestagedPages;
     }
     // An idle guest would prove nothing.
     expect(pages).toBeGreaterThan(EPOCHS * 20);
+    expect(prestaged > EPOCHS * 5).toBe(mode === 'staged');
   });
 
   test('the guest saw nothing of it', async () => {

@@ -227,6 +227,74 @@ describe('04 base and epochs, engine and receiver in one process', () => {
     await qemu.qmp('cont');
   });
 
+  test.each(strategies)(
+    'prestaged by %s: what is written again before the capture is superseded',
+    async (strategy) => {
+      const pair = openPair({ strategy });
+      await qemu.qmp('stop');
+      await pair.engine.attach();
+      await pair.connect();
+      for (let epoch = 1; epoch <= 20; epoch++) {
+        qemu.writePages([10, 11, 12, 13, 500, 700 + epoch], epoch);
+        expect(await pair.engine.prestage()).toMatchObject({ pages: 6 });
+        qemu.writePages([9, 12, 13, 14, 2000], 100 + epoch);
+        expect(await pair.epoch(epoch, 'staged')).toMatchObject({
+          mode: 'staged',
+          dirtyPages: 9,
+          prestagedPages: 6,
+          supersededPages: 2,
+        });
+        await pair.applied(epoch);
+        expect(await pair.differences()).toEqual([]);
+      }
+      await qemu.qmp('cont');
+    },
+  );
+
+  test('prestaged pages are not forgotten: by a second time, an abort, a direct capture, a new session', async () => {
+    const pair = openPair();
+    await qemu.qmp('stop');
+    await pair.engine.attach();
+    await pair.connect();
+    qemu.writePages([1, 2], 1);
+    await pair.engine.prestage();
+    qemu.writePages([3], 1);
+    expect(await pair.engine.prestage()).toMatchObject({ pages: 3 });
+    expect(await pair.engine.capture({ epoch: 1, mode: 'staged' })).toMatchObject({ dirtyPages: 3 });
+    await expect(pair.engine.prestage()).rejects.toMatchObject({ code: 'HOLDFAST_E_LIMIT' });
+    await pair.engine.abort(1);
+    await pair.engine.prestage();
+    expect(await pair.epoch(2, 'direct')).toMatchObject({ mode: 'direct', dirtyPages: 3, prestagedPages: 0 });
+    await pair.applied(2);
+    expect(await pair.differences()).toEqual([]);
+    qemu.writePages([4], 3);
+    await pair.engine.prestage();
+    await pair.engine.disconnect();
+    await pair.receiver.closeSession();
+    await pair.connect();
+    expect(await pair.epoch(3, 'staged')).toMatchObject({ dirtyPages: 0 });
+    await pair.applied(3);
+    expect(await pair.differences()).toEqual([]);
+    await qemu.qmp('cont');
+  });
+
+  test('more than half of the staging pool is left to the pause', async () => {
+    const pair = openPair({ stagingBytesMax: 16 * pageBytes });
+    await qemu.qmp('stop');
+    await pair.engine.attach();
+    await pair.connect();
+    qemu.writePages(Array(9).keys(), 1);
+    expect(await pair.engine.prestage()).toMatchObject({ pages: 0 });
+    expect(await pair.epoch(1, 'staged')).toMatchObject({ mode: 'staged', dirtyPages: 9, prestagedPages: 0 });
+    qemu.writePages(Array(8).keys(), 2);
+    expect(await pair.engine.prestage()).toMatchObject({ pages: 8 });
+    qemu.writePages(Array(12).keys(), 3); // 20 places in a pool of 16
+    expect(await pair.epoch(2, 'staged')).toMatchObject({ mode: 'direct', dirtyPages: 12 });
+    await pair.applied(2);
+    expect(await pair.differences()).toEqual([]);
+    await qemu.qmp('cont');
+  });
+
   test('a dirty set larger than staging turns the capture direct', async () => {
     const pair = openPair({ stagingBytesMax: 16 * pageBytes });
     await qemu.qmp('stop');

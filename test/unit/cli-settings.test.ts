@@ -58,6 +58,7 @@ describe('flags', () => {
     const settings = await primary(
       ...needed,
       ...['--qmp', '/q', '--name', 'web1', '--interval', '50ms', '--capture', 'direct'],
+      ...['--prestage', 'off'],
       ...['--device-state', 'migrate-fd', '--sender', 'splice', '--gate', 'none'],
       ...['--on-backup-lost', 'release', '--heartbeat-interval', '20', '--heartbeat-timeout', '1s'],
       ...['--retry', '2s', '--ack-timeout', '3s', '--connect-timeout', '4s', '--staging', '1G'],
@@ -71,6 +72,7 @@ describe('flags', () => {
       name: 'web1',
       intervalMs: 50,
       captureMode: 'direct',
+      prestage: 'off',
       deviceState: 'migrate-fd',
       sender: 'splice',
       gate: 'none',

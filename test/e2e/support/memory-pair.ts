@@ -43,6 +43,8 @@ export interface EpochOptions {
   readonly send: 'stopped' | 'running';
   /** How long the guest runs before this epoch ends. */
   readonly runMs: number;
+  /** Pages are staged before the pause, too, while the guest writes. */
+  readonly prestage?: boolean;
 }
 
 export interface CheckedEpoch {
@@ -134,7 +136,7 @@ export class MemoryPair implements AsyncDisposable {
   /** One whole epoch, compared. The VM runs when this settles. */
   async epoch(options: EpochOptions): Promise<CheckedEpoch> {
     await sleep(options.runMs);
-    const { epoch, paused } = await this.capture(options.mode);
+    const { epoch, paused } = await this.capture(options.mode, options.prestage);
     let reference = this.#guest.ramPath;
     if (options.send === 'running') {
       // cp leaves holes out, which is most of a small guest's RAM.
@@ -150,8 +152,12 @@ export class MemoryPair implements AsyncDisposable {
   }
 
   /** Stops the VM and captures the next epoch; the VM stays stopped. */
-  async capture(mode: NativeCaptureMode): Promise<{ readonly epoch: number; readonly paused: Paused }> {
+  async capture(
+    mode: NativeCaptureMode,
+    prestage = false,
+  ): Promise<{ readonly epoch: number; readonly paused: Paused }> {
     const epoch = ++this.#epoch;
+    if (prestage) await this.engine.prestage();
     const paused = await this.driver.pause({
       epoch,
       installGate: false,
