@@ -13,8 +13,6 @@ export interface PrestageOutcome {
   readonly prestagedPages: number;
   /** Of these, written again before the pause. */
   readonly supersededPages: number;
-  /** What staging before the pause took; 0 if there was none. */
-  readonly prestageMs: number;
 }
 
 /** From about here on a pause was shorter with it, in spite of the second scan (bench epoch, 2 cores). */
@@ -28,7 +26,6 @@ const BACKOFF_EPOCHS_MAX = 1_024;
 export class PrestageChooser {
   readonly #enabled: boolean;
   #wanted = false;
-  #leadMs = 0;
   #leaveOut = 0;
   #backoffEpochs = BACKOFF_EPOCHS_FIRST;
 
@@ -37,10 +34,9 @@ export class PrestageChooser {
   }
 
   /** After each capture. */
-  observe({ dirtyPages, prestagedPages, supersededPages, prestageMs }: PrestageOutcome): void {
+  observe({ dirtyPages, prestagedPages, supersededPages }: PrestageOutcome): void {
     if (!this.#enabled) return;
     if (prestagedPages > 0) {
-      this.#leadMs = prestageMs;
       if (supersededPages > SUPERSEDED_SHARE_MAX * prestagedPages) {
         this.#leaveOut = this.#backoffEpochs;
         this.#backoffEpochs = Math.min(2 * this.#backoffEpochs, BACKOFF_EPOCHS_MAX);
@@ -55,10 +51,5 @@ export class PrestageChooser {
 
   next(): boolean {
     return this.#wanted;
-  }
-
-  /** How much earlier an epoch must begin for its pause to come in time. */
-  get leadMs(): number {
-    return this.#wanted ? this.#leadMs : 0;
   }
 }

@@ -483,10 +483,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         return;
       case 'arm-interval':
         clearTimeout(this.#intervalTimer);
-        this.#intervalTimer = setTimeout(
-          () => this.#dispatch({ type: 'tick' }),
-          action.ms - this.#prestage.leadMs,
-        );
+        this.#intervalTimer = setTimeout(() => this.#dispatch({ type: 'tick' }), action.ms);
         return;
       case 'arm-retry':
         clearTimeout(this.#retryTimer);
@@ -676,7 +673,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         takePrefix: action.takePrefix,
         capture: () => this.#engine.capture({ epoch, mode }),
       });
-      this.#prestage.observe({ ...paused.captured, prestageMs });
+      this.#prestage.observe(paused.captured);
       this.#inProgress = {
         epoch,
         paused,

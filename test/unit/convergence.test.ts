@@ -64,9 +64,9 @@ describe('capture mode', () => {
 
 describe('prestaging', () => {
   const many = 10 * PRESTAGE_PAGES_MIN;
-  const useful = { dirtyPages: many, prestagedPages: many, supersededPages: many / 10, prestageMs: 4 };
+  const useful = { dirtyPages: many, prestagedPages: many, supersededPages: many / 10 };
   const wasted = { ...useful, supersededPages: many - 1 };
-  const without = { dirtyPages: many, prestagedPages: 0, supersededPages: 0, prestageMs: 0 };
+  const without = { dirtyPages: many, prestagedPages: 0, supersededPages: 0 };
   const epochsLeftOut = (chooser: PrestageChooser): number => {
     let epochs = 0;
     for (; !chooser.next(); epochs += 1) chooser.observe(without);
@@ -82,16 +82,6 @@ describe('prestaging', () => {
     expect(chooser.next()).toBe(true);
     chooser.observe({ ...useful, dirtyPages: PRESTAGE_PAGES_MIN - 1 });
     expect(chooser.next()).toBe(false);
-  });
-
-  it('begins the epoch as much earlier as the last time took', () => {
-    const chooser = new PrestageChooser(true);
-    chooser.observe(without);
-    expect(chooser.leadMs).toBe(0);
-    chooser.observe(useful);
-    expect(chooser.leadMs).toBe(4);
-    chooser.observe({ ...useful, dirtyPages: 1 });
-    expect(chooser.leadMs).toBe(0);
   });
 
   it('is left out after an epoch in which it was in vain; longer each time, and not for ever', () => {
@@ -111,6 +101,6 @@ describe('prestaging', () => {
     const chooser = new PrestageChooser(false);
     chooser.observe(without);
     chooser.observe(useful);
-    expect([chooser.next(), chooser.leadMs]).toEqual([false, 0]);
+    expect(chooser.next()).toBe(false);
   });
 });
