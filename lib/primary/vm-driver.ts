@@ -11,7 +11,7 @@ import { QmpError } from '../errors.js';
 import type { CaptureResult } from '../native.js';
 import type { OutputGate } from '../output/gate.js';
 import type { QmpClient } from '../qmp/client.js';
-import { migrateToFile } from '../qmp/recipes.js';
+import { migrateToFile, saveDeviceStateRequest } from '../qmp/recipes.js';
 import { parseMigrationPrefix, xenSaveHeaderBytes } from '../vm/migration-stream.js';
 
 export type DeviceStatePath = 'xen-save' | 'migrate-fd';
@@ -147,15 +147,7 @@ export class VmDriver {
     // One write: QEMU goes from each to the next by itself. The answer of `stop` starts the capture.
     const [stopped = Promise.resolve(), ...answers] = this.#qmp.pipeline([
       { execute: 'stop' },
-      ...(xenSave
-        ? [
-            {
-              execute: 'xen-save-devices-state',
-              // live:false, always: true inactivates the disks (DESIGN part 4).
-              arguments: { filename: devicePath, live: false },
-            } as const,
-          ]
-        : []),
+      ...(xenSave ? [saveDeviceStateRequest(devicePath)] : []),
       ...this.#gate.boundaryCommands(),
     ]);
     let stoppedMs = pauseStartMs;

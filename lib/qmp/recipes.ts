@@ -29,16 +29,19 @@ export interface RecipeOptions {
 }
 
 /**
- * Writes vCPUs and devices, without RAM, to `path` (created or truncated;
- * tmpfs, or /proc/PID/fd/N of a memfd). The VM should be stopped. `live` must
- * be false: true inactivates the disks, and a second save then aborts 7.2.
+ * Writes vCPUs and devices, without RAM, to `path` (as QEMU may open it: a file on a tmpfs, or /proc/PID/fd/N of a
+ * memfd). The VM should be stopped. `live` must be false: true inactivates the disks, and a second save then aborts 7.2.
  */
+export const saveDeviceStateRequest = (path: string) =>
+  ({ execute: 'xen-save-devices-state', arguments: { filename: path, live: false } }) as const;
+
 export const saveDeviceState = async (
   qmp: QmpClient,
   path: string,
   options: RecipeOptions = {},
 ): Promise<void> => {
-  await qmp.execute('xen-save-devices-state', { filename: path, live: false }, options);
+  const request = saveDeviceStateRequest(path);
+  await qmp.execute(request.execute, request.arguments, options);
 };
 
 export type MigrationCapabilities = CommandAnswer<'query-migrate-capabilities'>;
