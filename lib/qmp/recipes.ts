@@ -46,11 +46,19 @@ export const saveDeviceState = async (
 
 export type MigrationCapabilities = CommandAnswer<'query-migrate-capabilities'>;
 
-/** MIGRATION events, and leaving shared RAM out of the stream. */
-const CAPABILITIES_NEEDED = ['events', 'x-ignore-shared'] as const;
+/**
+ * MIGRATION events, and leaving shared RAM out of the stream; one stream, whatever an operator's last migration left:
+ * a file can't take several. zero-copy-send goes with multifd.
+ */
+const CAPABILITIES_NEEDED = [
+  { capability: 'events', state: true },
+  { capability: 'x-ignore-shared', state: true },
+  { capability: 'multifd', state: false },
+  { capability: 'zero-copy-send', state: false },
+] as const;
 
 /**
- * Switches on what migrateToFile() and prepareIncoming() need. Returns how it stood before: an operator's own
+ * Sets what migrateToFile() and prepareIncoming() need. Returns how it stood before: an operator's own
  * migration of the VM to another host would lose all RAM if x-ignore-shared stayed on, so it must not.
  */
 export const enableMigrationCapabilities = async (
@@ -63,15 +71,15 @@ export const enableMigrationCapabilities = async (
         { execute: 'query-migrate-capabilities' },
         {
           execute: 'migrate-set-capabilities',
-          arguments: {
-            capabilities: CAPABILITIES_NEEDED.map((capability) => ({ capability, state: true })),
-          },
+          arguments: { capabilities: [...CAPABILITIES_NEEDED] },
         },
       ],
       options,
     ),
   );
-  return before.filter(({ capability }) => CAPABILITIES_NEEDED.some((needed) => needed === capability));
+  return before.filter(({ capability }) =>
+    CAPABILITIES_NEEDED.some((needed) => needed.capability === capability),
+  );
 };
 
 /** Undoes enableMigrationCapabilities(). No migration may be under way. */
