@@ -128,6 +128,8 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   #takingOver: Promise<void> | undefined;
   /** Standbys of dropped generations that may not have ended yet. */
   readonly #endingStandbys = new Set<Promise<void>>();
+  /** Generations being removed; close() waits for them. */
+  readonly #drops = new Set<Promise<void>>();
   #closing: Promise<void> | undefined;
 
   private constructor(settings: BackupSettings, server: ControlServer, records: VmRecords, log: Logger) {
@@ -590,6 +592,8 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     const dropped = session.generation.drop().catch((error: unknown) => {
       this.#log.error({ err: toHoldfastError(error).message }, 'dropping a generation');
     });
+    this.#drops.add(dropped);
+    void dropped.then(() => this.#drops.delete(dropped));
     const standbyEnded = session.generation.idle();
     this.#endingStandbys.add(standbyEnded);
     await standbyEnded;
@@ -706,6 +710,8 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       }
       if (!failed) await this.#drop(id);
     }
+    // Also those that a detach has just begun: their standbys hold a tap and the replica until they have ended.
+    await Promise.all(this.#drops);
     if (!failed && (takeover === undefined || outcome.kind === 'vm-exited')) {
       await rm(this.#dir, { recursive: true, force: true }).catch(() => {});
     }
