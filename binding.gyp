@@ -9,6 +9,8 @@
         '<!@(find native -name "*.cc" -not -path "native/fuzz/*" -not -path "native/test/*" -not -path "native/build/*" | sort)'
       ],
       'include_dirs': ['native'],
+      # Static: the addon then asks nothing of the host it runs on.
+      'libraries': ['-l:liburing.a'],
       'defines': [
         'NAPI_VERSION=9',
         'NODE_ADDON_API_DISABLE_CPP_EXCEPTIONS',

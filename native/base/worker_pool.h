@@ -15,10 +15,10 @@ namespace holdfast {
 
 class WorkerPool {
  public:
-  // `threads` counts the caller: 1 starts none.
-  explicit WorkerPool(unsigned threads) {
+  // `threads` counts the caller: 1 starts none. `name`: as Thread takes it.
+  explicit WorkerPool(unsigned threads, const char* name = "hf-copy") {
     for (unsigned i = 1; i < threads; ++i) {
-      helpers_.emplace_back("hf-copy", [this] { Loop(); });
+      helpers_.emplace_back(name, [this] { Loop(); });
     }
   }
   WorkerPool(const WorkerPool&) = delete;

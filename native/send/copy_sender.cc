@@ -12,13 +12,20 @@ class CopySender final : public PageSender {
   Status Send(const PageSource& source, std::span<const Extent> extents,
               StreamSocket& socket) override {
     parts_.clear();
+    uint64_t bytes = 0;
     for (const Extent& extent : extents) {
       parts_.push_back({const_cast<std::byte*>(source.base + extent.offset), extent.bytes});
+      bytes += extent.bytes;
     }
-    return socket.SendAll(parts_, true);
+    HF_TRY(socket.SendAll(parts_, true));
+    counters_.copied_bytes += bytes;
+    return {};
   }
 
+  SenderCounters counters() const override { return counters_; }
+
  private:
+  SenderCounters counters_;
   std::vector<iovec> parts_;  // kept: its size is that of the largest batch
 };
 

@@ -1,69 +1,55 @@
-// One pass per batch of runs: classify pages (zero or not), then frames. What
-// is in a table is decided before any of its bytes is hashed or sent.
+// The order of the calls, and who sends what: BulkStream does the sending.
 
 #include "send/epoch_writer.h"
 
 #include <algorithm>
-#include <array>
+#include <atomic>
 #include <cinttypes>
+#include <mutex>
+#include <optional>
+#include <thread>
 #include <utility>
 
 #include "base/clock.h"
-#include "send/page_sender.h"
-#include "send/stream_socket.h"
-#include "send/zero_page.h"
-#include "wire/digest.h"
-#include "wire/frame.h"
-#include "wire/run_table.h"
+#include "base/worker_pool.h"
 #include "wire/text.h"
 
 namespace holdfast {
 namespace {
 
-// Payload of one PAGES frame: small enough that the first bytes leave while
-// most pages are still to be classified, large enough that headers are noise.
-constexpr uint64_t kFrameBytesMax = uint64_t{4} << 20;
-// Hashed and handed to the kernel piece by piece, while in the CPU's cache.
-constexpr uint64_t kPieceBytes = uint64_t{512} << 10;
-constexpr size_t kZeroRunsMax = 8192;
-// An ERROR frame that explains a failed send is here by then, or it was lost.
-constexpr int kExplainMs = 200;
+// What a stream takes at a time: a share that lets slow streams carry less, but
+// no more than keeps all busy, and no less than is worth waking a thread for.
+constexpr uint64_t kShareBytesMax = uint64_t{1} << 20;
+constexpr uint64_t kShareBytesMin = uint64_t{128} << 10;
+constexpr uint64_t kSharesPerStream = 4;
 
-static_assert(kFrameBytesMax <= kPagesBytesMax);
-static_assert(kFrameBytesMax / 4096 * kRunBytes <= kTableBytesMax);
-static_assert(kZeroRunsMax * kRunBytes <= kTableBytesMax);
-
-iovec Part(std::span<const std::byte> bytes) {
-  return {const_cast<std::byte*>(bytes.data()), bytes.size()};
-}
-
-// A table under construction; neighbouring runs merge.
-class TableBuilder {
+// Hands out runs in order, so many pages at a time. Any thread.
+class RunShares {
  public:
-  void Add(uint64_t page) {
-    if (!runs_.empty() && runs_.back().first_page + runs_.back().pages == page) {
-      runs_.back().pages++;
-    } else {
-      runs_.push_back({page, 1});
+  RunShares(std::span<const PageRun> runs, uint64_t share_pages)
+      : runs_(runs), share_pages_(share_pages) {}
+
+  bool Take(std::vector<PageRun>& share) {
+    share.clear();
+    const std::lock_guard lock(mutex_);
+    for (uint64_t room = share_pages_; room > 0 && !runs_.empty();) {
+      const PageRun& run = runs_[0];
+      const auto pages = static_cast<uint32_t>(std::min<uint64_t>(run.pages - done_, room));
+      share.push_back({run.first_page + done_, run.source_page + done_, pages});
+      room -= pages;
+      done_ += pages;
+      if (done_ < run.pages) continue;
+      runs_ = runs_.subspan(1);
+      done_ = 0;
     }
-    pages_++;
-  }
-  void Clear() {
-    runs_.clear();
-    pages_ = 0;
-  }
-  uint64_t pages() const { return pages_; }
-  size_t runs() const { return runs_.size(); }
-  std::span<const std::byte> Encode() {
-    bytes_.resize(runs_.size() * kRunBytes);
-    for (size_t i = 0; i < runs_.size(); i++) EncodeRun(&bytes_[i * kRunBytes], runs_[i]);
-    return bytes_;
+    return !share.empty();
   }
 
  private:
-  std::vector<WireRun> runs_;
-  std::vector<std::byte> bytes_;
-  uint64_t pages_ = 0;
+  std::mutex mutex_;
+  std::span<const PageRun> runs_;
+  const uint64_t share_pages_;
+  uint32_t done_ = 0;  // pages of the first run
 };
 
 }  // namespace
@@ -71,110 +57,56 @@ class TableBuilder {
 struct EpochWriter::Impl {
   enum class Phase { kBetween, kRound, kEpoch, kSealed, kCommitted };
 
-  Impl(StreamSocket connected, const Hello& hello, Strategy chosen)
-      : socket(std::move(connected)),
-        sender(PageSender::Make(chosen)),
-        strategy(chosen),
-        page_size(hello.page_size),
-        ram_pages(hello.ram_bytes / hello.page_size) {}
+  explicit Impl(const Hello& hello)
+      : page_size(hello.page_size), ram_pages(hello.ram_bytes / hello.page_size) {}
 
-  Status Handshake(const Hello& hello, int timeout_ms);
+  Status AddStream(Descriptor connected, const Hello& hello, unsigned count, int timeout_ms,
+                   const CancelSignal& cancel);
   Status Begin(Phase next, uint64_t number);
   Status Pages(const PageSource& source, std::span<const PageRun> runs);
-  Status FlushPages(const PageSource& source);
-  Status FlushZero();
-  Status SendPieces(const PageSource& source);
-  Status SendExtents(const PageSource& source, std::span<const Extent> part);
-  Status SendFrame(FrameHeader header, std::span<const std::byte> table,
-                   std::span<const std::byte> payload, bool more);
-  Result<FrameHeader> Await(FrameType type, std::span<std::byte> body, int timeout_ms);
-  Error Explain(Error error);
+  Status SendShares(const PageSource& source, std::span<const PageRun> runs, uint64_t pages);
+  void SendFrom(RunShares& shares, const PageSource& source, size_t index);
+  void Fail(size_t index, Error error);
+  Status WorstOf();
+  Status EndParts(FrameType type);
+  Status FinishAll();
 
-  StreamSocket socket;
-  std::unique_ptr<PageSender> sender;
-  const Strategy strategy;
   const uint32_t page_size;
   const uint64_t ram_pages;
+  uint64_t link = 0;
+  bool verify = true;
+  Strategy strategy = Strategy::kCopy;
 
   Phase phase = Phase::kBetween;
   uint64_t epoch = 0;
-  bool refused = false;    // the peer sent ERROR
   uint64_t next_page = 0;  // runs ascend over a whole epoch or round
-  Digest digest;
-  SendCounters counters;
-  uint64_t syscalls_before = 0;
 
-  TableBuilder pages;
-  TableBuilder zeros;
-  std::vector<Extent> extents;  // of the pages in `pages`, same order
+  std::vector<std::unique_ptr<BulkStream>> streams;
+  std::atomic<bool> failed{false};
+  std::vector<std::optional<Error>> errors;        // by stream
+  std::vector<std::vector<PageRun>> share_of;      // by stream; kept for its memory
+  std::unique_ptr<WorkerPool> threads;             // last: they use all of the above
 };
 
-Status EpochWriter::Impl::SendFrame(FrameHeader header, std::span<const std::byte> table,
-                                    std::span<const std::byte> payload, bool more) {
-  header.epoch = epoch;
-  header.table_bytes = static_cast<uint32_t>(table.size());
-  if (header.type != FrameType::kPages) header.payload_bytes = payload.size();
-  const HeaderBytes head = EncodeHeader(header);
-  iovec parts[3] = {Part(head)};
-  size_t count = 1;
-  if (!table.empty()) parts[count++] = Part(table);
-  if (!payload.empty()) parts[count++] = Part(payload);
-  Status sent = socket.SendAll(std::span(parts).first(count), more);
-  if (!sent.ok()) return Explain(sent.error());
-  counters.bytes += head.size() + table.size() + payload.size();
-  return {};
-}
-
-// Reads one frame of the backward direction: the awaited one, or an error.
-Result<FrameHeader> EpochWriter::Impl::Await(FrameType type, std::span<std::byte> body,
-                                             int timeout_ms) {
-  HeaderBytes head;
-  HF_TRY(socket.ReceiveAll(head, timeout_ms));
-  auto header = DecodeHeader(head, 0);
-  if (!header.ok()) return header.error();
-  const FrameHeader& got = header.value();
-  if (got.type == FrameType::kError) {
-    std::array<std::byte, kErrorBytesMax> text;
-    const auto payload = std::span(text).first(got.payload_bytes);
-    HF_TRY(socket.ReceiveAll(payload, timeout_ms));
-    refused = true;
-    return DecodeError(payload);
-  }
-  if (got.type != type) {
-    return Error::Of(ErrorCode::kProtocol, Text("%s frame instead of %s", FrameName(got.type),
-                                                FrameName(type)));
-  }
-  HF_ASSERT(got.payload_bytes == body.size());
-  HF_TRY(socket.ReceiveAll(body, timeout_ms));
-  return header;
-}
-
-// A peer that refuses says why before it closes: its words beat our errno.
-Error EpochWriter::Impl::Explain(Error error) {
-  if (error.code != ErrorCode::kPeerLost || error.sys_errno == ETIMEDOUT) return error;
-  auto said = Await(FrameType::kError, {}, kExplainMs);
-  return !said.ok() && refused ? said.error() : error;
-}
-
-Status EpochWriter::Impl::Handshake(const Hello& hello, int timeout_ms) {
+Status EpochWriter::Impl::AddStream(Descriptor connected, const Hello& hello, unsigned count,
+                                    int timeout_ms, const CancelSignal& cancel) {
   HelloBody body;
   body.page_size = hello.page_size;
   body.ram_bytes = hello.ram_bytes;
   body.token = hello.token;
-  HF_TRY(SendFrame({.type = FrameType::kHello}, {}, EncodeHello(body), false));
-  std::array<std::byte, HelloOkBody::kBytes> ok;
-  auto header = Await(FrameType::kHelloOk, ok, timeout_ms);
-  if (!header.ok()) {
-    Error error = header.error();
-    if (error.sys_errno == ETIMEDOUT) error.code = ErrorCode::kConnect;
-    return error;
+  body.link = link;
+  body.stream = static_cast<uint16_t>(streams.size());
+  body.streams = static_cast<uint16_t>(count);
+  body.flags = hello.verify ? HelloBody::kFlagVerify : 0;
+  auto stream = std::make_unique<BulkStream>(std::move(connected), page_size, cancel);
+  auto ok = stream->Handshake(body, timeout_ms);
+  if (!ok.ok()) return ok.error();
+  if (streams.empty()) {
+    link = ok.value().link;
+    // The peer may want no digests, but not some that were not offered.
+    verify = hello.verify && (ok.value().flags & HelloBody::kFlagVerify) != 0;
   }
-  const uint32_t version = DecodeHelloOk(ok).version;
-  if (version != kWireVersion) {
-    return Error::Of(ErrorCode::kProtocol,
-                     Text("HELLO_OK frame: version %" PRIu32 ", not %" PRIu32, version,
-                          kWireVersion));
-  }
+  streams.push_back(std::move(stream));
   return {};
 }
 
@@ -183,121 +115,120 @@ Status EpochWriter::Impl::Begin(Phase next, uint64_t number) {
   phase = next;
   epoch = number;
   next_page = 0;
-  counters = {};
-  syscalls_before = socket.syscalls();
-  digest.Reset();
-  if (strategy == Strategy::kSendfile) socket.SetCork(true);
-  FrameHeader header{.type = FrameType::kBegin};
-  if (next == Phase::kRound) header.flags = kFlagBase;
-  return SendFrame(header, {}, {}, true);
+  const bool digested = verify && next == Phase::kEpoch;
+  for (const auto& stream : streams) HF_TRY(stream->Begin(number, digested, strategy));
+  return {};
 }
 
 Status EpochWriter::Impl::Pages(const PageSource& source, std::span<const PageRun> runs) {
+  uint64_t pages = 0;
   for (const PageRun& run : runs) {
     HF_ASSERT(run.pages > 0 && run.first_page >= next_page);
     HF_ASSERT(run.first_page + run.pages <= ram_pages);
-    HF_ASSERT((run.source_page + run.pages) * page_size <= source.size);
     next_page = run.first_page + run.pages;
-    for (uint32_t i = 0; i < run.pages; i++) {
-      const uint64_t offset = (run.source_page + i) * page_size;
-      if (IsZeroPage(source.base + offset, page_size)) {
-        zeros.Add(run.first_page + i);
-        if (zeros.runs() == kZeroRunsMax) HF_TRY(FlushZero());
-        continue;
-      }
-      pages.Add(run.first_page + i);
-      if (!extents.empty() && extents.back().offset + extents.back().bytes == offset) {
-        extents.back().bytes += page_size;
-      } else {
-        extents.push_back({offset, page_size});
-      }
-      if ((pages.pages() + 1) * page_size > kFrameBytesMax) HF_TRY(FlushPages(source));
-    }
+    pages += run.pages;
   }
-  HF_TRY(FlushPages(source));
-  return FlushZero();
+  if (streams.size() == 1) return streams[0]->Pages(source, runs);
+  return SendShares(source, runs, pages);
 }
 
-Status EpochWriter::Impl::FlushZero() {
-  if (zeros.pages() == 0) return {};
-  const auto table = zeros.Encode();
-  if (phase == Phase::kEpoch) digest.Update(table);
-  HF_TRY(SendFrame({.type = FrameType::kZero}, table, {}, true));
-  counters.zero_pages += zeros.pages();
-  zeros.Clear();
+Status EpochWriter::Impl::SendShares(const PageSource& source, std::span<const PageRun> runs,
+                                     uint64_t pages) {
+  const uint64_t even = pages * page_size / (streams.size() * kSharesPerStream);
+  const uint64_t share_pages =
+      std::max<uint64_t>(1, std::clamp(even, kShareBytesMin, kShareBytesMax) / page_size);
+  const uint64_t shares_count = (pages + share_pages - 1) / share_pages;
+  RunShares shares(runs, share_pages);
+  const std::thread::id caller = std::this_thread::get_id();
+  threads->ForEach(std::min<uint64_t>(streams.size(), shares_count), [&](size_t index) {
+    const bool helping = std::this_thread::get_id() != caller;
+    const double cpu_before_ms = helping ? ThreadCpuMs() : 0;
+    SendFrom(shares, source, index);
+    if (helping) streams[index]->AddHelperCpu(ThreadCpuMs() - cpu_before_ms);
+  });
+  return WorstOf();
+}
+
+void EpochWriter::Impl::SendFrom(RunShares& shares, const PageSource& source, size_t index) {
+  while (!failed && shares.Take(share_of[index])) {
+    const Status sent = streams[index]->Pages(source, share_of[index]);
+    if (!sent.ok()) Fail(index, sent.error());
+  }
+}
+
+// A stream's loss is the connection's: the others are not to wait for a peer
+// that may have nothing more to say.
+void EpochWriter::Impl::Fail(size_t index, Error error) {
+  errors[index] = std::move(error);
+  if (failed.exchange(true)) return;
+  for (size_t i = 0; i < streams.size(); i++) {
+    if (i != index) streams[i]->Interrupt();
+  }
+}
+
+// The error that says most: what the peer gave as its reason, if it did, on
+// whichever stream; a stream that was interrupted says only that it was.
+Status EpochWriter::Impl::WorstOf() {
+  const Error* worst = nullptr;
+  for (const auto& error : errors) {
+    if (error && (worst == nullptr || worst->code == ErrorCode::kPeerLost)) worst = &*error;
+  }
+  if (worst == nullptr) return {};
+  return *worst;
+}
+
+// Stream 0 last: its frame is the one that the answer is to.
+Status EpochWriter::Impl::EndParts(FrameType type) {
+  for (size_t i = 1; i < streams.size(); i++) HF_TRY(streams[i]->End(FrameType::kEndPart));
+  return streams[0]->End(type);
+}
+
+Status EpochWriter::Impl::FinishAll() {
+  for (const auto& stream : streams) HF_TRY(stream->Finish());
   return {};
 }
 
-Status EpochWriter::Impl::FlushPages(const PageSource& source) {
-  if (pages.pages() == 0) return {};
-  const auto table = pages.Encode();
-  if (phase == Phase::kEpoch) digest.Update(table);
-  const uint64_t bytes = pages.pages() * page_size;
-  HF_TRY(SendFrame({.type = FrameType::kPages, .payload_bytes = bytes}, table, {}, true));
-  HF_TRY(SendPieces(source));
-  counters.pages += pages.pages();
-  counters.bytes += bytes;
-  pages.Clear();
-  extents.clear();
-  return {};
-}
-
-// Cuts the frame's extents into pieces, hashes each and sends it.
-Status EpochWriter::Impl::SendPieces(const PageSource& source) {
-  size_t first = 0;
-  while (first < extents.size()) {
-    uint64_t bytes = 0;
-    size_t end = first;
-    while (end < extents.size() && bytes + extents[end].bytes <= kPieceBytes) {
-      bytes += extents[end++].bytes;
-    }
-    if (end > first) {
-      HF_TRY(SendExtents(source, std::span(extents).subspan(first, end - first)));
-      first = end;
-      continue;
-    }
-    const Extent head{extents[first].offset, kPieceBytes};
-    extents[first].offset += kPieceBytes;
-    extents[first].bytes -= kPieceBytes;
-    HF_TRY(SendExtents(source, std::span(&head, 1)));
+EpochWriter::EpochWriter(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {
+  const size_t count = impl_->streams.size();
+  impl_->errors.resize(count);
+  impl_->share_of.resize(count);
+  if (count > 1) {
+    impl_->threads = std::make_unique<WorkerPool>(static_cast<unsigned>(count), "hf-send");
   }
-  return {};
 }
-
-Status EpochWriter::Impl::SendExtents(const PageSource& source, std::span<const Extent> part) {
-  if (phase == Phase::kEpoch) {
-    for (const Extent& extent : part) digest.Update({source.base + extent.offset, extent.bytes});
-  }
-  Status sent = sender->Send(source, part, socket);
-  if (!sent.ok() && sent.error().code == ErrorCode::kUnsupported) {
-    // hugetlbfs files can be neither spliced nor sent by sendfile.
-    sender = MakeCopySender();
-    sent = sender->Send(source, part, socket);
-  }
-  if (!sent.ok()) return Explain(sent.error());
-  return {};
-}
-
-EpochWriter::EpochWriter(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-// What was committed has been acknowledged; anything else must not arrive any more.
-EpochWriter::~EpochWriter() {
-  if (impl_ != nullptr) impl_->socket.AbortOnClose();
-}
+EpochWriter::~EpochWriter() = default;
 
 Result<std::unique_ptr<EpochWriter>> EpochWriter::Connect(const std::string& host, uint16_t port,
-                                                          const Hello& hello, Strategy strategy,
+                                                          const Hello& hello, unsigned streams,
                                                           int timeout_ms,
                                                           const CancelSignal& cancel) {
   HF_ASSERT(hello.page_size >= 4096 && hello.page_size % 4096 == 0);
   HF_ASSERT(hello.page_size <= kFrameBytesMax && hello.ram_bytes % hello.page_size == 0);
-  const double started = MonotonicMs();
-  auto socket = StreamSocket::Dial(host, port, timeout_ms, cancel);
-  if (!socket.ok()) return socket.error();
-  auto impl = std::make_unique<Impl>(StreamSocket(std::move(socket).value(), cancel), hello,
-                                     strategy);
-  const double left = timeout_ms - (MonotonicMs() - started);
-  HF_TRY(impl->Handshake(hello, std::max(1, static_cast<int>(left))));
+  HF_ASSERT(streams >= 1 && streams <= kStreamsMax);
+  const double deadline_ms = MonotonicMs() + timeout_ms;
+  const auto left_ms = [deadline_ms] {
+    return std::max(1, static_cast<int>(deadline_ms - MonotonicMs()));
+  };
+  auto impl = std::make_unique<Impl>(hello);
+  for (unsigned i = 0; i < streams; i++) {
+    auto socket = StreamSocket::Dial(host, port, left_ms(), cancel);
+    if (!socket.ok()) return socket.error();
+    HF_TRY(impl->AddStream(std::move(socket).value(), hello, streams, left_ms(), cancel));
+  }
   return std::unique_ptr<EpochWriter>(new EpochWriter(std::move(impl)));
+}
+
+Result<std::unique_ptr<EpochWriter>> EpochWriter::Adopt(Descriptor connected, const Hello& hello,
+                                                        int timeout_ms,
+                                                        const CancelSignal& cancel) {
+  auto impl = std::make_unique<Impl>(hello);
+  HF_TRY(impl->AddStream(std::move(connected), hello, 1, timeout_ms, cancel));
+  return std::unique_ptr<EpochWriter>(new EpochWriter(std::move(impl)));
+}
+
+void EpochWriter::UseStrategy(Strategy strategy) {
+  HF_ASSERT(impl_->phase == Impl::Phase::kBetween);
+  impl_->strategy = strategy;
 }
 
 Status EpochWriter::BeginRound() { return impl_->Begin(Impl::Phase::kRound, 0); }
@@ -315,24 +246,21 @@ Status EpochWriter::Pages(const PageSource& source, std::span<const PageRun> run
 
 Status EpochWriter::Prefix(std::span<const std::byte> bytes) {
   HF_ASSERT(impl_->phase == Impl::Phase::kEpoch);
-  impl_->digest.Update(bytes);
-  return impl_->SendFrame({.type = FrameType::kPrefix}, {}, bytes, true);
+  return impl_->streams[0]->State(FrameType::kPrefix, bytes);
 }
 
 Status EpochWriter::Device(std::span<const std::byte> bytes) {
   HF_ASSERT(impl_->phase == Impl::Phase::kEpoch);
   impl_->phase = Impl::Phase::kSealed;
-  impl_->digest.Update(bytes);
-  return impl_->SendFrame({.type = FrameType::kDevice}, {}, bytes, true);
+  return impl_->streams[0]->State(FrameType::kDevice, bytes);
 }
 
 Status EpochWriter::EndRound() {
   HF_ASSERT(impl_->phase == Impl::Phase::kRound);
-  const PageTotals totals{impl_->counters.pages, impl_->counters.zero_pages};
-  HF_TRY(impl_->SendFrame({.type = FrameType::kEndRound}, {}, EncodeTotals(totals), false));
-  if (impl_->strategy == Strategy::kSendfile) impl_->socket.SetCork(false);
-  auto header = impl_->Await(FrameType::kRoundOk, {}, kPeerSilenceMsMax);
+  HF_TRY(impl_->EndParts(FrameType::kEndRound));
+  auto header = impl_->streams[0]->Await(FrameType::kRoundOk, {}, kPeerSilenceMsMax);
   if (!header.ok()) return header.error();
+  HF_TRY(impl_->FinishAll());
   impl_->phase = Impl::Phase::kBetween;
   return {};
 }
@@ -340,17 +268,13 @@ Status EpochWriter::EndRound() {
 Status EpochWriter::Commit() {
   HF_ASSERT(impl_->phase == Impl::Phase::kSealed);
   impl_->phase = Impl::Phase::kCommitted;
-  const CommitBody body{{impl_->counters.pages, impl_->counters.zero_pages},
-                        impl_->digest.Value()};
-  HF_TRY(impl_->SendFrame({.type = FrameType::kCommit}, {}, EncodeCommit(body), false));
-  if (impl_->strategy == Strategy::kSendfile) impl_->socket.SetCork(false);
-  return {};
+  return impl_->EndParts(FrameType::kCommit);
 }
 
 Result<EpochWriter::Ack> EpochWriter::AwaitAck(uint64_t epoch) {
   HF_ASSERT(impl_->phase == Impl::Phase::kCommitted && epoch == impl_->epoch);
   std::array<std::byte, AckBody::kBytes> body;
-  auto header = impl_->Await(FrameType::kAck, body, kPeerSilenceMsMax);
+  auto header = impl_->streams[0]->Await(FrameType::kAck, body, kPeerSilenceMsMax);
   if (!header.ok()) return header.error();
   // An acknowledgement of another epoch must never release this one's output.
   if (header.value().epoch != epoch) {
@@ -358,14 +282,28 @@ Result<EpochWriter::Ack> EpochWriter::AwaitAck(uint64_t epoch) {
                      Text("ACK frame: epoch %" PRIu64 ", not %" PRIu64, header.value().epoch,
                           epoch));
   }
+  HF_TRY(impl_->FinishAll());
   impl_->phase = Impl::Phase::kBetween;
   const uint64_t apply_us = DecodeAck(body).last_apply_us;
   return Ack{apply_us > INT64_MAX ? -1 : static_cast<int64_t>(apply_us)};
 }
 
-const SendCounters& EpochWriter::counters() const {
-  impl_->counters.syscalls = impl_->socket.syscalls() - impl_->syscalls_before;
-  return impl_->counters;
+bool EpochWriter::verified() const { return impl_->verify; }
+
+SendCounters EpochWriter::counters() const {
+  SendCounters total;
+  for (const auto& stream : impl_->streams) {
+    const SendCounters one = stream->counters();
+    total.pages += one.pages;
+    total.zero_pages += one.zero_pages;
+    total.bytes += one.bytes;
+    total.syscalls += one.syscalls;
+    total.copied_bytes += one.copied_bytes;
+    total.reference_bytes += one.reference_bytes;
+    total.completions += one.completions;
+    total.helper_cpu_ms += one.helper_cpu_ms;
+  }
+  return total;
 }
 
 }  // namespace holdfast

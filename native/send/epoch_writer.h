@@ -1,9 +1,12 @@
 // The sending side of the bulk connection (docs/wire-protocol.md), strategy-
-// independent: frames, tables, zero runs, digest, acknowledgement.
+// independent: frames, tables, zero runs, digests, acknowledgement.
 //
-//   Connect → Hello → { round }* → { epoch }*
+//   Connect → { round }* → { epoch }*
 //   round: BeginRound, Pages…, EndRound (waits for ROUND_OK)
 //   epoch: BeginEpoch, Pages…, Prefix?, Device, Commit, AwaitAck
+//
+// With several streams, each but the caller's own has a thread; whichever is
+// free takes the next pages, so a slow stream carries less.
 //
 // One thread uses a writer at a time. Every call can fail with kPeerLost,
 // kProtocol or kCancelled; after a failure the connection is of no further use.
@@ -17,19 +20,13 @@
 #include <vector>
 
 #include "base/cancel.h"
+#include "base/descriptor.h"
 #include "base/result.h"
+#include "send/bulk_stream.h"
 #include "send/page_run.h"
+#include "send/strategy.h"
 
 namespace holdfast {
-
-enum class Strategy { kCopy, kSendfile, kSplice };
-
-struct SendCounters {
-  uint64_t pages = 0;       // pages whose bytes travelled
-  uint64_t zero_pages = 0;  // pages sent as zero runs
-  uint64_t bytes = 0;       // all bytes, headers and tables included
-  uint64_t syscalls = 0;    // calls that moved bytes
-};
 
 class EpochWriter {
  public:
@@ -37,14 +34,21 @@ class EpochWriter {
     std::array<std::byte, 32> token;
     uint32_t page_size = 4096;
     uint64_t ram_bytes = 0;
+    bool verify = true;  // false: neither side computes digests; so too if the peer wants none
   };
 
-  // Connects, shows the token and waits for HELLO_OK, all within timeout_ms.
-  // `cancel` must outlive the writer.
+  // Connects so many streams (1 to kStreamsMax), shows the token on each and
+  // waits for HELLO_OK, all within timeout_ms. `cancel` must outlive the writer.
   static Result<std::unique_ptr<EpochWriter>> Connect(const std::string& host, uint16_t port,
-                                                      const Hello& hello, Strategy strategy,
+                                                      const Hello& hello, unsigned streams,
                                                       int timeout_ms, const CancelSignal& cancel);
+  // The same over a connected stream socket.
+  static Result<std::unique_ptr<EpochWriter>> Adopt(Descriptor connected, const Hello& hello,
+                                                    int timeout_ms, const CancelSignal& cancel);
   ~EpochWriter();
+
+  // From the next round or epoch on; kCopy at first. Not while one is open.
+  void UseStrategy(Strategy strategy);
 
   Status BeginRound();
   Status BeginEpoch(uint64_t epoch);
@@ -65,10 +69,14 @@ class EpochWriter {
   struct Ack {
     int64_t previous_apply_us = -1;
   };
+  // When this and EndRound return, nobody reads the pages any more: the peer
+  // has them, and the kernel has let go of them.
   Result<Ack> AwaitAck(uint64_t epoch);
 
-  // Since the last BeginRound or BeginEpoch.
-  const SendCounters& counters() const;
+  bool verified() const;  // the sides agreed on digests
+
+  // Since the last BeginRound or BeginEpoch, over all streams.
+  SendCounters counters() const;
 
  private:
   struct Impl;

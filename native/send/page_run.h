@@ -16,11 +16,16 @@ struct PageRun {
 
 // Bytes reachable both by descriptor (sendfile, splice) and by address (copy,
 // digest). `base` is the mapping of the file at offset `file_offset`.
+//
+// `pinnable`: writable memory of ours that may be registered with a ring, because
+// its pages stay the same ones (no remapping, no punched holes) as long as the
+// connection lasts. Guest RAM is not ours to pin.
 struct PageSource {
   int fd = -1;
   uint64_t file_offset = 0;
   const std::byte* base = nullptr;
   size_t size = 0;
+  bool pinnable = false;
 };
 
 }  // namespace holdfast

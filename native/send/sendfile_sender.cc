@@ -17,17 +17,21 @@ class SendfileSender final : public PageSender {
     return {};
   }
 
+  SenderCounters counters() const override { return counters_; }
+
  private:
-  static Status SendOne(const PageSource& source, const Extent& extent, StreamSocket& socket,
-                        bool& moved) {
+  Status SendOne(const PageSource& source, const Extent& extent, StreamSocket& socket,
+                 bool& moved) {
     auto offset = static_cast<off_t>(source.file_offset + extent.offset);
     uint64_t left = extent.bytes;
     while (left > 0) {
+      HF_TRY(socket.CheckCancelled());
       const ssize_t sent = ::sendfile(socket.fd(), source.fd, &offset, left);
       if (sent > 0) {
         socket.CountSyscall();
         moved = true;
         left -= static_cast<uint64_t>(sent);
+        counters_.reference_bytes += static_cast<uint64_t>(sent);
         continue;
       }
       if (sent == 0) {
@@ -45,6 +49,8 @@ class SendfileSender final : public PageSender {
     }
     return {};
   }
+
+  SenderCounters counters_;
 };
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/errqueue.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -10,6 +11,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <memory>
 
 #include "base/clock.h"
@@ -22,6 +24,9 @@ void SetOption(int fd, int level, int name, int value) {
   // Best effort: tests run over Unix sockets, which have no TCP options.
   ::setsockopt(fd, level, name, &value, sizeof value);
 }
+
+// After a poll that was woken by an error with no notification behind it.
+constexpr int kHangUpPauseMs = 1;
 
 Error Cancelled() { return Error::Of(ErrorCode::kCancelled, "bulk connection: cancelled"); }
 
@@ -69,6 +74,19 @@ Result<Descriptor> DialOne(const addrinfo& address, double deadline, const std::
 
 }  // namespace
 
+std::span<iovec> WithoutFirst(std::span<iovec> parts, uint64_t bytes) {
+  while (!parts.empty() && bytes >= parts[0].iov_len) {
+    bytes -= parts[0].iov_len;
+    parts = parts.subspan(1);
+  }
+  if (bytes > 0) {
+    HF_ASSERT(!parts.empty());
+    parts[0].iov_base = static_cast<std::byte*>(parts[0].iov_base) + bytes;
+    parts[0].iov_len -= bytes;
+  }
+  return parts;
+}
+
 StreamSocket::StreamSocket(Descriptor socket, const CancelSignal& cancel)
     : socket_(std::move(socket)), cancel_(cancel) {
   const int flags = ::fcntl(fd(), F_GETFL);
@@ -109,12 +127,19 @@ Result<Descriptor> StreamSocket::Dial(const std::string& host, uint16_t port, in
 }
 
 Result<short> StreamSocket::Wait(short events, int timeout_ms) {
-  auto ready = PollWithCancel(fd(), events, timeout_ms, cancel_);
-  if (ready.ok() && ready.value() == 0) {
-    return Error{ErrorCode::kPeerLost, ETIMEDOUT, "poll",
-                 Text("bulk connection: peer silent for %d ms", timeout_ms)};
+  const double deadline = MonotonicMs() + timeout_ms;
+  for (;;) {
+    auto ready = PollWithCancel(fd(), events, std::max(0.0, deadline - MonotonicMs()), cancel_);
+    if (!ready.ok()) return ready;
+    if (ready.value() == 0) {
+      return Error{ErrorCode::kPeerLost, ETIMEDOUT, "poll",
+                   Text("bulk connection: peer silent for %d ms", timeout_ms)};
+    }
+    // Woken by notifications alone: they are in the ledger now, so poll can wait again.
+    const bool notified = (ready.value() & POLLERR) != 0 && ReapCompletions();
+    if (notified && (ready.value() & (events | POLLHUP)) == 0) continue;
+    return ready;
   }
-  return ready;
 }
 
 Status StreamSocket::WaitWritable() {
@@ -124,6 +149,62 @@ Status StreamSocket::WaitWritable() {
   if ((ready.value() & POLLIN) != 0) {
     return Error::Of(ErrorCode::kPeerLost, "bulk connection: peer ended it while being sent to");
   }
+  return {};
+}
+
+Status StreamSocket::CheckCancelled() const {
+  if (cancel_.cancelled()) return Cancelled();
+  return {};
+}
+
+Status StreamSocket::EnableZeroCopy() {
+  const int on = 1;
+  if (::setsockopt(fd(), SOL_SOCKET, SO_ZEROCOPY, &on, sizeof on) != 0) {
+    return Error::FromErrno("setsockopt", "SO_ZEROCOPY", ErrorCode::kUnsupported);
+  }
+  return {};
+}
+
+bool StreamSocket::ReapCompletions() {
+  bool reaped = false;
+  for (;;) {
+    alignas(cmsghdr) char control[128];
+    msghdr message{};
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    const ssize_t got = ::recvmsg(fd(), &message, MSG_ERRQUEUE | MSG_DONTWAIT);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return reaped;
+    for (cmsghdr* part = CMSG_FIRSTHDR(&message); part != nullptr;
+         part = CMSG_NXTHDR(&message, part)) {
+      const bool is_error = (part->cmsg_level == SOL_IP && part->cmsg_type == IP_RECVERR) ||
+                            (part->cmsg_level == SOL_IPV6 && part->cmsg_type == IPV6_RECVERR);
+      if (!is_error) continue;
+      sock_extended_err error;
+      std::memcpy(&error, CMSG_DATA(part), sizeof error);
+      if (error.ee_origin != SO_EE_ORIGIN_ZEROCOPY || error.ee_errno != 0) continue;
+      // A range that is not in flight is the kernel's mistake; its calls stay lent.
+      reaped |= completions_.Completed(error.ee_info, error.ee_data,
+                                       (error.ee_code & SO_EE_CODE_ZEROCOPY_COPIED) != 0);
+    }
+  }
+}
+
+Status StreamSocket::AwaitErrorQueue(int timeout_ms) {
+  // POLLERR needs no asking for.
+  auto ready = PollWithCancel(fd(), 0, timeout_ms, cancel_);
+  if (!ready.ok()) return ready.error();
+  if (ready.value() == 0 || ReapCompletions()) return {};
+  // A connection that has ended, with notifications still on their way: poll
+  // would answer at once again and again.
+  auto paused = PollWithCancel(-1, 0, kHangUpPauseMs, cancel_);
+  if (!paused.ok()) return paused.error();
+  return {};
+}
+
+Status StreamSocket::AwaitReadable(int other_fd, int timeout_ms) {
+  auto ready = PollWithCancel(other_fd, POLLIN, timeout_ms, cancel_);
+  if (!ready.ok()) return ready.error();
   return {};
 }
 
@@ -157,15 +238,7 @@ Status StreamSocket::SendAll(std::span<iovec> parts, bool more) {
       continue;
     }
     syscalls_++;
-    auto left = static_cast<size_t>(sent);
-    while (!parts.empty() && left >= parts[0].iov_len) {
-      left -= parts[0].iov_len;
-      parts = parts.subspan(1);
-    }
-    if (left > 0) {
-      parts[0].iov_base = static_cast<std::byte*>(parts[0].iov_base) + left;
-      parts[0].iov_len -= left;
-    }
+    parts = WithoutFirst(parts, static_cast<uint64_t>(sent));
   }
   return {};
 }

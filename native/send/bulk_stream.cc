@@ -1,0 +1,290 @@
+#include "send/bulk_stream.h"
+
+#include <sys/socket.h>
+
+#include <cinttypes>
+#include <utility>
+
+#include "send/zero_page.h"
+#include "wire/text.h"
+
+namespace holdfast {
+namespace {
+
+// Hashed and handed to the kernel piece by piece, while in the CPU's cache.
+constexpr uint64_t kPieceBytes = uint64_t{512} << 10;
+constexpr size_t kZeroRunsMax = 8192;
+constexpr uint64_t kZeroPagesMax = uint64_t{1} << 30;  // a run's length has 32 bits
+// Small frames that may wait for company.
+constexpr size_t kQueuedBytesMax = 64 << 10;
+// An ERROR frame that explains a failed send is here by then, or it was lost.
+constexpr int kExplainMs = 200;
+
+static_assert(kFrameBytesMax <= kPagesBytesMax);
+static_assert(kFrameBytesMax / 4096 * kRunBytesMax <= kTableBytesMax);
+static_assert(kZeroRunsMax * kRunBytesMax <= kTableBytesMax);
+
+iovec Part(std::span<const std::byte> bytes) {
+  return {const_cast<std::byte*>(bytes.data()), bytes.size()};
+}
+
+}  // namespace
+
+void BulkStream::TableBuilder::Add(uint64_t page) {
+  pages_++;
+  if (runs_ > 0 && last_.first_page + last_.pages == page) {
+    last_.pages++;
+    return;
+  }
+  if (runs_ > 0) table_.Add(last_);
+  last_ = {page, 1};
+  runs_++;
+}
+
+void BulkStream::TableBuilder::Clear() {
+  table_.Clear();
+  runs_ = 0;
+  pages_ = 0;
+}
+
+// Once, before Clear.
+std::span<const std::byte> BulkStream::TableBuilder::Encode() {
+  table_.Add(last_);
+  return table_.bytes();
+}
+
+Result<HelloOkBody> BulkStream::Handshake(const HelloBody& hello, int timeout_ms) {
+  epoch_ = 0;
+  HF_TRY(Queue({.type = FrameType::kHello, .payload_bytes = HelloBody::kBytes}, {}));
+  HF_TRY(SendQueued(EncodeHello(hello), false));
+  std::array<std::byte, HelloOkBody::kBytes> body;
+  auto header = Await(FrameType::kHelloOk, body, timeout_ms);
+  if (!header.ok()) {
+    Error error = header.error();
+    if (error.sys_errno == ETIMEDOUT) error.code = ErrorCode::kConnect;
+    return error;
+  }
+  const HelloOkBody ok = DecodeHelloOk(body);
+  if (ok.version != kWireVersion) {
+    return Error::Of(ErrorCode::kProtocol,
+                     Text("HELLO_OK frame: version %" PRIu32 ", not %" PRIu32, ok.version,
+                          kWireVersion));
+  }
+  return ok;
+}
+
+Status BulkStream::Begin(uint64_t epoch, bool digested, Strategy strategy) {
+  if (strategy != strategy_) refused_ = false;
+  strategy_ = strategy;
+  epoch_ = epoch;
+  digested_ = digested;
+  counters_ = {};
+  syscalls_before_ = socket_.syscalls();
+  tally_before_ = TallyOfSenders();
+  digest_.Reset();
+  if (strategy_ == Strategy::kSendfile) socket_.SetCork(true);
+  FrameHeader header{.type = FrameType::kBegin};
+  if (epoch == 0) header.flags = kFlagBase;
+  return Queue(header, {});
+}
+
+// Header and table; the payload is the caller's to send.
+Status BulkStream::Queue(FrameHeader header, std::span<const std::byte> table) {
+  header.epoch = epoch_;
+  header.table_bytes = static_cast<uint32_t>(table.size());
+  const HeaderBytes head = EncodeHeader(header);
+  if (queued_.size() + head.size() + table.size() > kQueuedBytesMax) HF_TRY(SendQueued({}, true));
+  queued_.insert(queued_.end(), head.begin(), head.end());
+  queued_.insert(queued_.end(), table.begin(), table.end());
+  return {};
+}
+
+Status BulkStream::SendQueued(std::span<const std::byte> payload, bool more) {
+  iovec parts[2];
+  size_t count = 0;
+  if (!queued_.empty()) parts[count++] = Part(queued_);
+  if (!payload.empty()) parts[count++] = Part(payload);
+  if (count == 0) return {};
+  const Status sent = socket_.SendAll(std::span(parts).first(count), more);
+  if (!sent.ok()) return Explain(sent.error());
+  counters_.bytes += queued_.size() + payload.size();
+  queued_.clear();
+  return {};
+}
+
+Status BulkStream::Pages(const PageSource& source, std::span<const PageRun> runs) {
+  for (const PageRun& run : runs) {
+    HF_ASSERT((run.source_page + run.pages) * page_size_ <= source.size);
+    for (uint32_t i = 0; i < run.pages; i++) {
+      const uint64_t offset = (run.source_page + i) * page_size_;
+      if (IsZeroPage(source.base + offset, page_size_)) {
+        zeros_.Add(run.first_page + i);
+        if (zeros_.runs() == kZeroRunsMax || zeros_.pages() == kZeroPagesMax) HF_TRY(FlushZeros());
+        continue;
+      }
+      pages_.Add(run.first_page + i);
+      if (!extents_.empty() && extents_.back().offset + extents_.back().bytes == offset) {
+        extents_.back().bytes += page_size_;
+      } else {
+        extents_.push_back({offset, page_size_});
+      }
+      if ((pages_.pages() + 1) * page_size_ > kFrameBytesMax) HF_TRY(FlushPages(source));
+    }
+  }
+  return FlushPages(source);
+}
+
+Status BulkStream::FlushZeros() {
+  if (zeros_.pages() == 0) return {};
+  const auto table = zeros_.Encode();
+  if (digested_) digest_.Update(table);
+  HF_TRY(Queue({.type = FrameType::kZero}, table));
+  counters_.zero_pages += zeros_.pages();
+  zeros_.Clear();
+  return {};
+}
+
+Status BulkStream::FlushPages(const PageSource& source) {
+  if (pages_.pages() == 0) return {};
+  const auto table = pages_.Encode();
+  if (digested_) digest_.Update(table);
+  const uint64_t bytes = pages_.pages() * page_size_;
+  HF_TRY(Queue({.type = FrameType::kPages, .payload_bytes = bytes}, table));
+  HF_TRY(SendQueued({}, true));
+  HF_TRY(SendPieces(source));
+  counters_.pages += pages_.pages();
+  counters_.bytes += bytes;
+  pages_.Clear();
+  extents_.clear();
+  return {};
+}
+
+// Cuts the frame's extents into pieces, hashes each and sends it.
+Status BulkStream::SendPieces(const PageSource& source) {
+  if (!digested_) return SendExtents(source, extents_);
+  size_t first = 0;
+  while (first < extents_.size()) {
+    uint64_t bytes = 0;
+    size_t end = first;
+    while (end < extents_.size() && bytes + extents_[end].bytes <= kPieceBytes) {
+      bytes += extents_[end++].bytes;
+    }
+    if (end > first) {
+      HF_TRY(SendExtents(source, std::span(extents_).subspan(first, end - first)));
+      first = end;
+      continue;
+    }
+    const Extent head{extents_[first].offset, kPieceBytes};
+    extents_[first].offset += kPieceBytes;
+    extents_[first].bytes -= kPieceBytes;
+    HF_TRY(SendExtents(source, std::span(&head, 1)));
+  }
+  return {};
+}
+
+PageSender& BulkStream::SenderFor(const PageSource& source) {
+  const bool copy = refused_ && refused_fd_ == source.fd;
+  const auto index = static_cast<size_t>(copy ? Strategy::kCopy : strategy_);
+  if (senders_[index] == nullptr) senders_[index] = PageSender::Make(kAllStrategies[index]);
+  unfinished_[index] = true;
+  return *senders_[index];
+}
+
+Status BulkStream::SendExtents(const PageSource& source, std::span<const Extent> part) {
+  if (digested_) {
+    for (const Extent& extent : part) digest_.Update({source.base + extent.offset, extent.bytes});
+  }
+  Status sent = SenderFor(source).Send(source, part, socket_);
+  if (!sent.ok() && sent.error().code == ErrorCode::kUnsupported) {
+    // Files on hugetlbfs can be neither spliced nor sent by sendfile.
+    refused_ = true;
+    refused_fd_ = source.fd;
+    sent = SenderFor(source).Send(source, part, socket_);
+  }
+  if (!sent.ok()) return Explain(sent.error());
+  return {};
+}
+
+Status BulkStream::State(FrameType type, std::span<const std::byte> bytes) {
+  HF_TRY(FlushZeros());
+  if (digested_) digest_.Update(bytes);
+  HF_TRY(Queue({.type = type, .payload_bytes = bytes.size()}, {}));
+  return SendQueued(bytes, true);
+}
+
+Status BulkStream::End(FrameType type) {
+  HF_TRY(FlushZeros());
+  const PartBody body{{counters_.pages, counters_.zero_pages}, digested_ ? digest_.Value() : 0};
+  const bool round = type == FrameType::kEndRound;
+  const auto totals = EncodeTotals(body.totals);
+  const auto part = EncodePart(body);
+  const auto payload = round ? std::span<const std::byte>(totals) : std::span<const std::byte>(part);
+  HF_TRY(Queue({.type = type, .payload_bytes = payload.size()}, {}));
+  HF_TRY(SendQueued(payload, false));
+  if (strategy_ == Strategy::kSendfile) socket_.SetCork(false);
+  return {};
+}
+
+Result<FrameHeader> BulkStream::Await(FrameType type, std::span<std::byte> body, int timeout_ms) {
+  HeaderBytes head;
+  HF_TRY(socket_.ReceiveAll(head, timeout_ms));
+  auto header = DecodeHeader(head, 0);
+  if (!header.ok()) return header.error();
+  const FrameHeader& got = header.value();
+  if (got.type == FrameType::kError) {
+    std::array<std::byte, kErrorBytesMax> text;
+    const auto payload = std::span(text).first(got.payload_bytes);
+    HF_TRY(socket_.ReceiveAll(payload, timeout_ms));
+    was_refused_ = true;
+    return DecodeError(payload);
+  }
+  if (got.type != type) {
+    return Error::Of(ErrorCode::kProtocol, Text("%s frame instead of %s", FrameName(got.type),
+                                                FrameName(type)));
+  }
+  HF_ASSERT(got.payload_bytes == body.size());
+  HF_TRY(socket_.ReceiveAll(body, timeout_ms));
+  return header;
+}
+
+// A peer that refuses says why before it closes: its words beat our errno.
+Error BulkStream::Explain(Error error) {
+  if (error.code != ErrorCode::kPeerLost || error.sys_errno == ETIMEDOUT) return error;
+  auto said = Await(FrameType::kError, {}, kExplainMs);
+  return !said.ok() && was_refused_ ? said.error() : error;
+}
+
+Status BulkStream::Finish() {
+  for (size_t i = 0; i < kStrategyCount; i++) {
+    if (!unfinished_[i]) continue;
+    HF_TRY(senders_[i]->Finish(socket_));
+    unfinished_[i] = false;
+  }
+  return {};
+}
+
+void BulkStream::Interrupt() { ::shutdown(socket_.fd(), SHUT_RDWR); }
+
+BulkStream::Tally BulkStream::TallyOfSenders() const {
+  Tally tally;
+  for (const auto& sender : senders_) {
+    if (sender == nullptr) continue;
+    const SenderCounters counted = sender->counters();
+    tally.copied_bytes += counted.copied_bytes;
+    tally.reference_bytes += counted.reference_bytes;
+    tally.completions += counted.completions;
+  }
+  return tally;
+}
+
+SendCounters BulkStream::counters() const {
+  SendCounters counters = counters_;
+  const Tally now = TallyOfSenders();
+  counters.syscalls = socket_.syscalls() - syscalls_before_;
+  counters.copied_bytes = now.copied_bytes - tally_before_.copied_bytes;
+  counters.reference_bytes = now.reference_bytes - tally_before_.reference_bytes;
+  counters.completions = now.completions - tally_before_.completions;
+  return counters;
+}
+
+}  // namespace holdfast
