@@ -40,7 +40,8 @@ export interface NativeError extends Error {
   readonly syscall: string;
 }
 
-export type SenderStrategy = 'copy' | 'sendfile' | 'splice';
+/** How page bytes get to the socket; native/send/page_sender.h says what each does. */
+export type SenderStrategy = 'copy' | 'sendfile' | 'splice' | 'vmsplice' | 'zerocopy' | 'uring';
 export type NativeCaptureMode = 'staged' | 'direct';
 
 /** What the kernel can do, each probed for real in this process, none assumed. */
@@ -60,6 +61,24 @@ export interface KernelProbe {
   readonly memlockBytes: number;
   /** Effective capabilities, as a bit mask in hexadecimal (CapEff of /proc/self/status). */
   readonly capEff: string;
+}
+
+/** Which senders this kernel lets this process use, each tried on a socket that leads nowhere. */
+export interface SenderProbe {
+  /** MSG_ZEROCOPY; why not, otherwise. */
+  readonly zerocopy: boolean;
+  readonly zerocopyReason?: string;
+  /** io_uring with zero-copy sends; why not, otherwise. */
+  readonly uring: boolean;
+  readonly uringReason?: string;
+  /** The ring says what was copied after all (Linux 6.2). */
+  readonly uringUsageReports: boolean;
+  /** Staging can be registered with the ring. */
+  readonly uringFixedBuffers: boolean;
+  /** net.core.optmem_max; -1 unknown. */
+  readonly optmemBytesMax: number;
+  /** RLIMIT_MEMLOCK soft limit; -1 is unlimited. */
+  readonly memlockBytesMax: number;
 }
 
 /** One file-backed, shared mapping of a process, merged over adjacent VMAs. */
@@ -83,7 +102,7 @@ export interface PrimaryEngineOptions {
   readonly ram: RamMapping;
   /** Upper bound of the staging pool, bytes (default 256 MiB). It grows lazily. */
   readonly stagingBytesMax: number;
-  /** How pages are sent. */
+  /** How the pages of base rounds are sent, and of epochs for which send() names no other. */
   readonly strategy: SenderStrategy;
   /** Threads that copy during the pause (default 2). */
   readonly copyThreads: number;
@@ -95,6 +114,13 @@ export interface ConnectOptions {
   /** 32 bytes that bind the bulk connection to the authenticated control session. */
   readonly token: Uint8Array;
   readonly timeoutMs: number;
+  /** TCP connections over which pages are striped, 1 to 16 (default 1), each with a sending thread. */
+  readonly streams?: number | undefined;
+  /**
+   * Digests over all that an epoch carries (default true). They are computed if
+   * both sides want them; without, only TCP's own checksum is left.
+   */
+  readonly verify?: boolean | undefined;
 }
 
 export interface AttachResult {
@@ -163,6 +189,8 @@ export interface SendOptions {
   readonly device: StateFile;
   /** New prefix of the composite stream, if it changed since the last commit. */
   readonly prefix?: StateFile | undefined;
+  /** How this epoch's pages are sent; default: the engine's strategy. */
+  readonly strategy?: SenderStrategy | undefined;
 }
 
 export interface SendResult {
@@ -177,14 +205,20 @@ export interface SendResult {
   readonly ackMs: number;
   /** System calls that moved payload. */
   readonly syscalls: number;
-  /** CPU time of the sending thread for this epoch. */
+  /** CPU time of all sending threads for this epoch, completions included. */
   readonly cpuMs: number;
+  /** Page bytes that the kernel copied, as far as it says. */
+  readonly copiedBytes: number;
+  /** Page bytes that left as they lie in memory. */
+  readonly referenceBytes: number;
+  /** Calls of which the kernel has reported that it needs their pages no more. */
+  readonly completions: number;
   /** The backup's apply time of the epoch before, as carried by the acknowledgement; -1 unknown. */
   readonly previousApplyMs: number;
 }
 
 /**
- * The primary's data plane for one VM: tracker, staging, one bulk connection.
+ * The primary's data plane for one VM: tracker, staging, one bulk connection of one or more streams.
  *
  * Order per epoch: prestage() while the VM runs, where it pays; capture() while
  * the VM is stopped; then send(). With
@@ -239,6 +273,8 @@ export interface SessionOptions {
   readonly epochBytesMax: number;
   /** Limit on device state and on the prefix, bytes each. */
   readonly deviceBytesMax: number;
+  /** False: no digests, whatever the primary wishes (default true). */
+  readonly verify?: boolean | undefined;
 }
 
 export type ReceiverEvent =
@@ -248,13 +284,26 @@ export type ReceiverEvent =
       readonly type: 'committed';
       readonly epoch: number;
       readonly pages: number;
+      readonly zeroPages: number;
       readonly bytes: number;
       /** First byte of the epoch received to commit. */
       readonly receiveMs: number;
+      /** CPU time of the receive threads of all streams since the epoch before. */
+      readonly receiveCpuMs: number;
+      /** Their system calls that brought bytes. */
+      readonly receiveSyscalls: number;
+      /** Of their time, what went into digests. */
+      readonly digestMs: number;
     }
   | { readonly type: 'applied'; readonly epoch: number; readonly applyMs: number }
-  /** The bulk connection ended; `code` says why. The partly received epoch was dropped. */
-  | { readonly type: 'disconnected'; readonly code: NativeErrorCode; readonly message: string };
+  /** The bulk connection ended, with all its streams; `code` says why. The partly received epoch was dropped. */
+  | {
+      readonly type: 'disconnected';
+      readonly code: NativeErrorCode;
+      readonly message: string;
+      /** The epoch that was dropped; 0 if none had begun. */
+      readonly droppedEpoch: number;
+    };
 
 export interface FenceResult {
   /** Last committed epoch, now applied to the replica completely; 0 if none. */
@@ -292,6 +341,8 @@ export interface Receiver {
 
 export interface NativeBinding {
   probeKernel(): Promise<KernelProbe>;
+  /** Takes well under a millisecond and waits for nothing. */
+  probeSenders(): SenderProbe;
   /** Mappings of regular (tmpfs, hugetlbfs) files of at least `minBytes`, or of memfds. */
   findRamMappings(pid: number, minBytes: number): Promise<readonly RamMapping[]>;
   /** Process id at the other end of a Unix stream socket (SO_PEERCRED). */

@@ -1,4 +1,5 @@
-// The exports, nothing else: NativeBinding of lib/native.ts.
+// The exports, nothing else: NativeBinding of lib/native.ts, TransferBinding of
+// lib/transfer/binding.ts.
 
 #include <napi.h>
 
@@ -6,6 +7,8 @@
 #include "js/functions.h"
 #include "js/primary_engine.h"
 #include "js/receiver.h"
+#include "js/transfer_receiver.h"
+#include "js/transfer_sender.h"
 
 namespace {
 
@@ -13,6 +16,7 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   using namespace holdfast;
   js::Bridge::Create(env);
   exports.Set("probeKernel", Napi::Function::New(env, js::ProbeKernelAsync, "probeKernel"));
+  exports.Set("probeSenders", Napi::Function::New(env, js::ProbeSendersSync, "probeSenders"));
   exports.Set("findRamMappings",
               Napi::Function::New(env, js::FindRamMappingsAsync, "findRamMappings"));
   exports.Set("peerPid", Napi::Function::New(env, js::PeerPidSync, "peerPid"));
@@ -22,6 +26,8 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   exports.Set("debugCounters", Napi::Function::New(env, js::DebugCounters, "debugCounters"));
   exports.Set("PrimaryEngine", js::PrimaryEngine::Define(env));
   exports.Set("Receiver", js::ReceiverObject::Define(env));
+  exports.Set("TransferSender", js::TransferSender::Define(env));
+  exports.Set("TransferReceiver", js::TransferReceiver::Define(env));
   return exports;
 }
 

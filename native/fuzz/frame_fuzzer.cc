@@ -1,10 +1,14 @@
 // libFuzzer target: the decoder, the protocol's order and the run tables, driven
-// by the calls that the receive thread makes, on a stream of arbitrary bytes.
+// by the calls that the receive threads make, on arbitrary bytes.
 //
 // The first byte chooses: bit 0 repairs header hashes and bit 1 the magic, so
-// that inputs reach what lies behind them; bit 2 lets the digest match.
+// that inputs reach what lies behind them; bit 2 lets digests match; bits 3 and
+// 4 are the number of streams less one. Of several streams, a byte before each
+// frame says whose it is; and with bit 5 also before each table, so that a
+// header of another stream comes in between.
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <vector>
 
@@ -45,65 +49,116 @@ HeaderBytes TakeHeader(Stream& stream, unsigned choice) {
   return head;
 }
 
-// What the decoder let through must be safe to act on.
-void UseTable(std::span<const std::byte> bytes, const FrameHeader& header, bool in_epoch,
-              PageBitmap& epoch_pages) {
-  const RunTable table(bytes);
+// What the decoder let through must be safe to act on, and the only encoding
+// of what it says.
+void UseTable(std::span<const std::byte> bytes, const FrameHeader& header, PageBitmap& seen) {
+  RunTableWriter again;
   uint64_t pages = 0;
-  for (size_t i = 0; i < table.size(); i++) {
-    const WireRun run = table[i];
+  WireRun run;
+  for (RunCursor runs(bytes); runs.Next(run);) {
     HF_ASSERT(run.pages > 0 && run.first_page + run.pages <= kRamPages);
-    if (in_epoch) HF_ASSERT(epoch_pages.Add(run.first_page, run.pages));
+    HF_ASSERT(seen.Add(run.first_page, run.pages));
+    again.Add(run);
     pages += run.pages;
   }
+  HF_ASSERT(std::ranges::equal(again.bytes(), bytes));
   if (header.type == FrameType::kPages) HF_ASSERT(header.payload_bytes == pages * kPageSize);
 }
 
-void Run(Stream stream, unsigned choice) {
-  FrameDecoder decoder(kLimits);
-  PageBitmap epoch_pages(kRamPages);
-  uint64_t epoch_bytes = 0;
-  uint64_t last_committed = 0;
-  while (stream.left() >= kFrameHeaderBytes) {
-    const HeaderBytes head = TakeHeader(stream, choice);
-    auto header = decoder.Header(head);
-    if (!header.ok()) return;
-    const FrameHeader& frame = header.value();
-    HF_ASSERT(frame.table_bytes <= kTableBytesMax && frame.payload_bytes <= kPagesBytesMax);
-    if (frame.type == FrameType::kBegin) {
-      HF_ASSERT(!decoder.in_round() || last_committed == 0);
-      epoch_pages.Clear();
-      epoch_bytes = 0;
-    }
-    if (frame.table_bytes > stream.left()) return;
-    if (frame.table_bytes > 0) {
-      const auto table = stream.Take(frame.table_bytes);
-      if (!decoder.Table(table).ok()) return;
-      UseTable(table, frame, decoder.in_epoch(), epoch_pages);
-    }
-    if (frame.type == FrameType::kPages && decoder.in_epoch()) {
-      epoch_bytes += frame.payload_bytes;
-      HF_ASSERT(epoch_bytes <= kLimits.epoch_bytes_max);
-    }
-    // Page bytes are not looked at: they need not be in the input.
-    if (frame.type == FrameType::kPages) continue;
-    if (frame.payload_bytes > stream.left()) return;
-    const auto payload = stream.Take(frame.payload_bytes);
-    if (frame.type == FrameType::kEndRound) {
-      if (!decoder.EndRound(payload.first<PageTotals::kBytes>()).ok()) return;
-    } else if (frame.type == FrameType::kCommit) {
-      const auto body = payload.first<CommitBody::kBytes>();
-      const uint64_t digest = (choice & 4) != 0 ? DecodeCommit(body).digest : 0;
-      const uint64_t epoch = decoder.epoch();
-      if (!decoder.Commit(body, digest).ok()) return;
-      HF_ASSERT(epoch > last_committed);
-      last_committed = epoch;
-    } else if (frame.type == FrameType::kError) {
-      HF_ASSERT(!DecodeError(payload).message.empty());
-      return;
+class Receiving {
+ public:
+  Receiving(Stream stream, unsigned choice)
+      : stream_(stream), choice_(choice), streams_(1 + (choice >> 3 & 3)) {
+    decoder_.NewConnection(streams_);
+  }
+
+  void Run() {
+    while (stream_.left() >= kFrameHeaderBytes + 1 && Step()) {
     }
   }
-}
+
+ private:
+  unsigned TakeIndex() {
+    if (streams_ == 1) return 0;
+    return std::to_integer<unsigned>(stream_.Take(1)[0]) % streams_;
+  }
+
+  // False: the connection is void.
+  bool Step() {
+    const unsigned index = TakeIndex();
+    // A table that waited while another stream's header came.
+    if (waiting_[index]) {
+      waiting_[index] = false;
+      return TakeTable(index);
+    }
+    const HeaderBytes head = TakeHeader(stream_, choice_);
+    const bool idle = !decoder_.in_epoch() && !decoder_.in_round();
+    auto header = decoder_.Header(index, head);
+    if (!header.ok()) return false;
+    const FrameHeader& frame = frames_[index] = header.value();
+    HF_ASSERT(frame.table_bytes <= kTableBytesMax && frame.payload_bytes <= kPagesBytesMax);
+    if (frame.type == FrameType::kBegin && idle) {
+      HF_ASSERT(!decoder_.in_round() || last_committed_ == 0);
+      seen_.Clear();
+      epoch_bytes_ = 0;
+    }
+    if (frame.type == FrameType::kPages && decoder_.in_epoch()) {
+      epoch_bytes_ += frame.payload_bytes;
+      HF_ASSERT(epoch_bytes_ <= kLimits.epoch_bytes_max);
+    }
+    if (frame.table_bytes == 0) return TakePayload(index);
+    if ((choice_ & 32) == 0 || streams_ == 1) return TakeTable(index);
+    waiting_[index] = true;
+    return true;
+  }
+
+  bool TakeTable(unsigned index) {
+    const FrameHeader& frame = frames_[index];
+    if (frame.table_bytes > stream_.left()) return false;
+    const auto table = stream_.Take(frame.table_bytes);
+    if (!decoder_.Table(index, table).ok()) return false;
+    UseTable(table, frame, seen_);
+    // Page bytes are not looked at: they need not be in the input.
+    return true;
+  }
+
+  bool TakePayload(unsigned index) {
+    const FrameHeader& frame = frames_[index];
+    if (frame.payload_bytes > stream_.left()) return false;
+    const auto payload = stream_.Take(frame.payload_bytes);
+    switch (frame.type) {
+      case FrameType::kEndRound: return decoder_.EndPart(index, payload, 0).ok();
+      case FrameType::kCommit:
+      case FrameType::kEndPart: return EndPart(index, payload);
+      case FrameType::kError:
+        HF_ASSERT(!DecodeError(payload).message.empty());
+        return false;
+      default: return true;
+    }
+  }
+
+  bool EndPart(unsigned index, std::span<const std::byte> payload) {
+    const PartBody said = DecodePart(payload.first<PartBody::kBytes>());
+    const bool in_epoch = decoder_.in_epoch();
+    auto whole = decoder_.EndPart(index, payload, (choice_ & 4) != 0 ? said.digest : 0);
+    if (!whole.ok()) return false;
+    if (!whole.value() || !in_epoch) return true;
+    HF_ASSERT(decoder_.epoch() > last_committed_);
+    HF_ASSERT(decoder_.totals().pages * kPageSize == epoch_bytes_);
+    last_committed_ = decoder_.epoch();
+    return true;
+  }
+
+  Stream stream_;
+  const unsigned choice_;
+  const unsigned streams_;
+  FrameDecoder decoder_{kLimits};
+  PageBitmap seen_{kRamPages};
+  std::array<FrameHeader, 4> frames_;
+  std::array<bool, 4> waiting_{};
+  uint64_t epoch_bytes_ = 0;
+  uint64_t last_committed_ = 0;
+};
 
 }  // namespace
 }  // namespace holdfast
@@ -113,8 +168,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const auto bytes = std::as_bytes(std::span(data, size));
   // Handshake bodies and backward frames have no state: decode them as they are.
   if (size > holdfast::HelloBody::kBytes) {
-    (void)holdfast::DecodeHello(bytes.subspan(1).first<holdfast::HelloBody::kBytes>());
+    (void)holdfast::CheckHello(
+        holdfast::DecodeHello(bytes.subspan(1).first<holdfast::HelloBody::kBytes>()));
   }
-  holdfast::Run(holdfast::Stream(bytes.subspan(1)), data[0]);
+  (void)holdfast::CheckRuns(bytes.subspan(1), holdfast::kRamPages);
+  holdfast::Receiving(holdfast::Stream(bytes.subspan(1)), data[0]).Run();
   return 0;
 }

@@ -20,11 +20,19 @@ Napi::Object ToObject(Napi::Env env, const ReceiverEvent& event) {
           .Number("bytes", event.bytes)
           .object();
     case ReceiverEvent::Type::kCommitted:
+      if (event.state != nullptr) {
+        object.Set("state", Napi::Buffer<std::byte>::Copy(env, event.state->data(),
+                                                          event.state->size()));
+      }
       return object.Text("type", "committed")
           .Number("epoch", event.epoch)
           .Number("pages", event.pages)
+          .Number("zeroPages", event.zero_pages)
           .Number("bytes", event.bytes)
           .Number("receiveMs", event.millis)
+          .Number("receiveCpuMs", event.cpu_ms)
+          .Number("receiveSyscalls", event.syscalls)
+          .Number("digestMs", event.digest_ms)
           .object();
     case ReceiverEvent::Type::kApplied:
       return object.Text("type", "applied")
@@ -34,6 +42,7 @@ Napi::Object ToObject(Napi::Env env, const ReceiverEvent& event) {
     case ReceiverEvent::Type::kDisconnected: {
       const Napi::Object error = ToJs(env, event.error).Value();
       return object.Text("type", "disconnected")
+          .Number("droppedEpoch", event.epoch)
           .Set("code", error.Get("code"))
           .Set("message", error.Get("message"))
           .object();

@@ -16,6 +16,7 @@
 #include "js/bridge.h"
 #include "js/counters.h"
 #include "js/result_object.h"
+#include "send/probe.h"
 
 namespace holdfast::js {
 namespace {
@@ -65,6 +66,18 @@ Napi::Object ToObject(Napi::Env env, const KernelProbe& probe) {
       .object();
 }
 
+Napi::Object ToObject(Napi::Env env, const SenderProbe& probe) {
+  ResultObject object(env);
+  object.Flag("zerocopy", probe.zerocopy).Flag("uring", probe.uring);
+  if (!probe.zerocopy) object.Text("zerocopyReason", probe.zerocopy_reason);
+  if (!probe.uring) object.Text("uringReason", probe.uring_reason);
+  return object.Flag("uringUsageReports", probe.uring_usage_reports)
+      .Flag("uringFixedBuffers", probe.uring_fixed_buffers)
+      .Number("optmemBytesMax", static_cast<double>(probe.optmem_bytes_max))
+      .Number("memlockBytesMax", static_cast<double>(probe.memlock_bytes_max))
+      .object();
+}
+
 // List of anything that ToElement can turn into a value.
 template <typename T, typename Convert>
 Value ToList(std::vector<T> items, Convert convert) {
@@ -85,6 +98,11 @@ Napi::Value ProbeKernelAsync(const Napi::CallbackInfo& info) {
       return ToObject(env, probe);
     });
   });
+}
+
+// A few calls on sockets and rings of its own: nothing that waits.
+Napi::Value ProbeSendersSync(const Napi::CallbackInfo& info) {
+  return ToObject(info.Env(), ProbeSenders());
 }
 
 Napi::Value FindRamMappingsAsync(const Napi::CallbackInfo& info) {

@@ -6,6 +6,7 @@
 namespace holdfast::js {
 
 Napi::Value ProbeKernelAsync(const Napi::CallbackInfo& info);
+Napi::Value ProbeSendersSync(const Napi::CallbackInfo& info);
 Napi::Value FindRamMappingsAsync(const Napi::CallbackInfo& info);
 Napi::Value PeerPidSync(const Napi::CallbackInfo& info);
 void SendWithFdSync(const Napi::CallbackInfo& info);

@@ -11,6 +11,8 @@
 #include "js/fields.h"
 #include "js/result_object.h"
 #include "primary/primary.h"
+#include "send/strategy.h"
+#include "wire/frame.h"
 
 namespace holdfast::js {
 
@@ -51,11 +53,10 @@ namespace {
 
 Error Cut() { return Error::Of(ErrorCode::kCancelled, "disconnected"); }
 
-std::optional<Strategy> ToStrategy(const std::string& name) {
-  if (name == "copy") return Strategy::kCopy;
-  if (name == "sendfile") return Strategy::kSendfile;
-  if (name == "splice") return Strategy::kSplice;
-  return std::nullopt;
+Strategy ToStrategy(Fields& fields) {
+  const auto strategy = StrategyNamed(fields.Text("strategy"));
+  if (!strategy) fields.Wrong("strategy", 0);
+  return strategy.value_or(Strategy::kCopy);
 }
 
 Primary::StateFile ToStateFile(Napi::Env env, const Napi::Value& value, Fields& outer,
@@ -130,6 +131,9 @@ Value ToValue(uint64_t epoch, const Primary::Sent& sent) {
         .Number("ackMs", sent.ack_ms)
         .Number("syscalls", sent.counters.syscalls)
         .Number("cpuMs", sent.cpu_ms)
+        .Number("copiedBytes", sent.counters.copied_bytes)
+        .Number("referenceBytes", sent.counters.reference_bytes)
+        .Number("completions", sent.counters.completions)
         .Number("previousApplyMs", sent.previous_apply_ms)
         .object();
   };
@@ -161,9 +165,7 @@ PrimaryEngine::PrimaryEngine(const Napi::CallbackInfo& info)
   options.pid = static_cast<pid_t>(fields.Whole("pid"));
   options.staging_bytes_max = fields.Whole("stagingBytesMax");
   options.copy_threads = static_cast<unsigned>(fields.Whole("copyThreads"));
-  const auto strategy = ToStrategy(fields.Text("strategy"));
-  if (!strategy) fields.Wrong("strategy", 0);
-  options.strategy = strategy.value_or(Strategy::kCopy);
+  options.strategy = ToStrategy(fields);
   constexpr unsigned kCopyThreadsMax = 64;
   if (options.copy_threads < 1 || options.copy_threads > kCopyThreadsMax) {
     fields.Wrong("copyThreads", 0);
@@ -207,6 +209,12 @@ Napi::Value PrimaryEngine::Connect(const Napi::CallbackInfo& info) {
   peer.port = static_cast<uint16_t>(port);
   peer.token = fields.Token("token");
   peer.timeout_ms = static_cast<int>(std::min<uint64_t>(fields.Whole("timeoutMs"), 3'600'000));
+  if (fields.Has("streams")) {
+    const uint64_t streams = fields.Whole("streams");
+    if (streams < 1 || streams > kStreamsMax) fields.Wrong("streams", 0);
+    peer.streams = static_cast<unsigned>(streams);
+  }
+  if (fields.Has("verify")) peer.verify = fields.Flag("verify");
   if (!fields.Check()) return {};
   return core_->Submit(info.Env(), Value(),
                        [core = core_.get(), link = core_->link(), peer]() -> Result<js::Value> {
@@ -266,16 +274,19 @@ Napi::Value PrimaryEngine::Send(const Napi::CallbackInfo& info) {
   const auto device = ToStateFile(env, fields.Get("device"), fields, "device");
   std::optional<Primary::StateFile> prefix;
   if (fields.Has("prefix")) prefix = ToStateFile(env, fields.Get("prefix"), fields, "prefix");
+  std::optional<Strategy> chosen;
+  if (fields.Has("strategy")) chosen = ToStrategy(fields);
   if (!fields.Check()) return {};
   return core_->Submit(
       env, Value(),
-      [core = core_.get(), link = core_->link(), epoch, device, prefix]() -> Result<js::Value> {
+      [core = core_.get(), link = core_->link(), epoch, chosen, device, prefix]() -> Result<js::Value> {
         if (link->cancelled()) {
           core->primary().Abort(epoch);
           core->epoch_open = core->primary().epoch_open();
           return Cut();
         }
-        auto sent = core->primary().Send(epoch, device, prefix);
+        const Strategy strategy = chosen.value_or(core->primary().base_strategy());
+        auto sent = core->primary().Send(epoch, strategy, device, prefix);
         core->epoch_open = core->primary().epoch_open();
         if (!sent.ok()) return sent.error();
         return ToValue(epoch, sent.value());

@@ -100,6 +100,7 @@ Napi::Value ReceiverObject::OpenSession(const Napi::CallbackInfo& info) {
   session.page_size = static_cast<uint32_t>(fields.Whole("pageSize"));
   session.epoch_bytes_max = fields.Whole("epochBytesMax");
   session.device_bytes_max = fields.Whole("deviceBytesMax");
+  if (fields.Has("verify")) session.verify = fields.Flag("verify");
   if (!fields.Check()) return {};
   return core_->Submit(info.Env(), Value(), [this, session]() -> Result<js::Value> {
     const Status opened = core_->receiver().OpenSession(session);

@@ -83,9 +83,10 @@ Status Primary::Connect(const Peer& peer, std::shared_ptr<const CancelSignal> ca
   hello.token = peer.token;
   hello.page_size = ram_->page_size();
   hello.ram_bytes = ram_->size();
+  hello.verify = peer.verify;
   cancel_ = std::move(cancel);
-  auto writer = EpochWriter::Connect(peer.host, peer.port, hello, options_.strategy,
-                                     peer.timeout_ms, *cancel_);
+  auto writer = EpochWriter::Connect(peer.host, peer.port, hello, peer.streams, peer.timeout_ms,
+                                     *cancel_);
   if (!writer.ok()) return writer.error();
   writer_ = std::move(writer).value();
   return {};
@@ -114,7 +115,7 @@ Result<Primary::Round> Primary::BaseRound(bool first, const CancelSignal& cancel
     return sent.error();
   }
   base_sent_ = true;
-  const SendCounters& counters = writer_->counters();
+  const SendCounters counters = writer_->counters();
   round.pages = counters.pages;
   round.zero_pages = counters.zero_pages;
   round.bytes = counters.bytes;
@@ -145,6 +146,7 @@ Result<std::vector<PageRun>> Primary::TakeDirtyPages(bool all) {
 }
 
 Status Primary::SendRound(const std::vector<PageRun>& runs, const CancelSignal& cancel) {
+  writer_->UseStrategy(options_.strategy);
   HF_TRY(writer_->BeginRound());
   const auto batch_pages = static_cast<uint32_t>(kBaseBatchBytes / ram_->page_size());
   std::vector<PageRun> batch;
@@ -238,7 +240,7 @@ bool Primary::Stage(std::vector<PageRun>& written, Epoch& epoch, Captured& captu
   return true;
 }
 
-Result<Primary::Sent> Primary::Send(uint64_t epoch, const StateFile& device,
+Result<Primary::Sent> Primary::Send(uint64_t epoch, Strategy strategy, const StateFile& device,
                                     const std::optional<StateFile>& prefix) {
   if (!epoch_ || epoch_->number != epoch) {
     return Error::Of(ErrorCode::kProtocol,
@@ -259,7 +261,7 @@ Result<Primary::Sent> Primary::Send(uint64_t epoch, const StateFile& device,
       if (!content.ok()) return content.error();
       prefix_bytes = std::move(content).value();
     }
-    Result<Sent> outcome = SendEpoch(sending, device_bytes.value(), prefix_bytes);
+    Result<Sent> outcome = SendEpoch(sending, strategy, device_bytes.value(), prefix_bytes);
     // A connection that failed is of no further use, and what it still holds
     // by reference must not leave once staging is reused.
     if (!outcome.ok()) Disconnect();
@@ -269,10 +271,12 @@ Result<Primary::Sent> Primary::Send(uint64_t epoch, const StateFile& device,
   return sent;
 }
 
-Result<Primary::Sent> Primary::SendEpoch(const Epoch& epoch, std::span<const std::byte> device,
+Result<Primary::Sent> Primary::SendEpoch(const Epoch& epoch, Strategy strategy,
+                                         std::span<const std::byte> device,
                                          std::span<const std::byte> prefix) {
   const double start_ms = MonotonicMs();
   const double start_cpu_ms = ThreadCpuMs();
+  writer_->UseStrategy(strategy);
   HF_TRY(writer_->BeginEpoch(epoch.number));
   const PageSource source = epoch.mode == Mode::kStaged ? staging_->source() : ram_->source();
   HF_TRY(writer_->Pages(source, epoch.runs, /*stable=*/true));
@@ -285,8 +289,8 @@ Result<Primary::Sent> Primary::SendEpoch(const Epoch& epoch, std::span<const std
   auto ack = writer_->AwaitAck(epoch.number);
   if (!ack.ok()) return ack.error();
   sent.ack_ms = MonotonicMs() - start_ms;
-  sent.cpu_ms = ThreadCpuMs() - start_cpu_ms;
   sent.counters = writer_->counters();
+  sent.cpu_ms = ThreadCpuMs() - start_cpu_ms + sent.counters.helper_cpu_ms;
   sent.device_bytes = device.size();
   const int64_t apply_us = ack.value().previous_apply_us;
   sent.previous_apply_ms = apply_us < 0 ? -1 : static_cast<double>(apply_us) / 1e3;

@@ -36,7 +36,7 @@ class Primary {
     uint64_t ram_bytes = 0;
     uint64_t file_offset = 0;
     uint64_t staging_bytes_max = 0;
-    Strategy strategy = Strategy::kCopy;
+    Strategy strategy = Strategy::kCopy;  // of base rounds
     unsigned copy_threads = 1;
   };
 
@@ -50,6 +50,8 @@ class Primary {
     uint16_t port = 0;
     std::array<std::byte, 32> token{};
     int timeout_ms = 0;
+    unsigned streams = 1;
+    bool verify = true;
   };
 
   struct Round {
@@ -89,7 +91,7 @@ class Primary {
     uint64_t device_bytes = 0;
     double send_ms = 0;
     double ack_ms = 0;
-    double cpu_ms = 0;
+    double cpu_ms = 0;  // of all sending threads
     double previous_apply_ms = -1;
   };
 
@@ -105,7 +107,7 @@ class Primary {
   // torn by it is dirty again, and staged anew by the capture.
   Result<Prestaged> Prestage();
   Result<Captured> Capture(uint64_t epoch, Mode mode);
-  Result<Sent> Send(uint64_t epoch, const StateFile& device,
+  Result<Sent> Send(uint64_t epoch, Strategy strategy, const StateFile& device,
                     const std::optional<StateFile>& prefix);
   void Abort(uint64_t epoch);
   void Disconnect();
@@ -113,6 +115,8 @@ class Primary {
 
   // Readies staging for the next capture; called while nobody waits.
   void Prepare();
+
+  Strategy base_strategy() const { return options_.strategy; }
 
   // An epoch is captured and neither acknowledged nor given up.
   bool epoch_open() const { return epoch_.has_value(); }
@@ -126,7 +130,7 @@ class Primary {
 
   Result<std::vector<PageRun>> TakeDirtyPages(bool all);
   Status SendRound(const std::vector<PageRun>& runs, const CancelSignal& cancel);
-  Result<Sent> SendEpoch(const Epoch& epoch, std::span<const std::byte> device,
+  Result<Sent> SendEpoch(const Epoch& epoch, Strategy strategy, std::span<const std::byte> device,
                          std::span<const std::byte> prefix);
   bool Stage(std::vector<PageRun>& written, Epoch& epoch, Captured& captured);
   void Carry(const std::vector<PageRun>& runs);

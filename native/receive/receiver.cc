@@ -7,6 +7,7 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -28,7 +29,7 @@
 namespace holdfast {
 namespace {
 
-constexpr size_t kStrangersMax = 4;
+constexpr ptrdiff_t kStrangersMax = 4;
 constexpr double kHelloMsMax = 2'000;
 // A refused stranger may still read why.
 constexpr double kRefusedMsMax = 500;
@@ -43,6 +44,7 @@ Error NoSession(const char* what) {
 // A connection that has not shown its token, or has been refused.
 struct Stranger {
   Descriptor socket;
+  bool invited = false;  // by Adopt: takes nobody's place, and nobody takes its
   std::array<std::byte, kFrameHeaderBytes + HelloBody::kBytes> hello;
   size_t received = 0;
   bool refused = false;
@@ -98,23 +100,32 @@ uint16_t PortOf(int fd) {
 
 struct Receiver::Impl {
   Impl(Descriptor socket, EventSink events)
-      : listener(std::move(socket)), port(PortOf(listener.get())), sink(std::move(events)) {}
+      : listener(std::move(socket)),
+        port(listener.valid() ? PortOf(listener.get()) : uint16_t{0}),
+        sink(std::move(events)) {}
 
   void AcceptLoop();
   void AcceptOne();
+  void AcceptInvited();
   // False: the stranger is done with, one way or the other.
   bool Attend(Stranger& stranger);
   bool Refuse(Stranger& stranger, WireError code, const std::string& text);
+  // Strangers come and go unseen, but whoever handed one in waits for it.
+  void TellInvited(const Stranger& stranger, Error why) {
+    if (!stranger.invited) return;
+    sink({.type = ReceiverEvent::Type::kDisconnected, .error = std::move(why)});
+  }
   bool Introduce(Stranger& stranger);
   std::shared_ptr<ReplicaSession> Current() {
     const std::lock_guard lock(mutex);
     return session;
   }
 
-  const Descriptor listener;
+  const Descriptor listener;  // none: poll passes over it
   const uint16_t port;
   const EventSink sink;
   CancelSignal cancel;
+  const Descriptor invitation{::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
   // NaN: no byte yet.
   std::atomic<double> last_byte_ms{std::numeric_limits<double>::quiet_NaN()};
 
@@ -122,6 +133,7 @@ struct Receiver::Impl {
   double accept_after_ms = 0;       // likewise
 
   std::mutex mutex;
+  std::vector<Descriptor> invited;
   bool opening = false;
   std::shared_ptr<ReplicaSession> session;
 
@@ -135,20 +147,36 @@ void Receiver::Impl::AcceptLoop() {
     std::erase_if(strangers, [now](const Stranger& s) { return now >= s.deadline_ms; });
     const bool paused = now < accept_after_ms;
     double wait_ms = paused ? accept_after_ms - now : std::numeric_limits<double>::infinity();
-    fds = {{cancel.fd(), POLLIN, 0}, {listener.get(), static_cast<short>(paused ? 0 : POLLIN), 0}};
+    fds = {{cancel.fd(), POLLIN, 0},
+           {listener.get(), static_cast<short>(paused ? 0 : POLLIN), 0},
+           {invitation.get(), POLLIN, 0}};
     for (const Stranger& stranger : strangers) {
       fds.push_back({stranger.socket.get(), POLLIN, 0});
       wait_ms = std::min(wait_ms, stranger.deadline_ms - now);
     }
     const int timeout_ms = std::isinf(wait_ms) ? -1 : static_cast<int>(std::ceil(wait_ms));
     if (::poll(fds.data(), fds.size(), timeout_ms) <= 0) continue;
-    size_t index = 2;
+    size_t index = 3;
     std::erase_if(strangers, [&](Stranger& stranger) {
       return fds[index++].revents != 0 && !Attend(stranger);
     });
     if (fds[1].revents != 0) AcceptOne();
+    if (fds[2].revents != 0) AcceptInvited();
   }
   strangers.clear();
+}
+
+void Receiver::Impl::AcceptInvited() {
+  uint64_t count;
+  [[maybe_unused]] const ssize_t got = ::read(invitation.get(), &count, sizeof count);
+  const std::lock_guard lock(mutex);
+  for (Descriptor& socket : invited) {
+    Stranger& stranger = strangers.emplace_back();
+    stranger.socket = std::move(socket);
+    stranger.invited = true;
+    stranger.deadline_ms = std::numeric_limits<double>::infinity();
+  }
+  invited.clear();
 }
 
 void Receiver::Impl::AcceptOne() {
@@ -160,7 +188,10 @@ void Receiver::Impl::AcceptOne() {
   }
   // The newest gets the place: a primary shows its token at once, and those
   // who just sit there would keep it out.
-  if (strangers.size() == kStrangersMax) strangers.erase(strangers.begin());
+  const auto uninvited = [](const Stranger& s) { return !s.invited; };
+  if (std::count_if(strangers.begin(), strangers.end(), uninvited) == kStrangersMax) {
+    strangers.erase(std::find_if(strangers.begin(), strangers.end(), uninvited));
+  }
   Stranger& stranger = strangers.emplace_back();
   stranger.socket = std::move(socket);
   stranger.deadline_ms = MonotonicMs() + kHelloMsMax;
@@ -178,8 +209,11 @@ bool Receiver::Impl::Attend(Stranger& stranger) {
   const auto room = std::span(stranger.hello).subspan(stranger.received);
   const ssize_t received =
       ::recv(stranger.socket.get(), room.data(), room.size(), MSG_DONTWAIT);
-  if (received < 0) return errno == EAGAIN || errno == EINTR;
-  if (received == 0) return false;
+  if (received < 0 && (errno == EAGAIN || errno == EINTR)) return true;
+  if (received <= 0) {
+    TellInvited(stranger, Error::Of(ErrorCode::kPeerLost, "bulk connection: peer closed it"));
+    return false;
+  }
   stranger.received += static_cast<size_t>(received);
   if (stranger.received < kFrameHeaderBytes) return true;
   const auto head = std::span(stranger.hello).first<kFrameHeaderBytes>();
@@ -190,11 +224,28 @@ bool Receiver::Impl::Attend(Stranger& stranger) {
                   Text("%s frame, epoch %" PRIu64 ": HELLO with epoch 0 comes first",
                        FrameName(header.value().type), header.value().epoch));
   }
+  // Another version's HELLO has another length: it is to learn that first.
+  constexpr size_t kVersionEnd = kFrameHeaderBytes + sizeof(uint32_t);
+  if (stranger.received < kVersionEnd) return true;
+  const uint32_t version =
+      DecodeHelloVersion(std::span(stranger.hello).subspan<kFrameHeaderBytes, sizeof(uint32_t)>());
+  if (version != kWireVersion) {
+    return Refuse(stranger, WireError::kVersion,
+                  Text("HELLO frame: version %" PRIu32 ", this side speaks %" PRIu32, version,
+                       kWireVersion));
+  }
+  if (header.value().payload_bytes != HelloBody::kBytes) {
+    return Refuse(stranger, WireError::kProtocol,
+                  Text("HELLO frame: payloadBytes %" PRIu64 ", not %zu",
+                       header.value().payload_bytes, HelloBody::kBytes));
+  }
   return stranger.received < stranger.hello.size() || Introduce(stranger);
 }
 
 bool Receiver::Impl::Refuse(Stranger& stranger, WireError code, const std::string& text) {
   const std::string frame = EncodeErrorFrame(code, text);
+  TellInvited(stranger,
+              DecodeError(std::as_bytes(std::span(frame)).subspan(kFrameHeaderBytes)));
   const ssize_t sent = ::send(stranger.socket.get(), frame.data(), frame.size(),
                               MSG_NOSIGNAL | MSG_DONTWAIT);
   if (sent != static_cast<ssize_t>(frame.size())) return false;
@@ -207,11 +258,6 @@ bool Receiver::Impl::Refuse(Stranger& stranger, WireError code, const std::strin
 bool Receiver::Impl::Introduce(Stranger& stranger) {
   const HelloBody hello =
       DecodeHello(std::span(stranger.hello).subspan<kFrameHeaderBytes, HelloBody::kBytes>());
-  if (hello.version != kWireVersion) {
-    return Refuse(stranger, WireError::kVersion,
-                  Text("HELLO frame: version %" PRIu32 ", this side speaks %" PRIu32,
-                       hello.version, kWireVersion));
-  }
   const auto current = Current();
   // The same words as for a wrong token: a stranger learns nothing.
   if (current == nullptr) return Refuse(stranger, WireError::kAuth, "token refused");
@@ -219,7 +265,7 @@ bool Receiver::Impl::Introduce(Stranger& stranger) {
   if (!refusal) {
     const int flags = ::fcntl(stranger.socket.get(), F_GETFL);
     ::fcntl(stranger.socket.get(), F_SETFL, flags & ~O_NONBLOCK);
-    refusal = current->Adopt(stranger.socket);
+    refusal = current->Adopt(stranger.socket, hello);
   }
   return refusal ? Refuse(stranger, refusal->code, refusal->text) : false;
 }
@@ -235,10 +281,30 @@ Result<std::unique_ptr<Receiver>> Receiver::Listen(const std::string& host, uint
                                                    EventSink sink) {
   auto socket = ListenSocket(host, port);
   if (!socket.ok()) return socket.error();
-  auto impl = std::make_unique<Impl>(std::move(socket).value(), std::move(sink));
+  return Start(std::move(socket).value(), std::move(sink));
+}
+
+Result<std::unique_ptr<Receiver>> Receiver::Create(EventSink sink) {
+  return Start({}, std::move(sink));
+}
+
+Result<std::unique_ptr<Receiver>> Receiver::Start(Descriptor listener, EventSink sink) {
+  auto impl = std::make_unique<Impl>(std::move(listener), std::move(sink));
+  if (!impl->invitation.valid()) return Error::FromErrno("eventfd", "receiver");
   Impl* self = impl.get();
   impl->accept_thread = Thread("hf-accept", [self] { self->AcceptLoop(); });
   return std::unique_ptr<Receiver>(new Receiver(std::move(impl)));
+}
+
+void Receiver::Adopt(Descriptor socket) {
+  const int flags = ::fcntl(socket.get(), F_GETFL);
+  ::fcntl(socket.get(), F_SETFL, flags | O_NONBLOCK);
+  {
+    const std::lock_guard lock(impl_->mutex);
+    impl_->invited.push_back(std::move(socket));
+  }
+  const uint64_t one = 1;
+  [[maybe_unused]] const ssize_t written = ::write(impl_->invitation.get(), &one, sizeof one);
 }
 
 uint16_t Receiver::port() const { return impl_->port; }
@@ -276,6 +342,11 @@ Result<Receiver::Written> Receiver::WriteState(const std::string& socket_path) {
   const auto session = impl_->Current();
   if (session == nullptr) return NoSession("device state");
   return session->WriteState(socket_path);
+}
+
+void Receiver::AllowApplies(uint64_t epochs) {
+  const auto session = impl_->Current();
+  if (session != nullptr) session->AllowApplies(epochs);
 }
 
 Status Receiver::CloseSession() {

@@ -1,8 +1,8 @@
 // The receiving side of the bulk connection: listening socket, one session,
 // staging, atomic commit, background apply to the replica file.
 //
-//   bulk socket ──► receive thread ──► staging of epoch N
-//                        │ COMMIT verified: N is the checkpoint (one mutex)
+//   bulk sockets ──► a receive thread each ──► staging of epoch N
+//                        │ all parts verified: N is the checkpoint (one mutex)
 //                        ├──► ACK(N)      unless fenced
 //                        └──► apply thread: staging N ──► replica
 //
@@ -16,7 +16,9 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "base/descriptor.h"
 #include "base/result.h"
 
 namespace holdfast {
@@ -29,7 +31,13 @@ struct ReceiverEvent {
   uint64_t zero_pages = 0;
   uint64_t bytes = 0;
   double millis = 0;  // receive time (kCommitted) or apply time (kApplied)
-  Error error{};      // kDisconnected only
+  // kCommitted, where the session delivers it: the epoch's device state.
+  std::shared_ptr<const std::vector<std::byte>> state{};
+  // kCommitted: what the receive threads of all streams spent since the epoch before.
+  double cpu_ms = 0;
+  double digest_ms = 0;   // of the receive time
+  uint64_t syscalls = 0;  // that brought bytes
+  Error error{};          // kDisconnected only
 };
 
 class Receiver {
@@ -44,6 +52,9 @@ class Receiver {
     uint32_t page_size = 4096;
     uint64_t epoch_bytes_max = 0;
     uint64_t device_bytes_max = 0;
+    bool verify = true;          // false: no digest, whatever the primary wishes
+    bool deliver_state = false;  // with kCommitted events
+    bool gated = false;          // committed epochs are applied only as AllowApplies() says
   };
 
   struct Fenced {
@@ -54,9 +65,16 @@ class Receiver {
 
   static Result<std::unique_ptr<Receiver>> Listen(const std::string& host, uint16_t port,
                                                   EventSink sink);
+  // Without an address: for connections that come by Adopt.
+  static Result<std::unique_ptr<Receiver>> Create(EventSink sink);
   ~Receiver();  // joins its threads; keeps the replica file
 
-  uint16_t port() const;
+  // Takes a connected stream socket in place of one that was accepted: its
+  // HELLO is awaited without a time limit. After OpenSession, and not blocking.
+  // Its end shows as kDisconnected, also if it never was kConnected.
+  void Adopt(Descriptor socket);
+
+  uint16_t port() const;  // 0 without an address
   double idle_ms() const;  // since the last byte on the bulk connection
 
   // The following block: call them from a thread that may.
@@ -69,9 +87,13 @@ class Receiver {
   Result<Written> WriteState(const std::string& socket_path);
   Status CloseSession();
 
+  // Of a gated session, so many more epochs may be applied. Does not block.
+  void AllowApplies(uint64_t epochs);
+
  private:
   struct Impl;
   explicit Receiver(std::unique_ptr<Impl> impl);
+  static Result<std::unique_ptr<Receiver>> Start(Descriptor listener, EventSink sink);
   std::unique_ptr<Impl> impl_;
 };
 

@@ -1,6 +1,7 @@
 #include "receive/replica.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -59,7 +60,7 @@ Status ReserveMemory(int fd, const std::string& path, uint64_t bytes) {
 Result<Replica> Replica::Create(const std::string& path, uint64_t ram_bytes,
                                 uint32_t page_size) {
   HF_TRY(RemoveOld(path));
-  const Descriptor file(
+  Descriptor file(
       ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
   if (!file.valid()) {
     // hugetlbfs and tmpfs without a free inode say so here.
@@ -78,20 +79,33 @@ Result<Replica> Replica::Create(const std::string& path, uint64_t ram_bytes,
     ::unlink(path.c_str());
     return error;
   }
-  return Replica(Mapping(memory, ram_bytes), ram_bytes, page_size);
+  struct statfs fs {};
+  const bool writable = ::fstatfs(file.get(), &fs) == 0 && fs.f_type != HUGETLBFS_MAGIC;
+  return Replica(writable ? std::move(file) : Descriptor(), Mapping(memory, ram_bytes), ram_bytes,
+                 page_size);
 }
 
-void Replica::Place(RunTable runs, std::vector<iovec>& parts) {
+void Replica::Place(std::span<const std::byte> table, std::vector<FilePart>& parts) {
   parts.clear();
-  for (size_t i = 0; i < runs.size(); i++) {
-    const WireRun run = runs[i];
+  WireRun run;
+  for (RunCursor runs(table); runs.Next(run);) {
+    written_.Add(run.first_page, run.pages);
+    parts.push_back({run.first_page * page_size_, uint64_t{run.pages} * page_size_});
+  }
+}
+
+void Replica::Place(std::span<const std::byte> table, std::vector<iovec>& parts) {
+  parts.clear();
+  WireRun run;
+  for (RunCursor runs(table); runs.Next(run);) {
     written_.Add(run.first_page, run.pages);
     parts.push_back({At(run.first_page), size_t{run.pages} * page_size_});
   }
 }
 
-void Replica::Zero(RunTable runs) {
-  for (size_t i = 0; i < runs.size(); i++) ZeroRun(runs[i]);
+void Replica::Zero(std::span<const std::byte> table) {
+  WireRun run;
+  for (RunCursor runs(table); runs.Next(run);) ZeroRun(run);
 }
 
 // Pages never written are zero already: most of a first round's zero pages.
@@ -104,14 +118,14 @@ void Replica::ZeroRun(const WireRun& run) {
 void Replica::Apply(const EpochStaging& epoch, const std::atomic<bool>& abandon) {
   for (const EpochStaging::Segment& segment : epoch.segments()) {
     if (abandon.load(std::memory_order_relaxed)) return;
-    const RunTable runs(epoch.table(segment));
+    const auto table = epoch.table(segment);
     if (segment.zero) {
-      Zero(runs);
+      Zero(table);
       continue;
     }
     const std::byte* from = epoch.pages(segment);
-    for (size_t i = 0; i < runs.size(); i++) {
-      const WireRun run = runs[i];
+    WireRun run;
+    for (RunCursor runs(table); runs.Next(run);) {
       const size_t bytes = size_t{run.pages} * page_size_;
       written_.Add(run.first_page, run.pages);
       std::memcpy(At(run.first_page), from, bytes);

@@ -1,7 +1,8 @@
 // The replica: the file that becomes the guest's RAM at failover.
 //
-// One thread at a time writes to it: the receive thread during base rounds,
-// the apply thread from the first epoch on.
+// The apply thread writes to it from the first epoch on. During base rounds the
+// receive threads do, each the pages that its stream was the first to name;
+// Place and Zero are called one at a time.
 #pragma once
 
 #include <sys/uio.h>
@@ -15,6 +16,7 @@
 #include "base/descriptor.h"
 #include "base/result.h"
 #include "receive/staging.h"
+#include "receive/stream_reader.h"
 #include "wire/page_bitmap.h"
 #include "wire/run_table.h"
 
@@ -27,21 +29,29 @@ class Replica {
   // maps it. On failure no file is left behind.
   static Result<Replica> Create(const std::string& path, uint64_t ram_bytes, uint32_t page_size);
 
-  // Base rounds. Where the pages of these runs belong, for the next read.
-  void Place(RunTable runs, std::vector<iovec>& parts);
-  void Zero(RunTable runs);
+  // Base rounds. Where the pages of these runs belong, for the next read: in
+  // the file, or, if files of its kind can't be written to, in the mapping.
+  void Place(std::span<const std::byte> table, std::vector<FilePart>& parts);
+  void Place(std::span<const std::byte> table, std::vector<iovec>& parts);
+  // -1: only through the mapping.
+  int file() const { return file_.get(); }
+  void Zero(std::span<const std::byte> table);
 
   // Applies a committed epoch. Stops early, the replica then being worthless,
   // only if `abandon` becomes true.
   void Apply(const EpochStaging& epoch, const std::atomic<bool>& abandon);
 
  private:
-  Replica(Mapping memory, uint64_t ram_bytes, uint32_t page_size)
-      : memory_(std::move(memory)), page_size_(page_size), written_(ram_bytes / page_size) {}
+  Replica(Descriptor file, Mapping memory, uint64_t ram_bytes, uint32_t page_size)
+      : file_(std::move(file)),
+        memory_(std::move(memory)),
+        page_size_(page_size),
+        written_(ram_bytes / page_size) {}
 
   void ZeroRun(const WireRun& run);
   std::byte* At(uint64_t page) const { return memory_.data() + page * page_size_; }
 
+  Descriptor file_;
   Mapping memory_;
   uint32_t page_size_;
   PageBitmap written_;  // pages that may differ from zero

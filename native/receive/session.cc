@@ -1,7 +1,11 @@
+// Opening and closing, the connection, applying, and the failover. What the
+// receive threads do with frames is in session_receive.cc.
+
 #include "receive/session.h"
 
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 
@@ -11,18 +15,16 @@
 #include <cstring>
 
 #include "base/clock.h"
-#include "wire/run_table.h"
 #include "wire/text.h"
 
 namespace holdfast {
 namespace {
 
-// Page bytes of two epochs in memory at once: up to the largest epoch so far,
-// or this, whichever is more.
-constexpr uint64_t kStagingFloorBytes = uint64_t{64} << 20;
 // After ERROR, what the primary still sends is thrown away so long, so that
 // the kernel's reset does not overtake the frame.
 constexpr int kLingerMsMax = 300;
+// In between it is looked whether the session was stopped.
+constexpr int kLingerStepMs = 50;
 
 // Equal time for every wrong token, so that none can be guessed byte by byte.
 bool SameToken(std::span<const std::byte, 32> a, std::span<const std::byte, 32> b) {
@@ -117,6 +119,8 @@ void ReplicaSession::Close() {
 
 std::optional<ReplicaSession::Refusal> ReplicaSession::Check(const HelloBody& hello) const {
   if (!SameToken(hello.token, options_.token)) return Refusal{WireError::kAuth, "token refused"};
+  const Status sound = CheckHello(hello);
+  if (!sound.ok()) return Refusal{WireError::kProtocol, sound.error().message};
   if (hello.page_size != options_.page_size) {
     return Refusal{WireError::kProtocol,
                    Text("HELLO frame: page size %" PRIu32 ", but the session has %" PRIu32,
@@ -130,276 +134,171 @@ std::optional<ReplicaSession::Refusal> ReplicaSession::Check(const HelloBody& he
   return std::nullopt;
 }
 
-std::optional<ReplicaSession::Refusal> ReplicaSession::Adopt(Descriptor& socket) {
+// --- the connection ---
+
+std::optional<ReplicaSession::Refusal> ReplicaSession::Adopt(Descriptor& socket,
+                                                             const HelloBody& hello) {
   const std::lock_guard lock(mutex_);
   if (fenced_) return Refusal{WireError::kFenced, "the backup no longer acknowledges"};
   if (closing_) return Refusal{WireError::kClosing, "the session is closing"};
+  if (hello.stream != 0) return Join(socket, hello);
   if (connected_) return Refusal{WireError::kBusy, "the session has a bulk connection"};
-  PrepareSocket(socket.get());
-  socket_ = std::move(socket);
+  // No receive thread is at work: the decoder is free.
+  decoder_.NewConnection(hello.streams);
+  streams_count_ = hello.streams;
+  link_++;
+  verify_ = options_.verify && (hello.flags & HelloBody::kFlagVerify) != 0;
+  ending_ = refusal_sent_ = false;
+  link_error_.reset();
+  cut_ = false;
   last_byte_ms_.store(MonotonicMs(), std::memory_order_relaxed);
-  // A failure shows when the receive thread reads.
-  (void)Answer(FrameType::kHelloOk, 0, EncodeHelloOk({}));
+  PrepareSocket(socket.get());
+  streams_[0] = std::make_unique<Stream>(0, std::move(socket), cut_, last_byte_ms_);
+  GreetBack(*streams_[0]);
   connected_ = true;
   Emit({.type = ReceiverEvent::Type::kConnected});
   changed_.notify_all();
   return std::nullopt;
 }
 
-// Under mutex_. The primary reads each answer before it asks again, so there
-// is always room; one that does not read must not hold the mutex.
-Status ReplicaSession::Answer(FrameType type, uint64_t epoch, std::span<const std::byte> body) {
+// Under mutex_.
+std::optional<ReplicaSession::Refusal> ReplicaSession::Join(Descriptor& socket,
+                                                            const HelloBody& hello) {
+  const bool belongs = connected_ && !ending_ && hello.link == link_ &&
+                       hello.streams == streams_count_ && streams_[hello.stream] == nullptr;
+  if (!belongs) {
+    return Refusal{WireError::kBusy, Text("stream %u belongs to no connection", hello.stream)};
+  }
+  PrepareSocket(socket.get());
+  auto& stream = streams_[hello.stream];
+  stream = std::make_unique<Stream>(hello.stream, std::move(socket), cut_, last_byte_ms_);
+  GreetBack(*stream);
+  stream->thread = Thread("hf-receive", [this, self = stream.get()] { Serve(*self); });
+  return std::nullopt;
+}
+
+// Under mutex_. A failure shows when the receive thread reads.
+void ReplicaSession::GreetBack(const Stream& stream) const {
+  const HelloOkBody ok{.flags = verify_ ? HelloBody::kFlagVerify : 0, .link = link_};
+  (void)Answer(stream.socket.get(), FrameType::kHelloOk, 0, EncodeHelloOk(ok));
+}
+
+// The primary reads each answer before it asks again, so there is always room;
+// one that does not read must not hold the mutex under which this is called.
+Status ReplicaSession::Answer(int fd, FrameType type, uint64_t epoch,
+                              std::span<const std::byte> body) {
   const HeaderBytes head =
       EncodeHeader({.type = type, .epoch = epoch, .payload_bytes = body.size()});
-  std::array<std::byte, kFrameHeaderBytes + AckBody::kBytes> frame;
+  std::array<std::byte, kFrameHeaderBytes + std::max(AckBody::kBytes, HelloOkBody::kBytes)> frame;
   HF_ASSERT(head.size() + body.size() <= frame.size());
   std::memcpy(frame.data(), head.data(), head.size());
   if (!body.empty()) std::memcpy(frame.data() + head.size(), body.data(), body.size());
   const size_t bytes = head.size() + body.size();
-  const ssize_t sent = ::send(socket_.get(), frame.data(), bytes, MSG_NOSIGNAL | MSG_DONTWAIT);
+  const ssize_t sent = ::send(fd, frame.data(), bytes, MSG_NOSIGNAL | MSG_DONTWAIT);
   if (sent == static_cast<ssize_t>(bytes)) return {};
   if (sent >= 0) errno = EAGAIN;
   return Error::FromErrno("send", "bulk connection: answering the primary",
                           ErrorCode::kPeerLost);
 }
 
-// --- receive thread ---
-
-void ReplicaSession::ReceiveLoop() {
-  for (;;) {
-    int fd;
-    {
-      std::unique_lock lock(mutex_);
-      changed_.wait(lock, [this] { return connected_ || closing_; });
-      if (!connected_) return;
-      fd = socket_.get();
-    }
-    StreamReader reader(fd, stop_, last_byte_ms_);
-    decoder_.NewConnection();
-    HangUp(Serve(reader));
+// Under mutex_. On every stream: the primary may be listening on any. True if
+// all of them took it.
+bool ReplicaSession::SendError(WireError code, const std::string& text) {
+  const std::string frame = EncodeErrorFrame(code, text);
+  bool sent_to_all = true;
+  for (const auto& stream : streams_) {
+    if (stream == nullptr) continue;
+    const ssize_t sent =
+        ::send(stream->socket.get(), frame.data(), frame.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent != static_cast<ssize_t>(frame.size())) sent_to_all = false;
   }
+  return sent_to_all;
 }
 
-Error ReplicaSession::Serve(StreamReader& reader) {
-  for (;;) {
-    HeaderBytes head;
-    HF_TRY(reader.Read(head, nullptr));
-    auto header = decoder_.Header(head);
-    if (!header.ok()) return header.error();
-    HF_TRY(Handle(header.value(), reader));
-  }
-}
-
-Status ReplicaSession::Handle(const FrameHeader& header, StreamReader& reader) {
-  incoming_.bytes += kFrameHeaderBytes + header.table_bytes + header.payload_bytes;
-  switch (header.type) {
-    case FrameType::kBegin: return OnBegin(header);
-    case FrameType::kPages: return OnPages(header, reader);
-    case FrameType::kZero: return OnZero(header, reader);
-    case FrameType::kPrefix:
-    case FrameType::kDevice: return OnState(header, reader);
-    case FrameType::kEndRound: return OnEndRound(reader);
-    case FrameType::kCommit: return OnCommit(reader);
-    case FrameType::kError: {
-      std::vector<std::byte> payload(header.payload_bytes);
-      HF_TRY(reader.Read(payload, nullptr));
-      return Error::Of(ErrorCode::kPeerLost, DecodeError(payload).message);
-    }
-    case FrameType::kHello:
-    case FrameType::kHelloOk:
-    case FrameType::kAck:
-    case FrameType::kRoundOk: break;
-  }
-  HF_ASSERT(!"a frame that the decoder lets through");
-}
-
-Status ReplicaSession::OnBegin(const FrameHeader&) {
-  incoming_.prefix.reset();
-  incoming_.device.clear();
-  incoming_.digest.Reset();
-  incoming_.first_byte_ms = MonotonicMs();
-  incoming_.bytes = kFrameHeaderBytes;
-  if (!decoder_.in_epoch()) return {};
-  auto slot = ClaimSlot();
-  if (!slot.ok()) return slot.error();
-  incoming_.slot = slot.value();
-  incoming_.slot->epoch = decoder_.epoch();
-  return {};
-}
-
-Status ReplicaSession::OnPages(const FrameHeader& header, StreamReader& reader) {
-  if (decoder_.in_round()) {
-    round_table_.resize(header.table_bytes);
-    HF_TRY(reader.Read(round_table_, nullptr));
-    HF_TRY(decoder_.Table(round_table_));
-    replica_.Place(RunTable(round_table_), round_parts_);
-    return reader.ReadScattered(round_parts_);
-  }
-  Slot& slot = *incoming_.slot;
-  const auto table = slot.staging.AddTable(false, header.table_bytes);
-  HF_TRY(reader.Read(table, &incoming_.digest));
-  HF_TRY(decoder_.Table(table));
-  HF_TRY(MakeRoom(slot, header.payload_bytes));
-  auto pages = slot.staging.AddPages(header.payload_bytes);
-  if (!pages.ok()) return pages.error();
-  return reader.Read(pages.value(), &incoming_.digest);
-}
-
-Status ReplicaSession::OnZero(const FrameHeader& header, StreamReader& reader) {
-  if (decoder_.in_round()) {
-    round_table_.resize(header.table_bytes);
-    HF_TRY(reader.Read(round_table_, nullptr));
-    HF_TRY(decoder_.Table(round_table_));
-    replica_.Zero(RunTable(round_table_));
-    return {};
-  }
-  const auto table = incoming_.slot->staging.AddTable(true, header.table_bytes);
-  HF_TRY(reader.Read(table, &incoming_.digest));
-  return decoder_.Table(table);
-}
-
-Status ReplicaSession::OnState(const FrameHeader& header, StreamReader& reader) {
-  const bool prefix = header.type == FrameType::kPrefix;
-  std::vector<std::byte>& to = prefix ? incoming_.prefix.emplace() : incoming_.device;
-  to.resize(header.payload_bytes);
-  return reader.Read(to, &incoming_.digest);
-}
-
-Status ReplicaSession::OnEndRound(StreamReader& reader) {
-  std::array<std::byte, PageTotals::kBytes> payload;
-  HF_TRY(reader.Read(payload, nullptr));
-  auto totals = decoder_.EndRound(payload);
-  if (!totals.ok()) return totals.error();
+// A stream's end is the connection's. Where the primary is still to read why,
+// the other threads notice within a receive timeout, else at once.
+void ReplicaSession::Lose(Error error) {
   const std::lock_guard lock(mutex_);
-  if (stop_) return Error::Of(ErrorCode::kCancelled, "bulk connection: receiver is stopping");
-  HF_TRY(Answer(FrameType::kRoundOk, 0, {}));
-  Emit({.type = ReceiverEvent::Type::kRound,
-        .pages = totals.value().pages,
-        .zero_pages = totals.value().zero_pages,
-        .bytes = incoming_.bytes});
-  return {};
-}
-
-Status ReplicaSession::OnCommit(StreamReader& reader) {
-  std::array<std::byte, CommitBody::kBytes> payload;
-  HF_TRY(reader.Read(payload, nullptr));
-  auto totals = decoder_.Commit(payload, incoming_.digest.Value());
-  if (!totals.ok()) return totals.error();
-  return Publish(totals.value());
-}
-
-// Rule "atomic checkpoints", and "one active side": what is acknowledged will
-// be applied, and what comes after Fence() is neither.
-Status ReplicaSession::Publish(const PageTotals& totals) {
-  const std::lock_guard lock(mutex_);
-  if (stop_) return Error::Of(ErrorCode::kCancelled, "bulk connection: receiver is stopping");
-  Slot& slot = *incoming_.slot;
-  incoming_.slot = nullptr;
-  checkpoint_.epoch = slot.epoch;
-  checkpoint_.device.swap(incoming_.device);
-  if (incoming_.prefix) checkpoint_.prefix = *std::move(incoming_.prefix);
-  partial_dropped_ = false;
-  const uint64_t epoch_bytes = slot.staging.used_bytes();
-  largest_epoch_bytes_ = std::max(largest_epoch_bytes_, epoch_bytes);
-  recent_epoch_bytes_ =
-      std::max(epoch_bytes, recent_epoch_bytes_ - recent_epoch_bytes_ / 32);
-  slot.state = Slot::State::kQueued;
-  apply_queue_.push_back(&slot);
-  const Status acknowledged = Answer(FrameType::kAck, slot.epoch, EncodeAck({last_apply_us_}));
-  Emit({.type = ReceiverEvent::Type::kCommitted,
-        .epoch = slot.epoch,
-        .pages = totals.pages,
-        .zero_pages = totals.zero_pages,
-        .bytes = incoming_.bytes,
-        .millis = MonotonicMs() - incoming_.first_byte_ms});
+  if (link_error_) return;
+  cut_ = true;
+  if (!stopped() && error.code != ErrorCode::kPeerLost) {
+    refusal_sent_ = SendError(WireErrorOf(error.code), error.message);
+  } else {
+    ShutDown();
+  }
+  link_error_ = std::move(error);
   changed_.notify_all();
-  return acknowledged;
 }
 
-void ReplicaSession::HangUp(Error error) {
+// Under mutex_.
+void ReplicaSession::ShutDown() {
+  for (const auto& stream : streams_) {
+    if (stream != nullptr) ::shutdown(stream->socket.get(), SHUT_RDWR);
+  }
+}
+
+// On the session's receive thread, when its own stream has ended.
+void ReplicaSession::HangUp() {
   bool refusing = false;
   {
     const std::lock_guard lock(mutex_);
-    if (stop_) {
-      error = fenced_ ? Error::Of(ErrorCode::kFenced, "bulk connection: ended by fencing")
-                      : Error::Of(ErrorCode::kCancelled, "bulk connection: session closed");
-    } else if (error.code != ErrorCode::kPeerLost) {
-      const std::string frame = EncodeErrorFrame(WireErrorOf(error.code), error.message);
-      const ssize_t sent =
-          ::send(socket_.get(), frame.data(), frame.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
-      refusing = sent == static_cast<ssize_t>(frame.size());
-    }
+    ending_ = true;
+    refusing = refusal_sent_;
+  }
+  for (const auto& stream : streams_) {
+    if (stream != nullptr) stream->thread.Join();
   }
   if (refusing) LingerForError();
   const std::lock_guard lock(mutex_);
+  uint64_t dropped_epoch = 0;
   if (incoming_.slot != nullptr) {
     partial_dropped_ = true;
+    dropped_epoch = incoming_.slot->epoch;
     incoming_.slot->staging.Clear();
     incoming_.slot->state = Slot::State::kFree;
-    incoming_.slot = nullptr;
   }
-  Emit({.type = ReceiverEvent::Type::kDisconnected, .error = std::move(error)});
-  socket_.Close();
+  incoming_ = {};
+  Error error = *std::move(link_error_);
+  if (fenced_) error = Error::Of(ErrorCode::kFenced, "bulk connection: ended by fencing");
+  if (closing_) error = Error::Of(ErrorCode::kCancelled, "bulk connection: session closed");
+  Emit({.type = ReceiverEvent::Type::kDisconnected,
+        .epoch = dropped_epoch,
+        .error = std::move(error)});
+  for (auto& stream : streams_) stream.reset();
   connected_ = false;
   changed_.notify_all();
 }
 
-// Under mutex_. Makes the receive thread give up, wherever it is.
+// Under mutex_. Makes the receive threads give up, wherever they are.
 void ReplicaSession::CutConnection(WireError code, const char* text) {
-  stop_ = true;
+  cut_ = true;
   if (!connected_) return;
-  const std::string frame = EncodeErrorFrame(code, text);
-  [[maybe_unused]] const ssize_t sent =
-      ::send(socket_.get(), frame.data(), frame.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
-  ::shutdown(socket_.get(), SHUT_RDWR);
+  SendError(code, text);
+  ShutDown();
 }
 
 void ReplicaSession::LingerForError() {
-  ::shutdown(socket_.get(), SHUT_WR);
   const double deadline = MonotonicMs() + kLingerMsMax;
+  std::vector<pollfd> open;
+  for (const auto& stream : streams_) {
+    if (stream == nullptr) continue;
+    ::shutdown(stream->socket.get(), SHUT_WR);
+    open.push_back({stream->socket.get(), POLLIN, 0});
+  }
   std::array<std::byte, 16 << 10> waste;
-  while (!stop_ && MonotonicMs() < deadline) {
-    const ssize_t received = ::recv(socket_.get(), waste.data(), waste.size(), 0);
-    if (received == 0 || (received < 0 && errno != EAGAIN && errno != EINTR)) return;
+  while (!open.empty() && !stopped()) {
+    const double left_ms = deadline - MonotonicMs();
+    if (left_ms <= 0) return;
+    const int ready = ::poll(open.data(), open.size(),
+                             std::min(kLingerStepMs, static_cast<int>(left_ms) + 1));
+    if (ready < 0 && errno != EINTR) return;
+    if (ready <= 0) continue;
+    std::erase_if(open, [&waste](const pollfd& polled) {
+      if (polled.revents == 0) return false;
+      const ssize_t received = ::recv(polled.fd, waste.data(), waste.size(), MSG_DONTWAIT);
+      return received == 0 || (received < 0 && errno != EAGAIN && errno != EINTR);
+    });
   }
-}
-
-// --- staging ---
-
-// The free slot that has the most memory already. With both committed epochs
-// still to be applied, the primary waits, not our memory.
-Result<ReplicaSession::Slot*> ReplicaSession::ClaimSlot() {
-  std::unique_lock lock(mutex_);
-  Slot* chosen = nullptr;
-  changed_.wait(lock, [&] {
-    for (Slot& slot : slots_) {
-      if (slot.state != Slot::State::kFree) continue;
-      if (chosen == nullptr || slot.staging.resident_bytes() > chosen->staging.resident_bytes()) {
-        chosen = &slot;
-      }
-    }
-    return chosen != nullptr || stop_;
-  });
-  if (chosen == nullptr) {
-    return Error::Of(ErrorCode::kCancelled, "bulk connection: receiver is stopping");
-  }
-  chosen->state = Slot::State::kReceiving;
-  return chosen;
-}
-
-// Keeps both slots' memory within max(floor, largest epoch): the other one's
-// memory goes, once its epoch is applied.
-Status ReplicaSession::MakeRoom(Slot& slot, uint64_t bytes) {
-  const uint64_t need = slot.staging.used_bytes() + bytes;
-  if (need <= slot.staging.resident_bytes()) return {};
-  Slot& other = &slot == &slots_[0] ? slots_[1] : slots_[0];
-  std::unique_lock lock(mutex_);
-  const uint64_t budget = std::max({kStagingFloorBytes, largest_epoch_bytes_, need});
-  if (need + other.staging.resident_bytes() <= budget) return {};
-  changed_.wait(lock, [&] { return other.state == Slot::State::kFree || stop_; });
-  if (stop_) return Error::Of(ErrorCode::kCancelled, "bulk connection: receiver is stopping");
-  other.staging.Trim(0);
-  return {};
 }
 
 // --- apply thread ---
@@ -409,14 +308,24 @@ void ReplicaSession::ApplyLoop() {
     Slot* slot;
     {
       std::unique_lock lock(mutex_);
-      changed_.wait(lock, [this] { return !apply_queue_.empty() || closing_; });
+      changed_.wait(lock, [this] {
+        const bool allowed = !options_.gated || applies_allowed_ > 0 || fenced_;
+        return (!apply_queue_.empty() && allowed) || closing_;
+      });
       if (closing_) return;
+      if (applies_allowed_ > 0) applies_allowed_--;
       slot = apply_queue_.front();
     }
     const double started_ms = MonotonicMs();
     replica_.Apply(slot->staging, closing_);
     FinishApply(*slot, MonotonicMs() - started_ms);
   }
+}
+
+void ReplicaSession::AllowApplies(uint64_t epochs) {
+  const std::lock_guard lock(mutex_);
+  applies_allowed_ += epochs;
+  changed_.notify_all();
 }
 
 void ReplicaSession::FinishApply(Slot& slot, double apply_ms) {
@@ -443,7 +352,7 @@ Result<Receiver::Fenced> ReplicaSession::Fence() {
     CutConnection(WireError::kFenced, "the backup no longer acknowledges");
     changed_.notify_all();
   }
-  // Until the receive thread has let go: a base round writes to the replica.
+  // Until the receive threads have let go: a base round writes to the replica.
   changed_.wait(lock, [this] { return (!connected_ && apply_queue_.empty()) || closing_; });
   if (closing_) return Error::Of(ErrorCode::kCancelled, "fence: session closed");
   if (!fence_result_) {

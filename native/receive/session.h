@@ -1,11 +1,16 @@
 // One replica and one lineage of epochs.
 //
-//   accept thread ── Adopt(socket) ──► receive thread ── commit ──► apply thread
-//                                            │                          │
-//   Fence(): under the mutex that commits ───┘      waits for it ───────┘
+//   accept thread ── Adopt(socket) ──► receive thread of each stream
+//                                        │ the last part of an epoch: commit
+//                                        ▼
+//   Fence(): under the mutex that commits ──► apply thread
 //
 // Under one mutex an epoch becomes the checkpoint, its ACK leaves, and it is
 // queued for the apply thread; or the session is fenced, and none of these.
+//
+// Two mutexes, always taken in this order: receive_mutex_ lets the streams take
+// turns with the decoder and the staging of what arrives; mutex_ guards the
+// connection, the checkpoint, and the fence. Pages are read without either.
 #pragma once
 
 #include <array>
@@ -32,6 +37,10 @@
 
 namespace holdfast {
 
+// Page bytes of two epochs in memory at once: up to the largest epoch so far,
+// or this, whichever is more.
+inline constexpr uint64_t kStagingFloorBytes = uint64_t{64} << 20;
+
 class ReplicaSession {
  public:
   // `sink` and `last_byte_ms` outlive the session.
@@ -50,9 +59,11 @@ class ReplicaSession {
   };
   std::optional<Refusal> Check(const HelloBody& hello) const;
 
-  // Answers HELLO_OK and receives from the socket; only after Check.
-  std::optional<Refusal> Adopt(Descriptor& socket);
+  // Answers HELLO_OK and receives from the socket; only after Check. Stream 0
+  // makes a connection, the others join it.
+  std::optional<Refusal> Adopt(Descriptor& socket, const HelloBody& hello);
 
+  void AllowApplies(uint64_t epochs);
   Result<Receiver::Fenced> Fence();
   Result<Receiver::Written> WriteState(const std::string& socket_path);
 
@@ -73,67 +84,113 @@ class ReplicaSession {
     uint64_t epoch = 0;
   };
 
-  // What of an epoch or a round has come so far.
-  struct Incoming {
-    Slot* slot = nullptr;
-    std::optional<std::vector<std::byte>> prefix;
-    std::vector<std::byte> device;
+  // What receiving has cost; grows over a connection.
+  struct Cost {
+    double cpu_ms = 0;
+    double digest_ms = 0;
+    uint64_t syscalls = 0;
+  };
+
+  // One of the connection's sockets. The socket is sent to under mutex_; the
+  // rest is its receive thread's own.
+  struct Stream {
+    Stream(unsigned number, Descriptor connected, const std::atomic<bool>& cut,
+           std::atomic<double>& last_byte_ms)
+        : index(number), socket(std::move(connected)), reader(socket.get(), cut, last_byte_ms) {}
+    const unsigned index;
+    Descriptor socket;
+    StreamReader reader;
+    bool in_round = false;  // else in an epoch, if in anything
     Digest digest;
+    uint64_t bytes = 0;  // of its part
+    Cost cost_before;    // of its part
+    std::vector<std::byte> table;
+    std::vector<FilePart> file_parts;  // of a round's pages, in the replica's file
+    std::vector<iovec> parts;          // or in its mapping
+    Thread thread;  // last: joined first; stream 0 is received by the session's thread
+  };
+
+  // What of an epoch or a round has come so far, over all streams.
+  struct Incoming {
+    bool open = false;
+    Slot* slot = nullptr;
+    std::optional<std::vector<std::byte>> prefix{};
+    std::vector<std::byte> device{};
     double first_byte_ms = 0;
     uint64_t bytes = 0;
+    Cost cost{};
   };
 
   ReplicaSession(const Receiver::Session& options, const Receiver::EventSink& sink,
                  std::atomic<double>& last_byte_ms, Replica replica,
                  std::array<EpochStaging, 2> staging);
 
+  // Receiving (session_receive.cc).
   void ReceiveLoop();
-  Error Serve(StreamReader& reader);
-  Status Handle(const FrameHeader& header, StreamReader& reader);
-  Status OnBegin(const FrameHeader& header);
-  Status OnPages(const FrameHeader& header, StreamReader& reader);
-  Status OnZero(const FrameHeader& header, StreamReader& reader);
-  Status OnState(const FrameHeader& header, StreamReader& reader);
-  Status OnEndRound(StreamReader& reader);
-  Status OnCommit(StreamReader& reader);
-  Status Publish(const PageTotals& totals);
-  void HangUp(Error error);
-  void LingerForError();
-  void CutConnection(WireError code, const char* text);
-
+  void Serve(Stream& stream);
+  Error Receive(Stream& stream);
+  Status Handle(const FrameHeader& header, Stream& stream);
+  Status OnBegin(Stream& stream);
+  Status OnPages(const FrameHeader& header, Stream& stream);
+  Status OnRoundPages(const FrameHeader& header, Stream& stream);
+  Status OnZero(const FrameHeader& header, Stream& stream);
+  Status OnState(const FrameHeader& header, Stream& stream);
+  Status OnEndPart(const FrameHeader& header, Stream& stream);
+  void Account(Stream& stream);
+  Status PublishRound();
+  Status Publish();
   Result<Slot*> ClaimSlot();
   Status MakeRoom(Slot& slot, uint64_t bytes);
+  Digest* DigestOf(Stream& stream) const {
+    return verify_ && !stream.in_round ? &stream.digest : nullptr;
+  }
+
+  // The connection.
+  std::optional<Refusal> Join(Descriptor& socket, const HelloBody& hello);
+  void Lose(Error error);
+  void HangUp();
+  void ShutDown();
+  void LingerForError();
+  void CutConnection(WireError code, const char* text);
+  bool SendError(WireError code, const std::string& text);
+  void GreetBack(const Stream& stream) const;
+  static Status Answer(int fd, FrameType type, uint64_t epoch, std::span<const std::byte> body);
 
   void ApplyLoop();
   void FinishApply(Slot& slot, double apply_ms);
 
-  Status Answer(FrameType type, uint64_t epoch, std::span<const std::byte> body);
   void Emit(const ReceiverEvent& event) const { sink_(event); }
 
   const Receiver::Session options_;
   const Receiver::EventSink& sink_;
   std::atomic<double>& last_byte_ms_;
 
-  // The receive thread's own.
-  FrameDecoder decoder_;
+  std::mutex receive_mutex_;
+  FrameDecoder decoder_;  // also under mutex_ alone while there is no connection
   Incoming incoming_;
-  std::vector<std::byte> round_table_;
-  std::vector<iovec> round_parts_;
 
-  Replica replica_;  // base rounds: receive thread; from the first epoch on: apply thread
+  Replica replica_;  // base rounds: receive threads; from the first epoch on: apply thread
   std::array<Slot, 2> slots_;
 
   std::mutex mutex_;
   std::condition_variable changed_;
   // All below under mutex_; the atomics are also read without it.
-  Descriptor socket_;
+  std::array<std::unique_ptr<Stream>, kStreamsMax> streams_;
+  unsigned streams_count_ = 0;  // that the connection is to have
+  uint64_t link_ = 0;           // names the connection; counts them
+  bool verify_ = true;          // agreed; does not change while there is a connection
   bool connected_ = false;
-  bool fenced_ = false;
-  std::atomic<bool> stop_{false};  // fenced or closing: the receive thread gives up
+  bool ending_ = false;              // nobody joins any more
+  std::optional<Error> link_error_;  // the first, which ended the connection
+  bool refusal_sent_ = false;
+  std::atomic<bool> cut_{false};  // the receive threads give up
+  std::atomic<bool> fenced_{false};
   std::atomic<bool> closing_{false};
+  bool stopped() const { return fenced_ || closing_; }
   bool partial_dropped_ = false;  // an epoch after the last committed one began and was dropped
   Checkpoint checkpoint_;
   std::deque<Slot*> apply_queue_;
+  uint64_t applies_allowed_ = 0;  // of a gated session
   uint64_t largest_epoch_bytes_ = 0;
   uint64_t recent_epoch_bytes_ = 0;  // largest, slowly forgotten
   uint64_t last_apply_us_ = AckBody::kUnknown;

@@ -30,14 +30,7 @@ Result<EpochStaging> EpochStaging::Reserve(uint64_t bytes_max) {
   return EpochStaging(Mapping(arena, bytes));
 }
 
-std::span<std::byte> EpochStaging::AddTable(bool zero, size_t bytes) {
-  const Segment segment{zero, tables_.size(), bytes, used_};
-  tables_.resize(tables_.size() + bytes);
-  segments_.push_back(segment);
-  return std::span(tables_).subspan(segment.table_offset, bytes);
-}
-
-Result<std::span<std::byte>> EpochStaging::AddPages(uint64_t bytes) {
+Result<std::span<std::byte>> EpochStaging::Place(uint64_t bytes) {
   // The decoder bounds an epoch's page bytes before any of them is placed.
   HF_ASSERT(bytes <= arena_.size() - used_);
   const uint64_t end = used_ + bytes;
@@ -55,6 +48,13 @@ Result<std::span<std::byte>> EpochStaging::AddPages(uint64_t bytes) {
   used_ = end;
   resident_ = std::max(resident_, used_);
   return place;
+}
+
+void EpochStaging::AddSegment(std::span<const std::byte> table, std::span<const std::byte> pages) {
+  const size_t pages_offset =
+      pages.empty() ? 0 : static_cast<size_t>(pages.data() - arena_.data());
+  segments_.push_back({pages.empty(), tables_.size(), table.size(), pages_offset});
+  tables_.insert(tables_.end(), table.begin(), table.end());
 }
 
 void EpochStaging::Clear() {

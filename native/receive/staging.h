@@ -1,7 +1,7 @@
 // Memory for one epoch that is arriving, or that is committed and not yet
-// applied: page bytes in order of arrival, and the tables that say where they
-// belong. Address space is reserved for the largest epoch allowed, memory is
-// taken as bytes come, in steps.
+// applied: page bytes as they come, and the tables that say where they belong.
+// Address space is reserved for the largest epoch allowed, memory is taken as
+// bytes come, in steps.
 #pragma once
 
 #include <cstddef>
@@ -26,11 +26,12 @@ class EpochStaging {
 
   static Result<EpochStaging> Reserve(uint64_t bytes_max);
 
-  // Place for a table; valid until the next call.
-  std::span<std::byte> AddTable(bool zero, size_t bytes);
-  // Place for the page bytes of the segment added last. kNoSpace if the kernel
+  // Place for the page bytes of a frame; they may arrive before it is known
+  // what they are, and streams fill theirs side by side. kNoSpace if the kernel
   // gives no more memory.
-  Result<std::span<std::byte>> AddPages(uint64_t bytes);
+  Result<std::span<std::byte>> Place(uint64_t bytes);
+  // What a frame's table says about its place, which is empty in a ZERO frame.
+  void AddSegment(std::span<const std::byte> table, std::span<const std::byte> pages);
 
   std::span<const Segment> segments() const { return segments_; }
   std::span<const std::byte> table(const Segment& segment) const {

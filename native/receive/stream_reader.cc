@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "base/clock.h"
 
@@ -17,16 +18,17 @@ StreamReader::StreamReader(int socket, const std::atomic<bool>& stop,
       last_byte_ms_(last_byte_ms),
       buffer_(new std::byte[kBufferBytes]) {}
 
-Result<size_t> StreamReader::Receive(iovec* parts, size_t count, int flags) {
+Result<size_t> StreamReader::Receive(std::span<iovec> parts, int flags) {
   msghdr message{};
-  message.msg_iov = parts;
-  message.msg_iovlen = count;
+  message.msg_iov = parts.data();
+  message.msg_iovlen = parts.size();
   for (;;) {
     if (stop_.load(std::memory_order_acquire)) {
       return Error::Of(ErrorCode::kCancelled, "bulk connection: receiver is stopping");
     }
     const ssize_t received = ::recvmsg(socket_, &message, flags);
     if (received > 0) {
+      syscalls_++;
       last_byte_ms_.store(MonotonicMs(), std::memory_order_relaxed);
       return static_cast<size_t>(received);
     }
@@ -38,57 +40,74 @@ Result<size_t> StreamReader::Receive(iovec* parts, size_t count, int flags) {
   }
 }
 
-size_t StreamReader::TakeBuffered(std::span<std::byte> to) {
-  const size_t bytes = std::min(to.size(), end_ - begin_);
-  std::memcpy(to.data(), buffer_.get() + begin_, bytes);
+Status StreamReader::FillBuffer() {
+  iovec part{buffer_.get(), kBufferBytes};
+  auto received = Receive({&part, 1}, 0);
+  if (!received.ok()) return received.error();
+  begin_ = 0;
+  end_ = received.value();
+  return {};
+}
+
+// Of the first parts as much as one call takes; what is behind them, too, if
+// these are the last. Returns the bytes that came for the parts.
+Result<size_t> StreamReader::ReceiveDirectly(std::span<const iovec> parts, size_t left,
+                                             size_t bytes_behind, bool hashed) {
+  const size_t bytes_max = hashed ? kHashedChunkBytes : std::numeric_limits<size_t>::max();
+  window_.clear();
+  size_t bytes = 0;
+  for (const iovec& part : parts) {
+    if (bytes == bytes_max || window_.size() + 1 == IOV_MAX) break;
+    window_.push_back({part.iov_base, std::min(part.iov_len, bytes_max - bytes)});
+    bytes += window_.back().iov_len;
+  }
+  if (bytes == left && bytes_behind > 0) window_.push_back({buffer_.get(), bytes_behind});
+  // WAITALL: one call, however small the segments; the receive timeout bounds
+  // how long bytes that are here stay unseen.
+  auto received = Receive(window_, MSG_WAITALL);
+  if (!received.ok()) return received.error();
+  begin_ = 0;
+  end_ = received.value() - std::min(bytes, received.value());
+  return std::min(bytes, received.value());
+}
+
+size_t StreamReader::TakeBuffered(const iovec& to) {
+  const size_t bytes = std::min(to.iov_len, end_ - begin_);
+  std::memcpy(to.iov_base, buffer_.get() + begin_, bytes);
   begin_ += bytes;
   return bytes;
 }
 
-Status StreamReader::Read(std::span<std::byte> to, Digest* digest) {
-  while (!to.empty()) {
-    size_t bytes = 0;
-    if (begin_ < end_) {
-      bytes = TakeBuffered(to);
-    } else if (to.size() < kBufferBytes) {
-      iovec part{buffer_.get(), kBufferBytes};
-      auto received = Receive(&part, 1, 0);
-      if (!received.ok()) return received.error();
-      begin_ = 0;
-      end_ = received.value();
-      continue;
-    } else {
-      // WAITALL: one call per chunk, however small the segments; the receive
-      // timeout bounds how long bytes that are here stay unseen.
-      iovec part{to.data(), std::min(to.size(), kChunkBytes)};
-      auto received = Receive(&part, 1, MSG_WAITALL);
-      if (!received.ok()) return received.error();
-      bytes = received.value();
-    }
-    if (digest != nullptr) digest->Update(to.first(bytes));
-    to = to.subspan(bytes);
-  }
-  return {};
+void StreamReader::Hash(const std::byte* bytes, size_t count, Digest& digest) {
+  const double started_ms = MonotonicMs();
+  digest.Update({bytes, count});
+  digest_ms_ += MonotonicMs() - started_ms;
 }
 
-Status StreamReader::ReadScattered(std::span<iovec> parts) {
-  while (!parts.empty()) {
-    size_t bytes = 0;
+Status StreamReader::Read(std::span<iovec> parts, size_t bytes_behind, Digest* digest) {
+  HF_ASSERT(bytes_behind <= kBufferBytes);
+  size_t left = 0;
+  for (const iovec& part : parts) left += part.iov_len;
+  while (left > 0) {
+    size_t came = 0;
     if (begin_ < end_) {
-      bytes = TakeBuffered({static_cast<std::byte*>(parts[0].iov_base), parts[0].iov_len});
+      came = TakeBuffered(parts[0]);
+    } else if (left < kBufferBytes) {
+      HF_TRY(FillBuffer());
     } else {
-      auto received =
-          Receive(parts.data(), std::min<size_t>(parts.size(), IOV_MAX), MSG_WAITALL);
-      if (!received.ok()) return received.error();
-      bytes = received.value();
+      auto direct = ReceiveDirectly(parts, left, bytes_behind, digest != nullptr);
+      if (!direct.ok()) return direct.error();
+      came = direct.value();
     }
-    while (!parts.empty() && bytes >= parts[0].iov_len) {
-      bytes -= parts[0].iov_len;
-      parts = parts.subspan(1);
-    }
-    if (bytes > 0) {
-      parts[0].iov_base = static_cast<std::byte*>(parts[0].iov_base) + bytes;
-      parts[0].iov_len -= bytes;
+    left -= came;
+    // Past what came, and past parts that are empty.
+    while (!parts.empty() && (came > 0 || parts[0].iov_len == 0)) {
+      const size_t step = std::min(came, parts[0].iov_len);
+      auto* at = static_cast<std::byte*>(parts[0].iov_base);
+      if (digest != nullptr && step > 0) Hash(at, step, *digest);
+      came -= step;
+      parts[0] = {at + step, parts[0].iov_len - step};
+      if (parts[0].iov_len == 0) parts = parts.subspan(1);
     }
   }
   return {};

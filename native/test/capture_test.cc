@@ -1,8 +1,18 @@
-// Sets of pages, and the staging pool under them.
+// Sets of pages, the staging pool under them, and which pages guest RAM has.
+
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 
 #include <map>
 
+#include "base/kernel_abi.h"
 #include "capture/staging_pool.h"
+#include "guest/ram.h"
+#include "guest/ram_view.h"
 #include "guest/tracker.h"
 #include "test/lab.h"
 
@@ -87,18 +97,167 @@ TEST("staging: what was staged first stays, what comes later lies behind it") {
   for (const unsigned threads : {1u, 3u}) {
     WorkerPool pool(threads);
     for (int round = 0; round < 20; round++) {
-      auto staging = StagingPool::Create(2 * kRamPages * kPage);
+      const auto pages = round % 2 == 0 ? StagingPages::kAuto : StagingPages::kSmall;
+      auto staging = StagingPool::Create(2 * kRamPages * kPage, pages);
       CHECK(staging.ok());
       auto first = RandomRuns(random);
       auto second = RandomRuns(random);
       CHECK(staging.value()->Stage(guest, kPage, first, 0, pool).ok());
       CHECK(staging.value()->Stage(guest, kPage, second, PagesOf(first), pool).ok());
       const PageSource staged = staging.value()->source();
+      Bytes by_descriptor(kPage);
       for (const auto& [page, source] : MapOf(Superseded(first, second))) {
         CHECK(std::memcmp(staged.base + source * kPage, ram.data() + page * kPage, kPage) == 0);
+        CHECK_EQ(::pread(staged.fd, by_descriptor.data(), kPage,
+                         static_cast<off_t>(staged.file_offset + source * kPage)),
+                 static_cast<ssize_t>(kPage));
+        CHECK(std::memcmp(by_descriptor.data(), ram.data() + page * kPage, kPage) == 0);
       }
     }
   }
+}
+
+uint64_t BlockBytes(const StagingPool& staging) {
+  struct stat status {};
+  CHECK_EQ(::fstat(staging.source().fd, &status), 0);
+  return static_cast<uint64_t>(status.st_blksize);
+}
+
+// Of the calling thread; only a raw call leaves the other threads their own.
+bool DropSysAdmin() {
+  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+  __user_cap_data_struct data[2]{};
+  if (::syscall(SYS_capget, &header, data) != 0) return false;
+  data[0].effective &= ~(1u << CAP_SYS_ADMIN);
+  return ::syscall(SYS_capset, &header, data) == 0;
+}
+
+TEST("staging: on huge pages where they can be had, else on small ones") {
+  constexpr uint64_t kBytes = (20 << 20) + kPage;  // not whole huge pages
+  auto huge = StagingPool::Create(kBytes, StagingPages::kHuge);
+  auto automatic = StagingPool::Create(kBytes);
+  auto small = StagingPool::Create(kBytes, StagingPages::kSmall);
+  CHECK_OK(automatic);
+  CHECK_OK(small);
+  CHECK(!small.value()->huge());
+  CHECK_EQ(automatic.value()->huge(), huge.ok());
+  CHECK_OK(automatic.value()->Grow(kBytes));
+  CHECK_OK(small.value()->Grow(kBytes));
+  CHECK_EQ(small.value()->source().size, kBytes);
+  std::thread([] {
+    CHECK(DropSysAdmin());
+    CHECK_ERROR(StagingPool::Create(kBytes, StagingPages::kHuge), ErrorCode::kSyscall, "huge");
+    auto fallen_back = StagingPool::Create(kBytes);
+    CHECK_OK(fallen_back);
+    CHECK(!fallen_back.value()->huge());
+    CHECK_OK(fallen_back.value()->Grow(kBytes));
+  }).join();
+  if (!huge.ok()) {
+    std::printf(" SKIPPED in part: %s", huge.error().message.c_str());
+    return;
+  }
+  CHECK_EQ(BlockBytes(*huge.value()), uint64_t{2} << 20);
+  CHECK_EQ(BlockBytes(*automatic.value()), uint64_t{2} << 20);
+  CHECK_EQ(huge.value()->bytes_max(), kBytes);
+  CHECK_OK(huge.value()->Grow(kBytes));
+}
+
+// Registers a range of this process as Userfault does in QEMU.
+Descriptor Track(void* base, uint64_t bytes) {
+  constexpr int kUserModeOnly = 1;
+  Descriptor event(
+      static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | kUserModeOnly)));
+  uffdio_api api{};
+  api.api = UFFD_API;
+  api.features = abi::kTrackerFeatures;
+  CHECK_EQ(::ioctl(event.get(), UFFDIO_API, &api), 0);
+  uffdio_register range{};
+  range.range = {reinterpret_cast<uint64_t>(base), bytes};
+  range.mode = UFFDIO_REGISTER_MODE_WP;
+  CHECK_EQ(::ioctl(event.get(), UFFDIO_REGISTER, &range), 0);
+  return event;
+}
+
+// A mapping of the file, filled page by page by whoever else maps it.
+struct HugeRam {
+  static constexpr uint64_t kHugePage = 2 << 20;
+  static constexpr uint64_t kPages = 6;
+  static constexpr uint64_t kBytes = kPages * kHugePage;
+
+  HugeRam() : file(::memfd_create("huge-ram", MFD_CLOEXEC | MFD_HUGETLB)) {
+    CHECK_EQ(::ftruncate(file.get(), kBytes), 0);
+    guest = Map();
+  }
+  Mapping Map() const {
+    void* base = ::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), 0);
+    CHECK(base != MAP_FAILED);
+    return Mapping(base, kBytes);
+  }
+  void Fill(uint64_t page, int value) const {
+    std::memset(Map().data() + page * kHugePage + kHugePage - 64, value, 64);
+  }
+  uint64_t held_pages() const {
+    struct stat status {};
+    CHECK_EQ(::fstat(file.get(), &status), 0);
+    return static_cast<uint64_t>(status.st_blocks) * 512 / kHugePage;
+  }
+
+  Descriptor file;
+  Mapping guest;
+};
+
+TEST("huge pages: those that the file holds and the guest has not mapped count as well") {
+  const HugePages reserved(HugeRam::kPages);
+  if (!reserved.reserved()) {
+    std::printf(" SKIPPED: no %d huge pages to be had", static_cast<int>(HugeRam::kPages));
+    return;
+  }
+  const HugeRam ram;
+  const auto address = reinterpret_cast<uint64_t>(ram.guest.data());
+  const Descriptor event = Track(ram.guest.data(), HugeRam::kBytes);
+  auto located = LocateRamMapping(::getpid(), address, HugeRam::kBytes, 0);
+  CHECK_OK(located);
+  CHECK_EQ(located.value().page_size, uint32_t{HugeRam::kHugePage});
+  auto view = RamView::Open(::getpid(), located.value(), address, HugeRam::kBytes, 0);
+  CHECK_OK(view);
+  auto opened = DirtyTracker::Open(::getpid(), address, HugeRam::kBytes, HugeRam::kHugePage);
+  CHECK_OK(opened);
+  DirtyTracker& tracker = *opened.value();
+  WorkerPool pool(2);
+  const auto populated = [&] {
+    auto runs = view.value()->Populated(tracker);
+    CHECK_OK(runs);
+    PageMap pages = MapOf(runs.value());
+    std::vector<uint64_t> numbers;
+    for (const auto& [page, source] : pages) numbers.push_back(page);
+    return numbers;
+  };
+  const auto written = [&] {
+    auto runs = tracker.Scan(pool);
+    CHECK_OK(runs);
+    return PagesOf(runs.value());
+  };
+  using Pages = std::vector<uint64_t>;
+  CHECK(populated().empty());
+  ram.guest.data()[4 * HugeRam::kHugePage] = std::byte{1};
+  CHECK_EQ(written(), 1u);  // on hugetlbfs not what nobody has mapped
+  CHECK(populated() == Pages{4});
+  ram.Fill(1, 7);
+  ram.Fill(2, 0);
+  CHECK(populated() == (Pages{1, 4}));
+  CHECK_EQ(ram.held_pages(), 3u);  // nothing was filled by looking
+  CHECK_EQ(written(), 0u);
+  ram.guest.data()[1 * HugeRam::kHugePage] = std::byte{1};
+  CHECK_EQ(written(), 1u);
+  for (uint64_t page = 0; page < HugeRam::kPages; page++) ram.Fill(page, 9);
+  CHECK(populated() == (Pages{0, 1, 2, 3, 4, 5}));
+}
+
+TEST("huge pages larger than 2 MiB are refused") {
+  RamMapping located;
+  located.page_size = 1 << 30;
+  CHECK_ERROR(RamView::Open(::getpid(), located, 0, 1 << 30, 0), ErrorCode::kUnsupported,
+              "1024 MiB");
 }
 
 }  // namespace

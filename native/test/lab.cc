@@ -223,6 +223,14 @@ Bytes ReadFile(const std::string& path) {
   return bytes;
 }
 
+Result<std::unique_ptr<EpochWriter>> ConnectWriter(uint16_t port, const EpochWriter::Hello& hello,
+                                                   Strategy strategy, const CancelSignal& cancel,
+                                                   unsigned streams) {
+  auto writer = EpochWriter::Connect("127.0.0.1", port, hello, streams, 5'000, cancel);
+  if (writer.ok()) writer.value()->UseStrategy(strategy);
+  return writer;
+}
+
 Status SendEpoch(EpochWriter& writer, const GuestRam& ram, const std::vector<PageRun>& runs,
                  uint64_t epoch, const Bytes& device, const Bytes* prefix) {
   HF_TRY(writer.BeginEpoch(epoch));
@@ -267,22 +275,33 @@ Proxy::Proxy(uint16_t target, Options options)
     : target_(target),
       options_(std::move(options)),
       listener_(ListenLoopback(&port_, options_.buffer_bytes)),
-      thread_([this] { Run(); }) {}
+      acceptor_([this] { Accept(); }) {}
 
 Proxy::~Proxy() {
   stop_.Cancel();
-  thread_.join();
+  acceptor_.join();
+  for (std::thread& forwarder : forwarders_) forwarder.join();
 }
 
-void Proxy::Run() {
-  pollfd waiting[2] = {{listener_.get(), POLLIN, 0}, {stop_.fd(), POLLIN, 0}};
-  ::poll(waiting, 2, -1);
-  if (stop_.cancelled()) return;
-  const Descriptor client = AcceptOne(listener_);
+void Proxy::Accept() {
+  for (;;) {
+    pollfd waiting[2] = {{listener_.get(), POLLIN, 0}, {stop_.fd(), POLLIN, 0}};
+    ::poll(waiting, 2, -1);
+    if (stop_.cancelled()) return;
+    const bool victim = forwarders_.size() == options_.victim;
+    forwarders_.emplace_back([this, victim, client = AcceptOne(listener_)]() mutable {
+      Forward(std::move(client), victim);
+    });
+  }
+}
+
+void Proxy::Forward(Descriptor client, bool victim) {
   const Descriptor server = ConnectLoopback(target_);
   Bytes chunk(options_.chunk_bytes);
   uint64_t forwarded = 0;
-  while (forwarded < options_.forward_bytes_max) {
+  bool cut = false;
+  const uint64_t bytes_max = victim ? options_.forward_bytes_max : ~uint64_t{0};
+  while (forwarded < bytes_max && !cut) {
     pollfd fds[3] = {
         {client.get(), POLLIN, 0}, {server.get(), POLLIN, 0}, {stop_.fd(), POLLIN, 0}};
     ::poll(fds, 3, -1);
@@ -292,13 +311,18 @@ void Proxy::Run() {
       if (got <= 0 || !WriteAll(client.get(), chunk.data(), static_cast<size_t>(got))) return;
     }
     if (fds[0].revents == 0) continue;
-    const size_t want =
-        std::min<uint64_t>(chunk.size(), options_.forward_bytes_max - forwarded);
+    const size_t want = std::min<uint64_t>(chunk.size(), bytes_max - forwarded);
     const ssize_t got = ::recv(client.get(), chunk.data(), want, 0);
     if (got <= 0) return;
-    if (options_.inspect) options_.inspect(forwarded, chunk.data(), static_cast<size_t>(got));
-    if (!WriteAll(server.get(), chunk.data(), static_cast<size_t>(got))) return;
-    forwarded += static_cast<uint64_t>(got);
+    auto count = static_cast<size_t>(got);
+    if (victim && options_.inspect) options_.inspect(forwarded, chunk.data(), count);
+    if (victim && options_.pass) {
+      const size_t passed = options_.pass(forwarded, chunk.data(), count);
+      cut = passed < count;
+      count = passed;
+    }
+    if (!WriteAll(server.get(), chunk.data(), count)) return;
+    forwarded += count;
     if (options_.chunk_delay_us > 0) ::usleep(static_cast<useconds_t>(options_.chunk_delay_us));
   }
   // What came last must reach the receiver before the reset that closing with

@@ -107,6 +107,11 @@ Descriptor ConnectLoopback(uint16_t port, int send_buffer_bytes = 0);
 std::array<std::byte, 32> Token(uint8_t fill);
 Bytes ReadFile(const std::string& path);
 
+// Connects to this host, and sends by that strategy.
+Result<std::unique_ptr<EpochWriter>> ConnectWriter(uint16_t port, const EpochWriter::Hello& hello,
+                                                   Strategy strategy, const CancelSignal& cancel,
+                                                   unsigned streams = 1);
+
 // Sends one epoch straight from `ram` and waits for its acknowledgement.
 Status SendEpoch(EpochWriter& writer, const GuestRam& ram, const std::vector<PageRun>& runs,
                  uint64_t epoch, const Bytes& device, const Bytes* prefix = nullptr);
@@ -124,7 +129,8 @@ class Standby {
   std::thread thread_;
 };
 
-// Forwards one TCP connection to a port of this host.
+// Forwards TCP connections to a port of this host; does to one of them what the
+// options say.
 class Proxy {
  public:
   struct Options {
@@ -134,19 +140,24 @@ class Proxy {
     int buffer_bytes = 0;                       // SO_RCVBUF towards the client; 0: default
     // Sees and may change each chunk; the offset is that of its first byte.
     std::function<void(uint64_t offset, std::byte* bytes, size_t count)> inspect = {};
+    // How much of each chunk is forwarded; where it is not all, both ends close.
+    std::function<size_t(uint64_t offset, const std::byte* bytes, size_t count)> pass = {};
+    unsigned victim = 0;  // the connection, in the order of connecting, that is treated so
   };
   Proxy(uint16_t target, Options options);
   ~Proxy();
   uint16_t port() const { return port_; }
 
  private:
-  void Run();
+  void Accept();
+  void Forward(Descriptor client, bool victim);
   const uint16_t target_;
   const Options options_;
   uint16_t port_ = 0;  // before the listener, which sets it
   Descriptor listener_;
   CancelSignal stop_;
-  std::thread thread_;
+  std::vector<std::thread> forwarders_;  // the acceptor's own, until it is joined
+  std::thread acceptor_;
 };
 
 // A plain blocking connection, for what EpochWriter would never send.

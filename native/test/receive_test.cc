@@ -29,7 +29,21 @@ Bytes HelloFrame(const HelloBody& body) {
        EncodeHello(body)});
 }
 
-HelloBody GoodHello() { return {kWireVersion, 4096, kRamBytes, Token(7)}; }
+// As long as that of version 1.
+Bytes ShortHelloFrame(const HelloBody& body) {
+  const auto payload = EncodeHello(body);
+  return Concat(
+      {EncodeHeader({.type = FrameType::kHello, .payload_bytes = HelloBody::kVersion1Bytes}),
+       std::span(payload).first<HelloBody::kVersion1Bytes>()});
+}
+
+HelloBody GoodHello() {
+  HelloBody hello;
+  hello.page_size = 4096;
+  hello.ram_bytes = kRamBytes;
+  hello.token = Token(7);
+  return hello;
+}
 
 struct Answered {
   ErrorCode code;
@@ -75,16 +89,33 @@ TEST("strangers: wrong token, version, sizes, garbage; the connection in use is 
               ErrorCode::kLimit, "open already");
   const CancelSignal cancel;
   const EpochWriter::Hello hello{Token(7), 4096, kRamBytes};
-  auto writer =
-      EpochWriter::Connect("127.0.0.1", port, hello, Strategy::kCopy, 5'000, cancel);
+  auto writer = ConnectWriter(port, hello, Strategy::kCopy, cancel);
   CHECK_OK(writer);
 
   HelloBody wrong = GoodHello();
   wrong.token = Token(8);
   CheckRefused(port, HelloFrame(wrong), ErrorCode::kAuth, "token refused");
   wrong = GoodHello();
-  wrong.version = 2;
-  CheckRefused(port, HelloFrame(wrong), ErrorCode::kProtocol, "version 2");
+  wrong.version = 3;
+  CheckRefused(port, HelloFrame(wrong), ErrorCode::kProtocol, "version 3");
+  wrong = GoodHello();
+  wrong.version = 1;
+  CheckRefused(port, ShortHelloFrame(wrong), ErrorCode::kProtocol, "version 1");
+  wrong = GoodHello();
+  CheckRefused(port, ShortHelloFrame(wrong), ErrorCode::kProtocol, "payloadBytes 48, not 64");
+  wrong.streams = kStreamsMax + 1;
+  CheckRefused(port, HelloFrame(wrong), ErrorCode::kProtocol, "streams 17");
+  wrong = GoodHello();
+  wrong.stream = 1;
+  wrong.link = 1;
+  CheckRefused(port, HelloFrame(wrong), ErrorCode::kProtocol, "stream 1 of 1");
+  wrong.streams = 2;
+  CheckRefused(port, HelloFrame(wrong), ErrorCode::kConnect, "belongs to no connection");
+  wrong.link = 0;
+  CheckRefused(port, HelloFrame(wrong), ErrorCode::kProtocol, "link 0 of stream 1");
+  wrong = GoodHello();
+  wrong.flags = 2;
+  CheckRefused(port, HelloFrame(wrong), ErrorCode::kProtocol, "flags 0x00000002");
   wrong = GoodHello();
   wrong.page_size = 8192;
   CheckRefused(port, HelloFrame(wrong), ErrorCode::kProtocol, "page size 8192");
@@ -95,8 +126,7 @@ TEST("strangers: wrong token, version, sizes, garbage; the connection in use is 
   CheckRefused(port, EncodeHeader({.type = FrameType::kBegin, .epoch = 1}), ErrorCode::kProtocol,
                "HELLO");
   CheckRefused(port, HelloFrame(GoodHello()), ErrorCode::kConnect, "has a bulk connection");
-  CHECK_ERROR(EpochWriter::Connect("127.0.0.1", port, {Token(1), 4096, kRamBytes},
-                                   Strategy::kCopy, 5'000, cancel),
+  CHECK_ERROR(ConnectWriter(port, {Token(1), 4096, kRamBytes}, Strategy::kCopy, cancel),
               ErrorCode::kAuth, "token refused");
 
   // More who say nothing than there are places.
@@ -110,8 +140,7 @@ TEST("strangers: wrong token, version, sizes, garbage; the connection in use is 
   // Once the first has ended, its token serves again, but not for a base round.
   writer = Error::Of(ErrorCode::kCancelled, "replaced");
   backup.Await(ReceiverEvent::Type::kDisconnected);
-  auto second =
-      EpochWriter::Connect("127.0.0.1", port, hello, Strategy::kCopy, 5'000, cancel);
+  auto second = ConnectWriter(port, hello, Strategy::kCopy, cancel);
   CHECK_OK(second);
   CHECK_ERROR(SendRound(*second.value(), ram, ram.All()), ErrorCode::kProtocol,
               "base round after epoch 1");
@@ -143,13 +172,18 @@ TEST("what an authenticated primary may not send") {
                          .payload_bytes = payload_bytes});
   };
   const HeaderBytes begin = frame(FrameType::kBegin, 0, 0);
-  std::array<std::byte, kRunBytes> run;
-  EncodeRun(run.data(), {64, 1});
+  RunTableWriter table;
+  table.Add({64, 1});
+  const auto run = table.bytes();
+  const auto run_bytes = static_cast<uint32_t>(run.size());
 
   refuse(Bytes(5000, std::byte{0xff}), ErrorCode::kProtocol, "magic");
   refuse(HelloFrame(GoodHello()), ErrorCode::kProtocol, "HELLO");
   refuse(frame(FrameType::kPages, 12, 4096), ErrorCode::kProtocol, "PAGES");
-  refuse(Concat({begin, frame(FrameType::kPages, 12, 4096), run}), ErrorCode::kProtocol,
+  // Its pages are read before its table is judged.
+  refuse(Concat({begin, frame(FrameType::kPages, run_bytes, 4096), run, Bytes(4096)}),
+         ErrorCode::kProtocol, "first page 64");
+  refuse(Concat({begin, frame(FrameType::kZero, run_bytes, 0), run}), ErrorCode::kProtocol,
          "first page 64");
   refuse(Concat({begin, frame(FrameType::kPages, 12, kPagesBytesMax)}), ErrorCode::kProtocol,
          "for one epoch");
@@ -157,9 +191,9 @@ TEST("what an authenticated primary may not send") {
          "payloadBytes");
   refuse(Concat({begin, frame(FrameType::kDevice, 0, (1 << 20) + 1)}), ErrorCode::kProtocol,
          "payloadBytes 1048577");
-  const auto commit = EncodeCommit({{0, 0}, 123});
+  const auto commit = EncodePart({{0, 0}, 123});
   refuse(Concat({begin, frame(FrameType::kDevice, 0, 0),
-                 frame(FrameType::kCommit, 0, CommitBody::kBytes), commit}),
+                 frame(FrameType::kCommit, 0, PartBody::kBytes), commit}),
          ErrorCode::kChecksum, "digest");
   // Megabytes after the offence: the reason must still get through.
   refuse(Concat({frame(FrameType::kDevice, 0, 0), Bytes(3 << 20)}), ErrorCode::kProtocol,
@@ -176,8 +210,8 @@ TEST("a sender in the middle of an epoch learns why it was refused") {
   session.epoch_bytes_max = 6 << 20;
   CHECK_OK(backup->OpenSession(session));
   const CancelSignal cancel;
-  auto writer = EpochWriter::Connect("127.0.0.1", backup->port(), {Token(7), 4096, ram.bytes()},
-                                     Strategy::kSplice, 5'000, cancel);
+  auto writer =
+      ConnectWriter(backup->port(), {Token(7), 4096, ram.bytes()}, Strategy::kSplice, cancel);
   CHECK_OK(writer);
   CHECK_ERROR(SendEpoch(*writer.value(), ram, ram.All(), 1, {}), ErrorCode::kProtocol,
               "for one epoch");
@@ -193,9 +227,8 @@ TEST("closing and destroying at any moment ends at once and leaves nothing") {
     ram.Scribble(random, 6000);
     CHECK_OK(backup->OpenSession(Backup::SessionFor(dir / "ram", ram.bytes())));
     const CancelSignal cancel;
-    auto writer =
-        EpochWriter::Connect("127.0.0.1", backup->port(), {Token(7), 4096, ram.bytes()},
-                             static_cast<Strategy>(i % 3), 5'000, cancel);
+    auto writer = ConnectWriter(backup->port(), {Token(7), 4096, ram.bytes()},
+                                kAllStrategies[i % 3], cancel, i % 4 + 1);
     CHECK_OK(writer);
     std::thread primary([&] {
       Status sent = SendRound(*writer.value(), ram, ram.All());
@@ -224,8 +257,8 @@ TEST("a session after a session; without one there is nothing to fence") {
   for (int i = 0; i < 3; i++) {
     CHECK_OK(backup->OpenSession(Backup::SessionFor(dir / "ram", kRamBytes)));
     const CancelSignal cancel;
-    auto writer = EpochWriter::Connect("127.0.0.1", backup->port(), {Token(7), 4096, kRamBytes},
-                                       Strategy::kCopy, 5'000, cancel);
+    auto writer =
+        ConnectWriter(backup->port(), {Token(7), 4096, kRamBytes}, Strategy::kCopy, cancel);
     CHECK_OK(writer);
     const GuestRam ram(64, 4096);
     const Bytes device(10, std::byte{1});
@@ -234,9 +267,9 @@ TEST("a session after a session; without one there is nothing to fence") {
     auto fenced = backup->Fence();
     CHECK_OK(fenced);
     CHECK_EQ(fenced.value().epoch, uint64_t{1});
-    CHECK_ERROR(EpochWriter::Connect("127.0.0.1", backup->port(), {Token(7), 4096, kRamBytes},
-                                     Strategy::kCopy, 5'000, cancel),
-                ErrorCode::kFenced, "no longer");
+    CHECK_ERROR(
+        ConnectWriter(backup->port(), {Token(7), 4096, kRamBytes}, Strategy::kCopy, cancel),
+        ErrorCode::kFenced, "no longer");
     CHECK_ERROR(backup->WriteState(dir / "nobody"), ErrorCode::kStateLoad, "nobody");
     CHECK_OK(backup->CloseSession());
     CHECK_EQ(ReadFile(dir / "ram").size(), size_t{kRamBytes});
@@ -275,8 +308,8 @@ TEST("IPv6, and a name") {
     Backup backup(host);
     CHECK_OK(backup->OpenSession(Backup::SessionFor(dir / "ram", kRamBytes)));
     const CancelSignal cancel;
-    CHECK_OK(EpochWriter::Connect(host, backup->port(), {Token(7), 4096, kRamBytes},
-                                  Strategy::kCopy, 5'000, cancel));
+    CHECK_OK(EpochWriter::Connect(host, backup->port(), {Token(7), 4096, kRamBytes}, 2, 5'000,
+                                  cancel));
   }
   CHECK(!Receiver::Listen("192.0.2.1", 0, [](const ReceiverEvent&) {}).ok());
   Backup first;
@@ -290,9 +323,9 @@ TEST("staging grows, is reused, and gives memory back") {
   EpochStaging staging = std::move(reserved).value();
   for (int round = 0; round < 2; round++) {
     for (int i = 0; i < 5; i++) {
-      CHECK(staging.AddTable(false, 24).size() == 24);
-      auto place = staging.AddPages(uint64_t{20} << 20);
+      auto place = staging.Place(uint64_t{20} << 20);
       CHECK_OK(place);
+      staging.AddSegment(Bytes(24), place.value());
       place.value().front() = place.value().back() = std::byte{1};
     }
     CHECK_EQ(staging.used_bytes(), uint64_t{100} << 20);
@@ -302,7 +335,7 @@ TEST("staging grows, is reused, and gives memory back") {
   }
   staging.Trim(uint64_t{30} << 20);
   CHECK_EQ(staging.resident_bytes(), uint64_t{30} << 20);
-  CHECK_OK(staging.AddPages(uint64_t{90} << 20));
+  CHECK_OK(staging.Place(uint64_t{90} << 20));
   CHECK_EQ(staging.resident_bytes(), uint64_t{90} << 20);
   staging.Clear();
   staging.Trim(0);
@@ -319,8 +352,8 @@ TEST("large and small epochs in turn, arriving while others are applied") {
   GuestRam ram(18 * 1024, 4096);
   CHECK_OK(backup->OpenSession(Backup::SessionFor(dir / "ram", ram.bytes())));
   const CancelSignal cancel;
-  auto writer = EpochWriter::Connect("127.0.0.1", backup->port(), {Token(7), 4096, ram.bytes()},
-                                     Strategy::kCopy, 5'000, cancel);
+  auto writer =
+      ConnectWriter(backup->port(), {Token(7), 4096, ram.bytes()}, Strategy::kCopy, cancel);
   CHECK_OK(writer);
   for (uint64_t epoch = 1; epoch <= kEpochs; epoch++) {
     const bool large = epoch == 2 || epoch == 3;
@@ -342,6 +375,87 @@ TEST("large and small epochs in turn, arriving while others are applied") {
     CHECK(applied <= committed);
   }
   CHECK_EQ(applied, kEpochs);
+}
+
+TEST("sockets that are handed to both sides, without an address") {
+  const TempDir dir;
+  Random random(41);
+  GuestRam ram(600, 4096);
+  ram.Scribble(random, 900);
+  std::atomic<int> connected{0};
+  auto receiver = Receiver::Create([&](const ReceiverEvent& event) {
+    if (event.type == ReceiverEvent::Type::kConnected) connected++;
+  });
+  CHECK_OK(receiver);
+  CHECK_EQ(receiver.value()->port(), uint16_t{0});
+  CHECK_OK(receiver.value()->OpenSession(Backup::SessionFor(dir / "ram", ram.bytes())));
+  int ends[2];
+  CHECK(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
+  receiver.value()->Adopt(Descriptor(ends[0]));
+  const CancelSignal cancel;
+  auto writer =
+      EpochWriter::Adopt(Descriptor(ends[1]), {Token(7), 4096, ram.bytes()}, 5'000, cancel);
+  CHECK_OK(writer);
+  CHECK_OK(SendRound(*writer.value(), ram, ram.All()));
+  ram.Scribble(random, 100);
+  CHECK_OK(SendEpoch(*writer.value(), ram, ram.TakeDirty(), 1, {}));
+  CHECK_OK(receiver.value()->Fence());
+  CHECK(Same(ReadFile(dir / "ram"), ram.Copy()));
+  CHECK_EQ(connected.load(), 1);
+}
+
+TEST("the sides agree on digests: either may want none") {
+  for (const bool ours : {true, false}) {
+    for (const bool theirs : {true, false}) {
+      const TempDir dir;
+      Backup backup;
+      const GuestRam ram(64, 4096);
+      std::memset(ram.page(3), 1, 4096);
+      auto session = Backup::SessionFor(dir / "ram", ram.bytes());
+      session.verify = theirs;
+      CHECK_OK(backup->OpenSession(session));
+      const CancelSignal cancel;
+      auto writer = ConnectWriter(backup->port(), {Token(7), 4096, ram.bytes(), ours},
+                                  Strategy::kCopy, cancel, 2);
+      CHECK_OK(writer);
+      CHECK(writer.value()->verified() == (ours && theirs));
+      CHECK_OK(SendEpoch(*writer.value(), ram, ram.All(), 1, Bytes(5000)));
+      const ReceiverEvent committed = backup.Await(ReceiverEvent::Type::kCommitted);
+      CHECK((committed.digest_ms > 0) == (ours && theirs));
+      CHECK(committed.syscalls > 0 && committed.cpu_ms > 0);
+    }
+  }
+}
+
+TEST("a thousand epochs leave descriptors and threads as they were") {
+  const TempDir dir;
+  const int before = OpenDescriptors();
+  {
+    Backup backup;
+    Random random(43);
+    GuestRam ram(400, 4096);
+    CHECK_OK(backup->OpenSession(Backup::SessionFor(dir / "ram", ram.bytes())));
+    const CancelSignal cancel;
+    auto writer = ConnectWriter(backup->port(), {Token(7), 4096, ram.bytes()}, Strategy::kCopy,
+                                cancel, 3);
+    CHECK_OK(writer);
+    const int connected = OpenDescriptors();
+    const int threads = g_threads_open;
+    for (uint64_t epoch = 1; epoch <= 1000; epoch++) {
+      ram.Scribble(random, random() % 150);
+      writer.value()->UseStrategy(kAllStrategies[epoch % kStrategyCount]);
+      CHECK_OK(SendEpoch(*writer.value(), ram, ram.TakeDirty(), epoch, Bytes(100)));
+    }
+    // Pipes and rings that senders made when they were first used, on each stream.
+    constexpr int kSenderDescriptorsMax = 3 * 8;
+    CHECK(OpenDescriptors() <= connected + kSenderDescriptorsMax);
+    CHECK_EQ(g_threads_open.load(), threads);
+    CHECK_OK(backup->Fence());
+    CHECK(Same(ReadFile(dir / "ram"), ram.Copy()));
+  }
+  CHECK_EQ(OpenDescriptors(), before);
+  CHECK_EQ(g_descriptors_open.load(), 0);
+  CHECK_EQ(g_threads_open.load(), 0);
 }
 
 }  // namespace

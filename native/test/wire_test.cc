@@ -18,29 +18,49 @@ constexpr uint64_t kRamPages = 64;
 WireLimits Limits() { return {kPage, kRamPages * kPage, kRamPages * kPage, 1000}; }
 
 Bytes TableOf(const std::vector<WireRun>& runs) {
-  Bytes table(runs.size() * kRunBytes);
-  for (size_t i = 0; i < runs.size(); i++) EncodeRun(&table[i * kRunBytes], runs[i]);
-  return table;
+  RunTableWriter writer;
+  for (const WireRun& run : runs) writer.Add(run);
+  return {writer.bytes().begin(), writer.bytes().end()};
 }
 
-Status ShowHeader(FrameDecoder& decoder, const FrameHeader& header) {
-  auto decoded = decoder.Header(EncodeHeader(header));
+Status ShowHeader(FrameDecoder& decoder, const FrameHeader& header, unsigned stream = 0) {
+  auto decoded = decoder.Header(stream, EncodeHeader(header));
   if (!decoded.ok()) return decoded.error();
   return {};
 }
 
 Status ShowRuns(FrameDecoder& decoder, FrameType type, uint64_t epoch,
-                const std::vector<WireRun>& runs, uint64_t payload_bytes) {
+                const std::vector<WireRun>& runs, uint64_t payload_bytes, unsigned stream = 0) {
   const Bytes table = TableOf(runs);
-  HF_TRY(ShowHeader(decoder, {.type = type,
-                              .epoch = epoch,
-                              .table_bytes = static_cast<uint32_t>(table.size()),
-                              .payload_bytes = payload_bytes}));
-  return decoder.Table(table);
+  HF_TRY(ShowHeader(decoder,
+                    {.type = type,
+                     .epoch = epoch,
+                     .table_bytes = static_cast<uint32_t>(table.size()),
+                     .payload_bytes = payload_bytes},
+                    stream));
+  return decoder.Table(stream, table);
 }
 
-Status Begin(FrameDecoder& decoder, uint64_t epoch, uint16_t flags = 0) {
-  return ShowHeader(decoder, {.type = FrameType::kBegin, .flags = flags, .epoch = epoch});
+Status Begin(FrameDecoder& decoder, uint64_t epoch, uint16_t flags = 0, unsigned stream = 0) {
+  return ShowHeader(decoder, {.type = FrameType::kBegin, .flags = flags, .epoch = epoch}, stream);
+}
+
+FrameDecoder Connected(const WireLimits& limits, unsigned streams = 1) {
+  FrameDecoder decoder(limits);
+  decoder.NewConnection(streams);
+  return decoder;
+}
+
+// END_PART of an epoch or a round; `whole`: it is the last part.
+Status EndPart(FrameDecoder& decoder, unsigned stream, uint64_t epoch, PageTotals totals,
+               bool whole, uint64_t digest = 5, uint64_t computed = 5) {
+  HF_TRY(ShowHeader(
+      decoder,
+      {.type = FrameType::kEndPart, .epoch = epoch, .payload_bytes = PartBody::kBytes}, stream));
+  auto ended = decoder.EndPart(stream, EncodePart({totals, digest}), computed);
+  if (!ended.ok()) return ended.error();
+  CHECK(ended.value() == whole);
+  return {};
 }
 
 Status Device(FrameDecoder& decoder, uint64_t epoch) {
@@ -48,20 +68,22 @@ Status Device(FrameDecoder& decoder, uint64_t epoch) {
 }
 
 Status Commit(FrameDecoder& decoder, uint64_t epoch, PageTotals totals, uint64_t digest = 5,
-              uint64_t computed = 5) {
+              uint64_t computed = 5, bool whole = true) {
   HF_TRY(ShowHeader(decoder, {.type = FrameType::kCommit,
                               .epoch = epoch,
-                              .payload_bytes = CommitBody::kBytes}));
-  auto committed = decoder.Commit(EncodeCommit({totals, digest}), computed);
+                              .payload_bytes = PartBody::kBytes}));
+  auto committed = decoder.EndPart(0, EncodePart({totals, digest}), computed);
   if (!committed.ok()) return committed.error();
+  CHECK(committed.value() == whole);
   return {};
 }
 
-Status EndRound(FrameDecoder& decoder, PageTotals totals) {
+Status EndRound(FrameDecoder& decoder, PageTotals totals, bool whole = true) {
   HF_TRY(ShowHeader(decoder,
                     {.type = FrameType::kEndRound, .payload_bytes = PageTotals::kBytes}));
-  auto ended = decoder.EndRound(EncodeTotals(totals));
+  auto ended = decoder.EndPart(0, EncodeTotals(totals), 0);
   if (!ended.ok()) return ended.error();
+  CHECK(ended.value() == whole);
   return {};
 }
 
@@ -72,7 +94,7 @@ TEST("headers round-trip, and every changed byte is noticed") {
   for (int i = 0; i < 200; i++) {
     const FrameHeader header{.type = FrameType::kPages,
                              .epoch = random() % kEpochMax,
-                             .table_bytes = static_cast<uint32_t>(random() % 1000 + 1) * 12,
+                             .table_bytes = static_cast<uint32_t>(random() % 1000 + 1),
                              .payload_bytes = random() % kPagesBytesMax + 1};
     HeaderBytes bytes = EncodeHeader(header);
     auto decoded = DecodeHeader(bytes, 0);
@@ -87,12 +109,15 @@ TEST("headers round-trip, and every changed byte is noticed") {
 }
 
 TEST("bodies round-trip") {
-  const HelloBody hello{1, 4096, uint64_t{1} << 40, Token(9)};
+  const HelloBody hello{9, 4096, uint64_t{1} << 40, Token(9), uint64_t{1} << 50, 3, 7, 1};
   const HelloBody back = DecodeHello(EncodeHello(hello));
-  CHECK(back.version == 1 && back.page_size == 4096 && back.ram_bytes == hello.ram_bytes);
-  CHECK(back.token == hello.token);
-  const CommitBody commit = DecodeCommit(EncodeCommit({{3, 4}, 5}));
-  CHECK(commit.totals.pages == 3 && commit.totals.zero_pages == 4 && commit.digest == 5);
+  CHECK(back.version == 9 && back.page_size == 4096 && back.ram_bytes == hello.ram_bytes);
+  CHECK(back.token == hello.token && back.link == hello.link && back.flags == 1);
+  CHECK(back.stream == 3 && back.streams == 7);
+  const HelloOkBody ok = DecodeHelloOk(EncodeHelloOk({2, 1, uint64_t{1} << 50}));
+  CHECK(ok.version == 2 && ok.flags == 1 && ok.link == uint64_t{1} << 50);
+  const PartBody part = DecodePart(EncodePart({{3, 4}, 5}));
+  CHECK(part.totals.pages == 3 && part.totals.zero_pages == 4 && part.digest == 5);
   CHECK_EQ(DecodeAck(EncodeAck({77})).last_apply_us, uint64_t{77});
   const std::string frame = EncodeErrorFrame(WireError::kChecksum, "a\nb" + std::string(5000, 'x'));
   CHECK_EQ(frame.size(), kFrameHeaderBytes + kErrorBytesMax);
@@ -107,13 +132,13 @@ TEST("headers outside the limits are refused, by field") {
     REFUSED(DecodeHeader(EncodeHeader(header), 1000), text);
   };
   refuse({.type = static_cast<FrameType>(0)}, "type 0");
-  refuse({.type = static_cast<FrameType>(13)}, "type 13");
+  refuse({.type = static_cast<FrameType>(14)}, "type 14");
   refuse({.type = FrameType::kPages, .flags = 1, .table_bytes = 12, .payload_bytes = 1}, "flags");
   refuse({.type = FrameType::kBegin, .flags = 2}, "flags 0x0002");
   refuse({.type = FrameType::kBegin, .epoch = kEpochMax + 1}, "epoch");
   refuse({.type = FrameType::kPages, .table_bytes = kTableBytesMax + 12, .payload_bytes = 1},
          "tableBytes");
-  refuse({.type = FrameType::kPages, .table_bytes = 13, .payload_bytes = 1}, "multiple of 12");
+  refuse({.type = FrameType::kPages, .payload_bytes = 1}, "tableBytes 0");
   refuse({.type = FrameType::kZero}, "tableBytes 0");
   refuse({.type = FrameType::kDevice, .table_bytes = 12}, "no table");
   refuse({.type = FrameType::kPages, .table_bytes = 12, .payload_bytes = kPagesBytesMax + 1},
@@ -122,6 +147,8 @@ TEST("headers outside the limits are refused, by field") {
   refuse({.type = FrameType::kDevice, .payload_bytes = 1001}, "payloadBytes 1001");
   refuse({.type = FrameType::kPrefix, .payload_bytes = ~uint64_t{0}}, "payloadBytes");
   refuse({.type = FrameType::kCommit, .payload_bytes = 23}, "payloadBytes 23");
+  refuse({.type = FrameType::kEndPart, .payload_bytes = 25}, "payloadBytes 25");
+  refuse({.type = FrameType::kHello, .payload_bytes = 65}, "payloadBytes 65");
   refuse({.type = FrameType::kError, .payload_bytes = 1025}, "payloadBytes 1025");
   HeaderBytes reserved = EncodeHeader({.type = FrameType::kBegin});
   reserved[20] = std::byte{1};
@@ -130,25 +157,64 @@ TEST("headers outside the limits are refused, by field") {
   REFUSED(DecodeHeader(reserved, 0), "reserved is 1");
 }
 
-TEST("run tables: order, overlap, bounds") {
-  const auto check = [](const std::vector<WireRun>& runs) {
+Bytes TableBytes(std::initializer_list<int> values) {
+  Bytes bytes;
+  for (const int value : values) bytes.push_back(static_cast<std::byte>(value));
+  return bytes;
+}
+
+TEST("run tables: a few bytes per run, and one encoding for each set of pages") {
+  const auto bytes = [](const std::vector<WireRun>& runs) { return TableOf(runs); };
+  CHECK(bytes({{0, 1}}) == TableBytes({0}));
+  CHECK(bytes({{5, 1}, {7, 1}, {9, 2}}) == TableBytes({10, 0, 1, 0}));
+  CHECK(bytes({{64, 1}, {200, 300}}) == TableBytes({0x80, 1, 0x8d, 2, 0xaa, 2}));
+  Random random(8);
+  for (int round = 0; round < 300; round++) {
+    const uint64_t ram_pages = uint64_t{1} << (6 + random() % 46);
+    std::vector<WireRun> runs;
+    uint64_t total = 0;
+    for (uint64_t page = random() % ram_pages; page < ram_pages && runs.size() < 100;) {
+      const uint64_t longest = std::min<uint64_t>(ram_pages - page, uint64_t{1} << (random() % 32));
+      runs.push_back({page, static_cast<uint32_t>(1 + random() % longest)});
+      total += runs.back().pages;
+      page += runs.back().pages + 1 + random() % (random() % 4 == 0 ? ram_pages / 50 + 1 : 8);
+    }
     const Bytes table = TableOf(runs);
-    return CheckRuns(RunTable(table), kRamPages);
+    CHECK(table.size() <= runs.size() * kRunBytesMax);
+    auto pages = CheckRuns(table, ram_pages);
+    CHECK_OK(pages);
+    CHECK_EQ(pages.value(), total);
+    RunCursor cursor(table);
+    WireRun run;
+    for (const WireRun& expected : runs) {
+      CHECK(cursor.Next(run));
+      CHECK(run.first_page == expected.first_page && run.pages == expected.pages);
+    }
+    CHECK(!cursor.Next(run));
+  }
+}
+
+TEST("run tables: what has another form, or does not lie in RAM, is refused") {
+  const auto check = [](std::initializer_list<int> bytes) {
+    return CheckRuns(TableBytes(bytes), kRamPages);
   };
-  auto good = check({{0, 1}, {1, 3}, {63, 1}});
-  CHECK_OK(good);
-  CHECK_EQ(good.value(), uint64_t{5});
-  REFUSED(check({{0, 0}}), "pages is 0");
-  REFUSED(check({{5, 2}, {6, 1}}), "run 1");
-  REFUSED(check({{5, 2}, {1, 1}}), "run 1");
-  REFUSED(check({{64, 1}}), "first page 64");
-  REFUSED(check({{63, 2}}), "RAM has 64");
-  REFUSED(check({{~uint64_t{0}, 1}}), "RAM has 64");
-  REFUSED(check({{1, ~uint32_t{0}}}), "RAM has 64");
+  CHECK_OK(check({126}));
+  REFUSED(check({0x80, 1}), "first page 64");
+  REFUSED(check({127, 0}), "pages 2: RAM has 64");
+  REFUSED(check({1, 63}), "pages 65: RAM has 64");
+  REFUSED(check({124, 0}), "run 1: first page 64");
+  REFUSED(check({0x80}), "ends within a number");
+  REFUSED(check({1}), "ends within a number");
+  REFUSED(check({2, 0x80, 0x00}), "run 1: the table has a number that is longer than need be");
+  REFUSED(check({0x80, 0x80, 0x00}), "longer than need be");
+  REFUSED(check({0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 1}), "more than 8 bytes");
+  REFUSED(check({0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+                 0xff, 0x7f}),
+          "RAM has 64");
 }
 
 TEST("the order of the protocol") {
-  FrameDecoder decoder(Limits());
+  FrameDecoder decoder = Connected(Limits());
   REFUSED(ShowRuns(decoder, FrameType::kPages, 0, {{0, 1}}, kPage), "PAGES");
   REFUSED(Device(decoder, 1), "DEVICE");
   REFUSED(ShowHeader(decoder, {.type = FrameType::kAck, .payload_bytes = 8}), "ACK");
@@ -157,7 +223,8 @@ TEST("the order of the protocol") {
   REFUSED(Begin(decoder, 1), "is open");
   REFUSED(Device(decoder, 0), "DEVICE");
   CHECK_OK(ShowRuns(decoder, FrameType::kPages, 0, {{0, 1}, {5, 2}}, 3 * kPage));
-  CHECK_OK(ShowRuns(decoder, FrameType::kZero, 0, {{5, 2}}, 0));
+  REFUSED(ShowRuns(decoder, FrameType::kZero, 0, {{6, 2}}, 0), "came before in this round");
+  CHECK_OK(ShowRuns(decoder, FrameType::kZero, 0, {{8, 2}}, 0));
   REFUSED(EndRound(decoder, {2, 2}), "pages 2");
   CHECK_OK(EndRound(decoder, {3, 2}));
 
@@ -180,27 +247,85 @@ TEST("the order of the protocol") {
   REFUSED(Begin(decoder, 0, kFlagBase), "after epoch 3");
   REFUSED(Begin(decoder, 3), "does not follow 3");
   REFUSED(Begin(decoder, 2), "does not follow 3");
-  decoder.NewConnection();
+  decoder.NewConnection(1);
   REFUSED(Begin(decoder, 0, kFlagBase), "after epoch 3");
   CHECK_OK(Begin(decoder, 7));
 }
 
 TEST("a page comes once per epoch, and an epoch is bounded") {
-  FrameDecoder decoder({kPage, kRamPages * kPage, 4 * kPage, 1000});
+  FrameDecoder decoder = Connected({kPage, kRamPages * kPage, 4 * kPage, 1000});
   CHECK_OK(Begin(decoder, 1));
   CHECK_OK(ShowRuns(decoder, FrameType::kPages, 1, {{4, 2}}, 2 * kPage));
   REFUSED(ShowRuns(decoder, FrameType::kZero, 1, {{5, 1}}, 0), "came before");
   REFUSED(ShowRuns(decoder, FrameType::kPages, 1, {{8, 3}}, 3 * kPage), "exceeds 16384");
   CHECK_OK(ShowRuns(decoder, FrameType::kZero, 1, {{20, 40}}, 0));
-  decoder.NewConnection();
+  decoder.NewConnection(1);
   CHECK_OK(Begin(decoder, 1));
   CHECK_OK(ShowRuns(decoder, FrameType::kPages, 1, {{4, 2}}, 2 * kPage));
 }
 
+TEST("an epoch over three streams is whole when all parts have ended, in whatever order") {
+  FrameDecoder decoder = Connected(Limits(), 3);
+  CHECK_OK(Begin(decoder, 0, kFlagBase, 1));
+  REFUSED(Begin(decoder, 4, 0, 2), "round 0 is open");
+  CHECK_OK(ShowRuns(decoder, FrameType::kPages, 0, {{0, 2}}, 2 * kPage, 1));
+  REFUSED(ShowRuns(decoder, FrameType::kPages, 0, {{3, 1}}, kPage, 0), "PAGES");
+  CHECK_OK(Begin(decoder, 0, kFlagBase, 0));
+  REFUSED(ShowRuns(decoder, FrameType::kPages, 0, {{1, 1}}, kPage, 0), "came before");
+  CHECK_OK(EndRound(decoder, {0, 0}, false));
+  CHECK_OK(EndPart(decoder, 1, 0, {2, 0}, false, 0, 0));
+  REFUSED(Begin(decoder, 0, kFlagBase, 1), "is open");
+  CHECK_OK(Begin(decoder, 0, kFlagBase, 2));
+  CHECK_OK(EndPart(decoder, 2, 0, {0, 0}, true, 0, 0));
+  CHECK_EQ(decoder.totals().pages, uint64_t{2});
+
+  CHECK_OK(Begin(decoder, 4, 0, 2));
+  REFUSED(Begin(decoder, 5, 0, 1), "epoch 4 is open");
+  REFUSED(Begin(decoder, 0, kFlagBase, 1), "epoch 4 is open");
+  CHECK_OK(Begin(decoder, 4, 0, 1));
+  CHECK_OK(Begin(decoder, 4, 0, 0));
+  for (const FrameType type : {FrameType::kPrefix, FrameType::kDevice, FrameType::kCommit,
+                               FrameType::kEndRound}) {
+    const uint64_t bytes = type == FrameType::kCommit ? PartBody::kBytes : PageTotals::kBytes;
+    REFUSED(ShowHeader(decoder, {.type = type, .epoch = 4, .payload_bytes = bytes}, 1),
+            "on stream 1");
+  }
+  REFUSED(EndPart(decoder, 0, 4, {0, 0}, false), "on stream 0");
+  CHECK_OK(ShowRuns(decoder, FrameType::kPages, 4, {{7, 1}}, kPage, 1));
+  REFUSED(ShowRuns(decoder, FrameType::kZero, 4, {{6, 2}}, 0, 2), "came before");
+  CHECK_OK(ShowRuns(decoder, FrameType::kZero, 4, {{8, 2}}, 0, 2));
+  CHECK_OK(Device(decoder, 4));
+  CHECK_OK(Commit(decoder, 4, {0, 0}, 5, 5, false));
+  REFUSED(EndPart(decoder, 1, 4, {2, 0}, false), "pages 2");
+  CHECK_ERROR(EndPart(decoder, 1, 4, {1, 0}, false, 5, 6), ErrorCode::kChecksum, "END_PART");
+  CHECK_OK(EndPart(decoder, 1, 4, {1, 0}, false));
+  CHECK_OK(EndPart(decoder, 2, 4, {0, 2}, true));
+  CHECK_EQ(decoder.totals().pages, uint64_t{1});
+  CHECK_EQ(decoder.totals().zero_pages, uint64_t{2});
+  CHECK_EQ(decoder.epoch(), uint64_t{4});
+  REFUSED(Begin(decoder, 4, 0, 1), "does not follow 4");
+}
+
+TEST("what an epoch may hold is bounded over all its streams") {
+  FrameDecoder decoder = Connected({kPage, kRamPages * kPage, 4 * kPage, 1000}, 2);
+  CHECK_OK(Begin(decoder, 1, 0, 0));
+  CHECK_OK(Begin(decoder, 1, 0, 1));
+  const auto pages = [](uint64_t count) {
+    return FrameHeader{.type = FrameType::kPages,
+                       .epoch = 1,
+                       .table_bytes = 1,
+                       .payload_bytes = count * kPage};
+  };
+  // Both headers before either table.
+  CHECK_OK(ShowHeader(decoder, pages(3), 0));
+  REFUSED(ShowHeader(decoder, pages(2), 1), "exceeds 16384");
+  CHECK_OK(ShowHeader(decoder, pages(1), 1));
+}
+
 TEST("a torn base round is to be repeated") {
-  FrameDecoder decoder(Limits());
+  FrameDecoder decoder = Connected(Limits());
   CHECK_OK(Begin(decoder, 0, kFlagBase));
-  decoder.NewConnection();
+  decoder.NewConnection(1);
   REFUSED(Begin(decoder, 1), "never ended");
   CHECK_OK(Begin(decoder, 0, kFlagBase));
   CHECK_OK(EndRound(decoder, {0, 0}));

@@ -32,12 +32,13 @@ struct PayloadLimits {
 
 PayloadLimits LimitsOf(FrameType type, uint64_t device_bytes_max) {
   switch (type) {
-    case FrameType::kHello: return {HelloBody::kBytes, HelloBody::kBytes};
+    case FrameType::kHello: return {HelloBody::kVersion1Bytes, HelloBody::kBytes};
     case FrameType::kHelloOk: return {HelloOkBody::kBytes, HelloOkBody::kBytes};
     case FrameType::kPages: return {1, kPagesBytesMax};
     case FrameType::kPrefix:
     case FrameType::kDevice: return {0, device_bytes_max};
-    case FrameType::kCommit: return {CommitBody::kBytes, CommitBody::kBytes};
+    case FrameType::kCommit:
+    case FrameType::kEndPart: return {PartBody::kBytes, PartBody::kBytes};
     case FrameType::kEndRound: return {PageTotals::kBytes, PageTotals::kBytes};
     case FrameType::kAck: return {AckBody::kBytes, AckBody::kBytes};
     case FrameType::kError: return {sizeof(uint32_t), kErrorBytesMax};
@@ -61,10 +62,7 @@ Status CheckSizes(const FrameHeader& header, uint64_t device_bytes_max) {
                         header.table_bytes, kTableBytesMax));
   }
   if (HasTable(header.type)) {
-    if (header.table_bytes == 0 || header.table_bytes % kRunBytes != 0) {
-      return Refused(Text("%s frame: tableBytes %" PRIu32 " is not a positive multiple of %zu",
-                          name, header.table_bytes, kRunBytes));
-    }
+    if (header.table_bytes == 0) return Refused(Text("%s frame: tableBytes 0", name));
   } else if (header.table_bytes != 0) {
     return Refused(Text("%s frame: tableBytes %" PRIu32 ", but it has no table", name,
                         header.table_bytes));
@@ -93,6 +91,7 @@ const char* FrameName(FrameType type) {
     case FrameType::kAck: return "ACK";
     case FrameType::kRoundOk: return "ROUND_OK";
     case FrameType::kError: return "ERROR";
+    case FrameType::kEndPart: return "END_PART";
   }
   return "unknown";
 }
@@ -122,7 +121,7 @@ Result<FrameHeader> DecodeHeader(std::span<const std::byte, kFrameHeaderBytes> b
   }
   const auto type = Get<uint16_t>(&bytes[4]);
   if (type < static_cast<uint16_t>(FrameType::kHello) ||
-      type > static_cast<uint16_t>(FrameType::kError)) {
+      type > static_cast<uint16_t>(FrameType::kEndPart)) {
     return Refused(Text("frame: type %u is unknown", type));
   }
   FrameHeader header;
@@ -154,6 +153,10 @@ std::array<std::byte, HelloBody::kBytes> EncodeHello(const HelloBody& hello) {
   Put(&bytes[4], hello.page_size);
   Put(&bytes[8], hello.ram_bytes);
   std::memcpy(&bytes[16], hello.token.data(), hello.token.size());
+  Put(&bytes[48], hello.link);
+  Put(&bytes[56], hello.stream);
+  Put(&bytes[58], hello.streams);
+  Put(&bytes[60], hello.flags);
   return bytes;
 }
 
@@ -163,17 +166,43 @@ HelloBody DecodeHello(std::span<const std::byte, HelloBody::kBytes> bytes) {
   hello.page_size = Get<uint32_t>(&bytes[4]);
   hello.ram_bytes = Get<uint64_t>(&bytes[8]);
   std::memcpy(hello.token.data(), &bytes[16], hello.token.size());
+  hello.link = Get<uint64_t>(&bytes[48]);
+  hello.stream = Get<uint16_t>(&bytes[56]);
+  hello.streams = Get<uint16_t>(&bytes[58]);
+  hello.flags = Get<uint32_t>(&bytes[60]);
   return hello;
 }
 
+uint32_t DecodeHelloVersion(std::span<const std::byte, sizeof(uint32_t)> bytes) {
+  return Get<uint32_t>(bytes.data());
+}
+
+Status CheckHello(const HelloBody& hello) {
+  if (hello.streams < 1 || hello.streams > kStreamsMax) {
+    return Refused(Text("HELLO frame: streams %u is outside 1 to %u", hello.streams, kStreamsMax));
+  }
+  if (hello.stream >= hello.streams) {
+    return Refused(Text("HELLO frame: stream %u of %u", hello.stream, hello.streams));
+  }
+  if ((hello.stream == 0) != (hello.link == 0)) {
+    return Refused(Text("HELLO frame: link %" PRIu64 " of stream %u", hello.link, hello.stream));
+  }
+  if ((hello.flags & ~HelloBody::kFlagVerify) != 0) {
+    return Refused(Text("HELLO frame: flags 0x%08" PRIx32 " has unknown bits", hello.flags));
+  }
+  return {};
+}
+
 std::array<std::byte, HelloOkBody::kBytes> EncodeHelloOk(const HelloOkBody& ok) {
-  std::array<std::byte, HelloOkBody::kBytes> bytes{};
+  std::array<std::byte, HelloOkBody::kBytes> bytes;
   Put(&bytes[0], ok.version);
+  Put(&bytes[4], ok.flags);
+  Put(&bytes[8], ok.link);
   return bytes;
 }
 
 HelloOkBody DecodeHelloOk(std::span<const std::byte, HelloOkBody::kBytes> bytes) {
-  return {Get<uint32_t>(&bytes[0])};
+  return {Get<uint32_t>(&bytes[0]), Get<uint32_t>(&bytes[4]), Get<uint64_t>(&bytes[8])};
 }
 
 std::array<std::byte, PageTotals::kBytes> EncodeTotals(const PageTotals& totals) {
@@ -187,15 +216,15 @@ PageTotals DecodeTotals(std::span<const std::byte, PageTotals::kBytes> bytes) {
   return {Get<uint64_t>(&bytes[0]), Get<uint64_t>(&bytes[8])};
 }
 
-std::array<std::byte, CommitBody::kBytes> EncodeCommit(const CommitBody& commit) {
-  std::array<std::byte, CommitBody::kBytes> bytes;
-  Put(&bytes[0], commit.totals.pages);
-  Put(&bytes[8], commit.totals.zero_pages);
-  Put(&bytes[16], commit.digest);
+std::array<std::byte, PartBody::kBytes> EncodePart(const PartBody& part) {
+  std::array<std::byte, PartBody::kBytes> bytes;
+  Put(&bytes[0], part.totals.pages);
+  Put(&bytes[8], part.totals.zero_pages);
+  Put(&bytes[16], part.digest);
   return bytes;
 }
 
-CommitBody DecodeCommit(std::span<const std::byte, CommitBody::kBytes> bytes) {
+PartBody DecodePart(std::span<const std::byte, PartBody::kBytes> bytes) {
   return {{Get<uint64_t>(&bytes[0]), Get<uint64_t>(&bytes[8])}, Get<uint64_t>(&bytes[16])};
 }
 

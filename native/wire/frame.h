@@ -21,15 +21,16 @@ namespace holdfast {
 
 static_assert(std::endian::native == std::endian::little, "the wire is little-endian");
 
-inline constexpr uint32_t kWireVersion = 1;
+inline constexpr uint32_t kWireVersion = 2;
 inline constexpr uint32_t kFrameMagic = 0x31424648;
 inline constexpr size_t kFrameHeaderBytes = 40;
-inline constexpr size_t kRunBytes = 12;
 inline constexpr uint32_t kTableBytesMax = 1 << 20;
 inline constexpr uint64_t kPagesBytesMax = uint64_t{64} << 20;
 inline constexpr size_t kErrorBytesMax = 1024;
 // Epoch numbers reach JavaScript as numbers: the largest exact integer there.
 inline constexpr uint64_t kEpochMax = (uint64_t{1} << 53) - 1;
+// Bulk connections of one session at a time.
+inline constexpr uint16_t kStreamsMax = 16;
 
 inline constexpr uint16_t kFlagBase = 1;  // BEGIN: a base round, not an epoch
 
@@ -46,6 +47,7 @@ enum class FrameType : uint16_t {
   kAck = 10,
   kRoundOk = 11,
   kError = 12,
+  kEndPart = 13,
 };
 
 const char* FrameName(FrameType type);
@@ -68,18 +70,30 @@ Result<FrameHeader> DecodeHeader(std::span<const std::byte, kFrameHeaderBytes> b
                                  uint64_t device_bytes_max);
 
 struct HelloBody {
-  static constexpr size_t kBytes = 48;
+  static constexpr size_t kBytes = 64;
+  static constexpr size_t kVersion1Bytes = 48;  // so that version 1 learns what it is refused for
+  static constexpr uint32_t kFlagVerify = 1;
   uint32_t version = kWireVersion;
   uint32_t page_size = 0;
   uint64_t ram_bytes = 0;
   std::array<std::byte, 32> token{};
+  uint64_t link = 0;  // 0 from stream 0; from the others what HELLO_OK told stream 0
+  uint16_t stream = 0;
+  uint16_t streams = 1;
+  uint32_t flags = kFlagVerify;
 };
 std::array<std::byte, HelloBody::kBytes> EncodeHello(const HelloBody& hello);
 HelloBody DecodeHello(std::span<const std::byte, HelloBody::kBytes> bytes);
+// The field that is at the same place in every version.
+uint32_t DecodeHelloVersion(std::span<const std::byte, sizeof(uint32_t)> bytes);
+// The fields that need no session to be judged.
+Status CheckHello(const HelloBody& hello);
 
 struct HelloOkBody {
-  static constexpr size_t kBytes = 8;
+  static constexpr size_t kBytes = 16;
   uint32_t version = kWireVersion;
+  uint32_t flags = HelloBody::kFlagVerify;  // what both sides want of HELLO's flags
+  uint64_t link = 0;                        // names the streams that belong together
 };
 std::array<std::byte, HelloOkBody::kBytes> EncodeHelloOk(const HelloOkBody& ok);
 HelloOkBody DecodeHelloOk(std::span<const std::byte, HelloOkBody::kBytes> bytes);
@@ -92,13 +106,15 @@ struct PageTotals {
 std::array<std::byte, PageTotals::kBytes> EncodeTotals(const PageTotals& totals);
 PageTotals DecodeTotals(std::span<const std::byte, PageTotals::kBytes> bytes);
 
-struct CommitBody {
+// Of COMMIT and of END_PART: what its stream carried. The digest is 0 in base
+// rounds, and where the sides agreed on none.
+struct PartBody {
   static constexpr size_t kBytes = 24;
   PageTotals totals;
   uint64_t digest = 0;
 };
-std::array<std::byte, CommitBody::kBytes> EncodeCommit(const CommitBody& commit);
-CommitBody DecodeCommit(std::span<const std::byte, CommitBody::kBytes> bytes);
+std::array<std::byte, PartBody::kBytes> EncodePart(const PartBody& part);
+PartBody DecodePart(std::span<const std::byte, PartBody::kBytes> bytes);
 
 struct AckBody {
   static constexpr size_t kBytes = 8;

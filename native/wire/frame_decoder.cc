@@ -29,23 +29,27 @@ Status CheckTotals(const char* name, const PageTotals& said, const PageTotals& c
 FrameDecoder::FrameDecoder(const WireLimits& limits)
     : limits_(limits), ram_pages_(limits.ram_bytes / limits.page_size), seen_(ram_pages_) {}
 
-void FrameDecoder::NewConnection() {
-  phase_ = Phase::kBetween;
+void FrameDecoder::NewConnection(unsigned streams) {
+  HF_ASSERT(streams >= 1 && streams <= kStreamsMax);
+  parts_.assign(streams, {});
+  work_ = Work::kNone;
   epoch_ = 0;
   seen_.Clear();
 }
 
-Result<FrameHeader> FrameDecoder::Header(std::span<const std::byte, kFrameHeaderBytes> bytes) {
+Result<FrameHeader> FrameDecoder::Header(unsigned stream,
+                                         std::span<const std::byte, kFrameHeaderBytes> bytes) {
+  HF_ASSERT(stream < parts_.size());
   auto header = DecodeHeader(bytes, limits_.device_bytes_max);
   if (!header.ok()) return header.error();
-  HF_TRY(CheckOrder(header.value()));
+  HF_TRY(CheckOrder(stream, header.value()));
   HF_TRY(CheckBudget(header.value()));
-  Enter(header.value());
+  Enter(stream, header.value());
   return header;
 }
 
-Status FrameDecoder::CheckBegin(const FrameHeader& header) const {
-  if (phase_ != Phase::kBetween) return Refused("BEGIN frame: an epoch or a round is open");
+// A BEGIN that opens an epoch or a round for all streams.
+Status FrameDecoder::CheckNew(const FrameHeader& header) const {
   if ((header.flags & kFlagBase) != 0) {
     if (header.epoch != 0) {
       return Refused(Text("BEGIN frame: epoch %" PRIu64 " in a base round, not 0", header.epoch));
@@ -64,28 +68,43 @@ Status FrameDecoder::CheckBegin(const FrameHeader& header) const {
   return {};
 }
 
-Status FrameDecoder::CheckOrder(const FrameHeader& header) const {
+Status FrameDecoder::CheckBegin(unsigned stream, const FrameHeader& header) const {
+  // Also when only this stream's part of it has ended: all wait for the answer.
+  if (parts_[stream].state != Part::State::kIdle) {
+    return Refused("BEGIN frame: an epoch or a round is open");
+  }
+  if (work_ == Work::kNone) return CheckNew(header);
+  const bool same_kind = ((header.flags & kFlagBase) != 0) == in_round();
+  if (!same_kind || header.epoch != epoch_) {
+    return Refused(Text("BEGIN frame: %s %" PRIu64 " on stream %u, but %s %" PRIu64 " is open",
+                        (header.flags & kFlagBase) != 0 ? "round" : "epoch", header.epoch, stream,
+                        in_round() ? "round" : "epoch", epoch_));
+  }
+  return {};
+}
+
+Status FrameDecoder::CheckOrder(unsigned stream, const FrameHeader& header) const {
   const char* name = FrameName(header.type);
+  const bool open = parts_[stream].state == Part::State::kOpen;
   bool expected = false;
   switch (header.type) {
-    case FrameType::kBegin: return CheckBegin(header);
+    case FrameType::kBegin: return CheckBegin(stream, header);
     case FrameType::kError: return {};  // ends the connection wherever it is
     case FrameType::kPages:
-    case FrameType::kZero:
-      expected = phase_ == Phase::kRound || phase_ == Phase::kEpoch;
-      break;
-    case FrameType::kPrefix: expected = phase_ == Phase::kEpoch && !prefix_seen_; break;
-    case FrameType::kDevice: expected = phase_ == Phase::kEpoch; break;
-    case FrameType::kCommit: expected = phase_ == Phase::kSealed; break;
-    case FrameType::kEndRound: expected = phase_ == Phase::kRound; break;
+    case FrameType::kZero: expected = open; break;
+    case FrameType::kPrefix: expected = open && stream == 0 && in_epoch() && !prefix_seen_; break;
+    case FrameType::kDevice: expected = open && stream == 0 && in_epoch(); break;
+    case FrameType::kCommit: expected = parts_[stream].state == Part::State::kSealed; break;
+    case FrameType::kEndRound: expected = open && stream == 0 && in_round(); break;
+    case FrameType::kEndPart: expected = open && stream != 0; break;
     case FrameType::kHello:
     case FrameType::kHelloOk:
     case FrameType::kAck:
     case FrameType::kRoundOk: break;
   }
   if (!expected) {
-    return Refused(Text("%s frame: type %u is out of order here", name,
-                        static_cast<unsigned>(header.type)));
+    return Refused(Text("%s frame: type %u is out of order here, on stream %u", name,
+                        static_cast<unsigned>(header.type), stream));
   }
   if (header.epoch != epoch_) {
     return Refused(
@@ -100,82 +119,102 @@ Status FrameDecoder::CheckBudget(const FrameHeader& header) const {
     return Refused(Text("PAGES frame: payloadBytes %" PRIu64 " is not a multiple of %" PRIu32,
                         header.payload_bytes, limits_.page_size));
   }
-  if (phase_ != Phase::kEpoch) return {};
-  const uint64_t have = totals_.pages * limits_.page_size;
-  if (header.payload_bytes > limits_.epoch_bytes_max - have) {
+  if (!in_epoch()) return {};
+  if (header.payload_bytes > limits_.epoch_bytes_max - page_bytes_) {
     return Refused(Text("PAGES frame: payloadBytes %" PRIu64 " on top of %" PRIu64
                         " exceeds %" PRIu64 " for one epoch",
-                        header.payload_bytes, have, limits_.epoch_bytes_max));
+                        header.payload_bytes, page_bytes_, limits_.epoch_bytes_max));
   }
   return {};
 }
 
-void FrameDecoder::Enter(const FrameHeader& header) {
-  current_ = header;
-  if (header.type == FrameType::kBegin) {
-    const bool base = (header.flags & kFlagBase) != 0;
-    phase_ = base ? Phase::kRound : Phase::kEpoch;
-    if (base) round_torn_ = true;
-    epoch_ = header.epoch;
-    totals_ = {};
-    prefix_seen_ = false;
-    seen_.Clear();
-  } else if (header.type == FrameType::kPrefix) {
-    prefix_seen_ = true;
-  } else if (header.type == FrameType::kDevice) {
-    phase_ = Phase::kSealed;
+void FrameDecoder::Open(const FrameHeader& begin) {
+  const bool base = (begin.flags & kFlagBase) != 0;
+  work_ = base ? Work::kRound : Work::kEpoch;
+  if (base) round_torn_ = true;
+  epoch_ = begin.epoch;
+  page_bytes_ = 0;
+  prefix_seen_ = false;
+  parts_ended_ = 0;
+  totals_ = {};
+  seen_.Clear();
+}
+
+void FrameDecoder::Enter(unsigned stream, const FrameHeader& header) {
+  Part& part = parts_[stream];
+  part.current = header;
+  switch (header.type) {
+    case FrameType::kBegin:
+      if (work_ == Work::kNone) Open(header);
+      part.state = Part::State::kOpen;
+      part.totals = {};
+      break;
+    // Counted now, not when its table has come: other streams' frames arrive in between.
+    case FrameType::kPages: page_bytes_ += header.payload_bytes; break;
+    case FrameType::kPrefix: prefix_seen_ = true; break;
+    case FrameType::kDevice: part.state = Part::State::kSealed; break;
+    default: break;
   }
 }
 
-Status FrameDecoder::Table(std::span<const std::byte> bytes) {
-  HF_ASSERT(current_.type == FrameType::kPages || current_.type == FrameType::kZero);
-  HF_ASSERT(bytes.size() == current_.table_bytes);
-  const char* name = FrameName(current_.type);
-  const RunTable table(bytes);
+Status FrameDecoder::Table(unsigned stream, std::span<const std::byte> table) {
+  Part& part = parts_[stream];
+  const FrameHeader& frame = part.current;
+  HF_ASSERT(frame.type == FrameType::kPages || frame.type == FrameType::kZero);
+  HF_ASSERT(table.size() == frame.table_bytes);
+  const char* name = FrameName(frame.type);
   auto pages = CheckRuns(table, ram_pages_);
   if (!pages.ok()) return Refused(Text("%s frame: %s", name, pages.error().message.c_str()));
-  if (current_.type == FrameType::kPages &&
-      current_.payload_bytes != pages.value() * limits_.page_size) {
+  if (frame.type == FrameType::kPages &&
+      frame.payload_bytes != pages.value() * limits_.page_size) {
     return Refused(Text("PAGES frame: payloadBytes %" PRIu64 " for %" PRIu64 " pages of %" PRIu32,
-                        current_.payload_bytes, pages.value(), limits_.page_size));
+                        frame.payload_bytes, pages.value(), limits_.page_size));
   }
-  // Applied in the background in any order of runs: a page must have one content.
-  if (phase_ == Phase::kEpoch) {
-    for (size_t i = 0; i < table.size(); i++) {
-      const WireRun run = table[i];
-      if (!seen_.Add(run.first_page, run.pages)) {
-        return Refused(Text("%s frame: run %zu: a page of first page %" PRIu64 ", pages %" PRIu32
-                            " came before in this epoch",
-                            name, i, run.first_page, run.pages));
-      }
+  // Streams are in no order among each other, and runs are applied in any: a
+  // page must have one content.
+  WireRun run;
+  for (RunCursor runs(table); runs.Next(run);) {
+    if (!seen_.Add(run.first_page, run.pages)) {
+      return Refused(Text("%s frame: a page of first page %" PRIu64 ", pages %" PRIu32
+                          " came before in this %s",
+                          name, run.first_page, run.pages, in_round() ? "round" : "epoch"));
     }
   }
-  (current_.type == FrameType::kPages ? totals_.pages : totals_.zero_pages) += pages.value();
+  (frame.type == FrameType::kPages ? part.totals.pages : part.totals.zero_pages) += pages.value();
   return {};
 }
 
-Result<PageTotals> FrameDecoder::EndRound(std::span<const std::byte, PageTotals::kBytes> payload) {
-  HF_ASSERT(phase_ == Phase::kRound && current_.type == FrameType::kEndRound);
-  HF_TRY(CheckTotals("END_ROUND", DecodeTotals(payload), totals_));
-  phase_ = Phase::kBetween;
-  round_torn_ = false;
-  return totals_;
-}
-
-Result<PageTotals> FrameDecoder::Commit(std::span<const std::byte, CommitBody::kBytes> payload,
-                                        uint64_t digest) {
-  HF_ASSERT(phase_ == Phase::kSealed && current_.type == FrameType::kCommit);
-  const CommitBody said = DecodeCommit(payload);
-  HF_TRY(CheckTotals("COMMIT", said.totals, totals_));
+Result<bool> FrameDecoder::EndPart(unsigned stream, std::span<const std::byte> payload,
+                                   uint64_t digest) {
+  Part& part = parts_[stream];
+  const FrameType type = part.current.type;
+  PartBody said;
+  if (type == FrameType::kEndRound) {
+    said = {DecodeTotals(payload.first<PageTotals::kBytes>()), digest};
+  } else {
+    HF_ASSERT(type == FrameType::kCommit || type == FrameType::kEndPart);
+    said = DecodePart(payload.first<PartBody::kBytes>());
+  }
+  HF_TRY(CheckTotals(FrameName(type), said.totals, part.totals));
   if (said.digest != digest) {
     return Error::Of(ErrorCode::kChecksum,
-                     Text("COMMIT frame: digest 0x%016" PRIx64 " of epoch %" PRIu64
+                     Text("%s frame: digest 0x%016" PRIx64 " of epoch %" PRIu64
                           ", but what came has 0x%016" PRIx64,
-                          said.digest, epoch_, digest));
+                          FrameName(type), said.digest, epoch_, digest));
   }
-  phase_ = Phase::kBetween;
-  last_committed_ = epoch_;
-  return totals_;
+  part.state = Part::State::kEnded;
+  totals_.pages += part.totals.pages;
+  totals_.zero_pages += part.totals.zero_pages;
+  if (++parts_ended_ < parts_.size()) return false;
+
+  for (Part& ended : parts_) ended.state = Part::State::kIdle;
+  if (in_round()) {
+    round_torn_ = false;
+  } else {
+    last_committed_ = epoch_;
+  }
+  work_ = Work::kNone;
+  return true;
 }
 
 }  // namespace holdfast

@@ -1,18 +1,27 @@
-// What the receiver may be sent, and when: a pure state machine over frames.
+// What the receiver may be sent, and when: a pure state machine over the
+// frames of all streams of a connection.
 //
-//             BEGIN(BASE)              BEGIN(N)
-//      Round ◄──────────── Between ──────────────► Epoch ─┐ PAGES ZERO PREFIX
-//        │ PAGES ZERO         ▲ ▲                    │  ◄─┘
-//        └──── END_ROUND ─────┘ └───── COMMIT ── Sealed
-//                                                  ▲ DEVICE
+//   stream 0:  Idle ── BEGIN ──► Open ─┐ PAGES ZERO PREFIX
+//                                 │  ◄─┘
+//                                 ├── DEVICE ──► Sealed ── COMMIT ──► Ended
+//                                 └── END_ROUND ────────────────────► Ended
+//   others:    Idle ── BEGIN ──► Open ─┐ PAGES ZERO
+//                                 │  ◄─┘
+//                                 └── END_PART ─────────────────────► Ended
+//
+// The first BEGIN opens the epoch or the round for all streams; when the parts
+// of all have ended it is whole, and all are idle again. Limits, and that a
+// page comes once, hold over all streams together.
 //
 // The caller reads a header, then the table, then the payload, and shows each
 // to the decoder before it acts on it. After an error the connection is void.
-// No I/O and no clock in here: the fuzzer drives the same calls.
+// No I/O, no clock and no lock in here: the fuzzer drives the same calls, and
+// the receive threads take turns.
 #pragma once
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "base/result.h"
 #include "wire/frame.h"
@@ -33,42 +42,54 @@ class FrameDecoder {
 
   // Forgets what a lost connection began. The last committed epoch stays: a
   // base round after it would tear the checkpoint.
-  void NewConnection();
+  void NewConnection(unsigned streams);
 
   // Every frame after the handshake.
-  Result<FrameHeader> Header(std::span<const std::byte, kFrameHeaderBytes> bytes);
+  Result<FrameHeader> Header(unsigned stream, std::span<const std::byte, kFrameHeaderBytes> bytes);
 
-  // Table of the PAGES or ZERO frame whose header came last.
-  Status Table(std::span<const std::byte> table);
+  // Table of the PAGES or ZERO frame whose header came last on this stream.
+  Status Table(unsigned stream, std::span<const std::byte> table);
 
-  // Payloads of END_ROUND and COMMIT. `digest` is what the receiver computed.
-  Result<PageTotals> EndRound(std::span<const std::byte, PageTotals::kBytes> payload);
-  Result<PageTotals> Commit(std::span<const std::byte, CommitBody::kBytes> payload,
-                            uint64_t digest);
+  // Payload of END_ROUND, COMMIT or END_PART. `digest` is what the receiver
+  // computed, 0 if nothing. True: this was the last part, all has come.
+  Result<bool> EndPart(unsigned stream, std::span<const std::byte> payload, uint64_t digest);
 
-  bool in_epoch() const { return phase_ == Phase::kEpoch || phase_ == Phase::kSealed; }
-  bool in_round() const { return phase_ == Phase::kRound; }
+  bool in_epoch() const { return work_ == Work::kEpoch; }
+  bool in_round() const { return work_ == Work::kRound; }
+  // Of what is open, or was made whole last; the epoch is 0 in a round.
   uint64_t epoch() const { return epoch_; }
+  const PageTotals& totals() const { return totals_; }
 
  private:
-  enum class Phase { kBetween, kRound, kEpoch, kSealed };
+  enum class Work { kNone, kRound, kEpoch };
+  struct Part {
+    enum class State { kIdle, kOpen, kSealed, kEnded };
+    State state = State::kIdle;
+    FrameHeader current;
+    PageTotals totals;
+  };
 
-  Status CheckOrder(const FrameHeader& header) const;
-  Status CheckBegin(const FrameHeader& header) const;
+  Status CheckOrder(unsigned stream, const FrameHeader& header) const;
+  Status CheckBegin(unsigned stream, const FrameHeader& header) const;
+  Status CheckNew(const FrameHeader& header) const;
   Status CheckBudget(const FrameHeader& header) const;
-  void Enter(const FrameHeader& header);
+  void Enter(unsigned stream, const FrameHeader& header);
+  void Open(const FrameHeader& begin);
 
   const WireLimits limits_;
   const uint64_t ram_pages_;
 
-  Phase phase_ = Phase::kBetween;
-  uint64_t epoch_ = 0;            // of the open epoch; 0 in a round
   uint64_t last_committed_ = 0;
-  bool round_torn_ = false;       // a round began and never ended
+  bool round_torn_ = false;  // a round began and never ended
+
+  std::vector<Part> parts_;  // by stream
+  Work work_ = Work::kNone;
+  uint64_t epoch_ = 0;
+  uint64_t page_bytes_ = 0;  // announced by the epoch's PAGES headers
   bool prefix_seen_ = false;
-  FrameHeader current_;
+  size_t parts_ended_ = 0;
   PageTotals totals_;
-  PageBitmap seen_;               // pages of the open epoch
+  PageBitmap seen_;  // pages of what is open
 };
 
 }  // namespace holdfast

@@ -1,14 +1,22 @@
-// Tables of runs: 12 bytes each, first page (u64) and number of pages (u32),
-// ascending, disjoint, inside RAM.
+// Tables of runs: which pages a PAGES or ZERO frame is about, in a few bytes
+// per run (docs/wire-protocol.md).
+//
+//   run  = head, and if it says so: pages - 2
+//   head = distance << 1 | (pages > 1)
+//
+// The distance is that from the first page the run could begin with: 0 for the
+// first run, for the others the page after the next (neighbours are one run).
+// So every set of pages has exactly one encoding, and a decoder that insists on
+// it cannot be shown unordered or overlapping runs at all. A page by itself
+// costs one byte up to a distance of 63, two up to 8191.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <span>
+#include <vector>
 
 #include "base/result.h"
-#include "wire/frame.h"
 
 namespace holdfast {
 
@@ -17,30 +25,38 @@ struct WireRun {
   uint32_t pages = 0;
 };
 
-// A view of table bytes whose length is a multiple of kRunBytes. The bytes need
-// not be aligned, and the runs are only as good as CheckRuns found them.
-class RunTable {
+// Numbers in a table: 7 bits a byte, low ones first, the top bit says that more
+// follow; the last byte is not 0 but in the number 0. 8 bytes hold the largest.
+inline constexpr size_t kVarintBytesMax = 8;
+inline constexpr size_t kRunBytesMax = 2 * kVarintBytesMax;
+
+// Writes a table. Runs ascend, and there is a gap between them.
+class RunTableWriter {
  public:
-  explicit RunTable(std::span<const std::byte> bytes) : bytes_(bytes) {}
-  size_t size() const { return bytes_.size() / kRunBytes; }
-  WireRun operator[](size_t index) const {
-    WireRun run;
-    const std::byte* at = bytes_.data() + index * kRunBytes;
-    std::memcpy(&run.first_page, at, sizeof run.first_page);
-    std::memcpy(&run.pages, at + sizeof run.first_page, sizeof run.pages);
-    return run;
-  }
+  void Add(const WireRun& run);
+  void Clear();
+  std::span<const std::byte> bytes() const { return bytes_; }
 
  private:
-  std::span<const std::byte> bytes_;
+  void PutVarint(uint64_t value);
+
+  std::vector<std::byte> bytes_;
+  uint64_t next_first_ = 0;  // where the next run could begin
 };
 
-inline void EncodeRun(std::byte* at, const WireRun& run) {
-  std::memcpy(at, &run.first_page, sizeof run.first_page);
-  std::memcpy(at + sizeof run.first_page, &run.pages, sizeof run.pages);
-}
+// Checks every byte of a table, and that its runs lie inside RAM; returns the
+// sum of pages. No table of a peer is read otherwise before.
+Result<uint64_t> CheckRuns(std::span<const std::byte> table, uint64_t ram_pages);
 
-// Checks every run against its predecessor and against RAM; returns the sum of pages.
-Result<uint64_t> CheckRuns(RunTable table, uint64_t ram_pages);
+// Walks a table that CheckRuns has let through.
+class RunCursor {
+ public:
+  explicit RunCursor(std::span<const std::byte> checked_table) : rest_(checked_table) {}
+  bool Next(WireRun& run);  // false at the end
+
+ private:
+  std::span<const std::byte> rest_;
+  uint64_t next_first_ = 0;
+};
 
 }  // namespace holdfast

@@ -21,6 +21,8 @@ let serial = 0;
 export interface PairOptions {
   readonly strategy?: SenderStrategy;
   readonly stagingBytesMax?: number;
+  readonly streams?: number;
+  readonly verify?: boolean;
 }
 
 export class Pair {
@@ -30,10 +32,12 @@ export class Pair {
   readonly events: ReceiverEvent[] = [];
   readonly replicaPath: string;
   readonly devicePath: string;
+  readonly #options: PairOptions;
 
   constructor(qemu: SmallQemu, options: PairOptions = {}) {
     const name = `holdfast-pair-${process.pid}-${++serial}`;
     this.qemu = qemu;
+    this.#options = options;
     this.replicaPath = `/dev/shm/${name}-replica`;
     this.devicePath = join(tmpdir(), `${name}-device`);
     this.engine = new native.PrimaryEngine({
@@ -62,18 +66,30 @@ export class Pair {
       epochBytesMax: this.qemu.ram.sizeBytes,
       deviceBytesMax: 2 ** 20,
     });
-    await this.engine.connect({ host: '127.0.0.1', port: this.receiver.port, token, timeoutMs: 5000 });
+    const { streams, verify } = this.#options;
+    await this.engine.connect({
+      host: '127.0.0.1',
+      port: this.receiver.port,
+      token,
+      timeoutMs: 5000,
+      streams,
+      verify,
+    });
     await this.engine.baseRound({ first: true });
     await this.engine.baseRound({ first: false });
   }
 
-  async send(epoch: number): Promise<SendResult> {
-    return await this.engine.send({ epoch, device: { path: this.devicePath, skipBytes: 8 } });
+  async send(epoch: number, strategy?: SenderStrategy): Promise<SendResult> {
+    return await this.engine.send({ epoch, device: { path: this.devicePath, skipBytes: 8 }, strategy });
   }
 
-  async epoch(epoch: number, mode: NativeCaptureMode): Promise<CaptureResult & SendResult> {
+  async epoch(
+    epoch: number,
+    mode: NativeCaptureMode,
+    strategy?: SenderStrategy,
+  ): Promise<CaptureResult & SendResult> {
     const captured = await this.engine.capture({ epoch, mode });
-    return { ...captured, ...(await this.send(epoch)) };
+    return { ...captured, ...(await this.send(epoch, strategy)) };
   }
 
   async applied(epoch: number): Promise<void> {

@@ -167,32 +167,82 @@ describe('03 injection', () => {
 
 describe('04 base and epochs, engine and receiver in one process', () => {
   const modes: readonly NativeCaptureMode[] = ['staged', 'direct'];
-  const strategies: readonly SenderStrategy[] = ['copy', 'sendfile', 'splice'];
-  const cases = modes.flatMap((mode) => strategies.map((strategy) => ({ mode, strategy })));
+  const strategies: readonly SenderStrategy[] = [
+    ...(['copy', 'sendfile', 'splice', 'vmsplice', 'zerocopy', 'uring'] as const),
+  ];
+  const cases = modes.flatMap((mode) =>
+    strategies.flatMap((strategy) => [1, 3].map((streams) => ({ mode, strategy, streams }))),
+  );
 
-  test.each(cases)('$mode by $strategy: 50 epochs, exact and identical', async ({ mode, strategy }) => {
-    const pair = openPair({ strategy });
-    await pair.engine.attach();
-    await qemu.qmp('stop');
-    await pair.connect();
-    expect(await pair.differences()).toEqual([]);
-    for (let epoch = 1; epoch <= 50; epoch++) {
-      // Scattered pages, a run, and on some epochs nothing.
-      const pages = new Set<number>();
-      for (let i = 0; i < (epoch % 10) * 20; i++) pages.add((i * 37 + epoch * 101) % 8192);
-      for (let i = 0; i < (epoch % 3) * 50; i++) pages.add(9000 + epoch + i);
-      qemu.writePages(pages, epoch);
-      const result = await pair.epoch(epoch, mode);
-      expect(result).toMatchObject({ mode, dirtyPages: pages.size, deviceBytes: 12 });
-      expect(result.pages + result.zeroPages).toBe(pages.size);
-      if (epoch % 10 === 0) {
-        await pair.applied(epoch);
-        expect(await pair.differences()).toEqual([]);
+  test.each(cases)(
+    '$mode by $strategy, streams $streams: 50 epochs, exact and identical',
+    async ({ mode, strategy, streams }) => {
+      const pair = openPair({ strategy, streams });
+      await pair.engine.attach();
+      await qemu.qmp('stop');
+      await pair.connect();
+      expect(await pair.differences()).toEqual([]);
+      for (let epoch = 1; epoch <= 50; epoch++) {
+        // Scattered pages, a run, and on some epochs nothing.
+        const pages = new Set<number>();
+        for (let i = 0; i < (epoch % 10) * 20; i++) pages.add((i * 37 + epoch * 101) % 8192);
+        for (let i = 0; i < (epoch % 3) * 50; i++) pages.add(9000 + epoch + i);
+        qemu.writePages(pages, epoch);
+        const result = await pair.epoch(epoch, mode);
+        expect(result).toMatchObject({ mode, dirtyPages: pages.size, deviceBytes: 12 });
+        expect(result.pages + result.zeroPages).toBe(pages.size);
+        expect(result.copiedBytes + result.referenceBytes).toBe(result.pages * pageBytes);
+        if (epoch % 10 === 0) {
+          await pair.applied(epoch);
+          expect(await pair.differences()).toEqual([]);
+        }
       }
+      await qemu.qmp('cont');
+      const commits = pair.events.filter((event) => event.type === 'committed');
+      expect(commits.map((event) => event.epoch)).toEqual(Array.from({ length: 50 }, (_, i) => i + 1));
+    },
+  );
+
+  test('the sender may change with every epoch, and the numbers of both sides agree', async () => {
+    const pair = openPair({ streams: 2 });
+    await qemu.qmp('stop');
+    await pair.engine.attach();
+    await pair.connect();
+    for (let epoch = 1; epoch <= 12; epoch++) {
+      qemu.writePages(Array(600).keys(), epoch);
+      const sent = await pair.epoch(epoch, 'staged', strategies[epoch % strategies.length]);
+      await pair.applied(epoch);
+      expect(await pair.differences()).toEqual([]);
+      const committed = pair.events.find((event) => event.type === 'committed' && event.epoch === epoch);
+      expect(committed).toMatchObject({ pages: sent.pages, zeroPages: sent.zeroPages, bytes: sent.bytes });
+      if (committed?.type !== 'committed') return;
+      expect(committed.receiveSyscalls).toBeGreaterThan(0);
+      expect(committed.receiveCpuMs).toBeGreaterThan(0);
+      expect(committed.digestMs).toBeGreaterThan(0);
     }
     await qemu.qmp('cont');
-    const commits = pair.events.filter((event) => event.type === 'committed');
-    expect(commits.map((event) => event.epoch)).toEqual(Array.from({ length: 50 }, (_, i) => i + 1));
+  });
+
+  test('without verification neither side computes a digest', async () => {
+    const pair = openPair({ streams: 2, verify: false });
+    await qemu.qmp('stop');
+    await pair.engine.attach();
+    await pair.connect();
+    qemu.writePages(Array(600).keys(), 1);
+    await pair.epoch(1, 'direct');
+    await pair.applied(1);
+    expect(await pair.differences()).toEqual([]);
+    expect(pair.events.find((event) => event.type === 'committed')).toMatchObject({ digestMs: 0 });
+    await qemu.qmp('cont');
+  });
+
+  test('streams beyond the limit are refused', async () => {
+    const engine = engineFor(qemu);
+    const options = { host: '127.0.0.1', port: 1, token: new Uint8Array(32), timeoutMs: 10 };
+    for (const streams of [0, 17]) {
+      expect(() => engine.connect({ ...options, streams })).toThrow(/streams/);
+    }
+    await engine.close();
   });
 
   test('a live base converges on a running guest, and holes stay holes', async () => {

@@ -13,7 +13,7 @@ import {
   HANDSHAKES_MAX,
 } from '../../lib/control/channel.js';
 import { CONTROL_FRAME_BYTES_MAX, encodeFrame, FrameDecoder } from '../../lib/control/framing.js';
-import type { ControlMessage } from '../../lib/control/messages.js';
+import { CONTROL_VERSIONS, type ControlMessage } from '../../lib/control/messages.js';
 import {
   AuthError,
   ConnectError,
@@ -24,6 +24,7 @@ import {
 
 const KEY = Buffer.from('a key of at least sixteen bytes');
 const HOST = '127.0.0.1';
+const [version] = CONTROL_VERSIONS;
 
 const cleanUps: (() => unknown)[] = [];
 afterEach(async () => {
@@ -95,10 +96,15 @@ class Raw {
 
   async shake(): Promise<void> {
     const clientNonce = Buffer.alloc(32, 7);
-    this.say({ type: 'hello', protocol: 'holdfast', versions: [1], nonce: clientNonce.toString('hex') });
+    this.say({
+      type: 'hello',
+      protocol: 'holdfast',
+      versions: [version],
+      nonce: clientNonce.toString('hex'),
+    });
     const challenge = await this.hear();
     const transcript: HandshakeTranscript = {
-      version: 1,
+      version,
       clientNonce,
       serverNonce: Buffer.from(challenge.nonce ?? '', 'hex'),
     };
@@ -164,7 +170,7 @@ describe('handshake', () => {
           const { type } = JSON.parse(String(frame)) as { type: string };
           const answer =
             type === 'hello'
-              ? { type: 'challenge', version: 1, nonce: '00'.repeat(32) }
+              ? { type: 'challenge', version, nonce: '00'.repeat(32) }
               : { type: 'welcome', mac: '00'.repeat(32) };
           socket.write(encodeFrame(Buffer.from(JSON.stringify(answer))));
         }
