@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <string>
@@ -47,29 +46,27 @@ void CopySlice(const PageSource& guest, std::byte* staging, uint32_t page_size,
 
 }  // namespace
 
-Result<std::unique_ptr<StagingPool>> StagingPool::Create(uint64_t bytes_max) {
+Result<std::unique_ptr<StagingPool>> StagingPool::Create(uint64_t bytes_max, StagingPages pages) {
   bytes_max = std::max(bytes_max / kMemoryPageBytes, uint64_t{1}) * kMemoryPageBytes;
-  Descriptor file(::memfd_create("holdfast-staging", MFD_CLOEXEC));
-  if (!file.valid()) return Error::FromErrno("memfd_create", "staging pool", ErrorCode::kNoSpace);
-  if (::ftruncate(file.get(), static_cast<off_t>(bytes_max)) != 0) {
-    return Error::FromErrno("ftruncate", "staging pool", ErrorCode::kNoSpace);
-  }
-  void* base = ::mmap(nullptr, bytes_max, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
-                      file.get(), 0);
+  auto staging = OpenStagingFile(bytes_max, pages);
+  if (!staging.ok()) return staging.error();
+  const uint64_t bytes = staging.value().bytes;
+  void* base = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
+                      staging.value().file.get(), 0);
   if (base == MAP_FAILED) return Error::FromErrno("mmap", "staging pool", ErrorCode::kNoSpace);
-  Mapping mapping(base, bytes_max);
-  ::madvise(base, bytes_max, MADV_DONTDUMP);
-  ::madvise(base, bytes_max, MADV_DONTFORK);
+  Mapping mapping(base, bytes);
+  ::madvise(base, bytes, MADV_DONTDUMP);
+  ::madvise(base, bytes, MADV_DONTFORK);
   return std::unique_ptr<StagingPool>(
-      new StagingPool(std::move(file), std::move(mapping), bytes_max));
+      new StagingPool(std::move(staging).value(), std::move(mapping), bytes_max));
 }
 
 PageSource StagingPool::source() const {
-  return {file_.get(), 0, mapping_.data(), mapping_.size()};
+  return {file_.get(), 0, mapping_.data(), mapping_.size(), /*pinnable=*/true};
 }
 
 Status StagingPool::Grow(uint64_t bytes) {
-  const uint64_t target = std::min(RoundUp(bytes, kGrowBytes), bytes_max_);
+  const uint64_t target = std::min(RoundUp(bytes, kGrowBytes), uint64_t{mapping_.size()});
   if (target <= bytes_ready_) return {};
   // Reserved before it is touched: a touch that finds no memory is a SIGBUS.
   if (::fallocate(file_.get(), 0, static_cast<off_t>(bytes_ready_),

@@ -27,8 +27,8 @@ class RamView {
   uint32_t page_size() const { return page_size_; }
   uint64_t size() const { return mapping_.size(); }
 
-  // The pages that exist: SEEK_DATA on tmpfs; hugetlbfs cannot tell, so there
-  // what QEMU has mapped.
+  // The pages that exist, by SEEK_DATA; on hugetlbfs, which lacks it, at least
+  // those that are not all zero.
   Result<std::vector<PageRun>> Populated(DirtyTracker& tracker) const;
 
   // Maps existing pages in one go instead of fault by fault.
@@ -40,6 +40,10 @@ class RamView {
         mapping_(std::move(mapping)),
         file_offset_(file_offset),
         page_size_(page_size) {}
+
+  Result<std::vector<PageRun>> PopulatedOnTmpfs() const;
+  Result<std::vector<PageRun>> PopulatedOnHugetlbfs(DirtyTracker& tracker) const;
+  Result<bool> HoldsData(uint64_t page) const;
 
   Descriptor file_;
   Mapping mapping_;

@@ -7,7 +7,7 @@
  */
 
 import { spawnSync } from 'node:child_process';
-import { existsSync, readdirSync, rmSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 
 const netnsDir = '/run/netns';
@@ -51,9 +51,18 @@ export const killProcesses = (name: string): number => {
   return found;
 };
 
+/** A test may have mounted a file system of its own below its directory. */
+const unmountBelow = (dir: string): void => {
+  for (const line of readFileSync('/proc/mounts', 'utf8').split('\n')) {
+    const mountPoint = line.split(' ')[1];
+    if (mountPoint?.startsWith(`${dir}/`)) spawnSync('umount', ['--lazy', mountPoint]);
+  }
+};
+
 /** Removes namespaces and directories. Its processes must have ended. */
 export const removeRemains = (name: string): void => {
   for (const namespace of namespacesOf(name)) spawnSync('ip', ['netns', 'delete', namespace]);
+  unmountBelow(labSharedMemoryDir(name));
   rmSync(labDir(name), { recursive: true, force: true });
   rmSync(labSharedMemoryDir(name), { recursive: true, force: true });
 };

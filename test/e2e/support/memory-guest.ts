@@ -1,6 +1,7 @@
 /** Guests on lab host a, each with a second monitor; and what memwriter reports, read from outside. */
 
 import { open } from 'node:fs/promises';
+import { join } from 'node:path';
 import {
   type FlatGuestOptions,
   flatGuestArgs,
@@ -30,6 +31,7 @@ let started = 0;
 const start = async (
   lab: Lab,
   ramMb: number,
+  ramDir: string,
   args: (paths: { serialPath: string; qmpPath: string; ramPath: string }) => string[],
   ready: string,
 ): Promise<MemoryGuest> => {
@@ -37,7 +39,7 @@ const start = async (
   const serialPath = lab.path(`memory-serial-${id}`);
   const qmpPath = lab.path(`memory-qmp-${id}`);
   const observerPath = lab.path(`memory-observer-${id}`);
-  const ramPath = lab.sharedMemoryPath(`memory-ram-${id}`);
+  const ramPath = join(ramDir, `memory-ram-${id}`);
   // Inside the lab so that it cannot outlive the test; its sockets and its RAM are files, reached from anywhere.
   const qemu = await lab
     .host('a')
@@ -54,14 +56,25 @@ const start = async (
   return { process: qemu, qmpPath, observerPath, ramPath, ramBytes: ramMb << 20, serialPath };
 };
 
+export interface WriterOptions
+  extends Pick<GuestOptions, 'vcpus' | 'ramMb' | 'pagesPerSecond' | 'workingSetPages' | 'randomOrder'> {
+  /** Where its RAM is kept, default the lab's tmpfs directory. */
+  readonly ramDir?: string;
+}
+
 /** The Linux guest with memwriter, without a network. Settles when it writes. */
 export const startWriter = async (
   lab: Lab,
-  options: Pick<GuestOptions, 'vcpus' | 'ramMb' | 'pagesPerSecond' | 'workingSetPages' | 'randomOrder'> = {},
+  { ramMb = 128, ramDir = lab.sharedMemoryDir, ...options }: WriterOptions = {},
 ): Promise<MemoryGuest> => {
-  const ramMb = options.ramMb ?? 128;
   const fixed = { workload: 'writer', tap: null, ramMb } as const;
-  return await start(lab, ramMb, (paths) => guestArgs({ ...options, ...fixed, ...paths }), guestReadyText);
+  return await start(
+    lab,
+    ramMb,
+    ramDir,
+    (paths) => guestArgs({ ...options, ...fixed, ...paths }),
+    guestReadyText,
+  );
 };
 
 /** The Linux guest with redis, on the lab's network. Settles when redis answers. */
@@ -71,7 +84,13 @@ export const startRedis = async (
 ): Promise<MemoryGuest> => {
   const ramMb = options.ramMb ?? 192;
   const fixed = { workload: 'redis', ramMb } as const;
-  return await start(lab, ramMb, (paths) => guestArgs({ ...options, ...fixed, ...paths }), guestReadyText);
+  return await start(
+    lab,
+    ramMb,
+    lab.sharedMemoryDir,
+    (paths) => guestArgs({ ...options, ...fixed, ...paths }),
+    guestReadyText,
+  );
 };
 
 /** The flat multiboot guest. Settles when it writes. */
@@ -80,7 +99,13 @@ export const startFlat = async (
   options: Pick<FlatGuestOptions, 'accel' | 'machine' | 'pages' | 'spin'>,
 ): Promise<MemoryGuest> => {
   const ramMb = 64;
-  return await start(lab, ramMb, (paths) => flatGuestArgs({ ...options, ...paths, ramMb }), flatReadyText);
+  return await start(
+    lab,
+    ramMb,
+    lab.sharedMemoryDir,
+    (paths) => flatGuestArgs({ ...options, ...paths, ramMb }),
+    flatReadyText,
+  );
 };
 
 export interface WriterReport {

@@ -6,6 +6,7 @@
 
 import { randomBytes } from 'node:crypto';
 import { mkdir, rm } from 'node:fs/promises';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import {
   type CaptureResult,
@@ -32,6 +33,10 @@ const APPLY_TIMEOUT_MS = 20_000;
 export interface MemoryPairOptions {
   readonly strategy: SenderStrategy;
   readonly deviceState: DeviceStatePath;
+  /** Where the replica is made, default the lab's tmpfs directory. */
+  readonly replicaDir?: string;
+  /** Bulk connections (default 1). */
+  readonly streams?: number;
 }
 
 export interface EpochOptions {
@@ -45,6 +50,8 @@ export interface EpochOptions {
   readonly runMs: number;
   /** Pages are staged before the pause, too, while the guest writes. */
   readonly prestage?: boolean;
+  /** For this epoch instead of the pair's. */
+  readonly strategy?: SenderStrategy;
 }
 
 export interface CheckedEpoch {
@@ -61,6 +68,18 @@ export const assertIdentical = ({ epoch, differences }: CheckedEpoch): void => {
   throw new Error(`epoch ${epoch}: the replica differs from guest RAM in pages ${differences.join(', ')}`);
 };
 
+/** Every dirty page left, and the kernel's account of its bytes adds up. @throws Error */
+export const assertAccounted = ({ epoch, captured, sent }: CheckedEpoch, strategy: SenderStrategy): void => {
+  const { pages, zeroPages, copiedBytes, referenceBytes } = sent;
+  const wrong = [
+    ...(pages + zeroPages === captured.dirtyPages ? [] : [`${captured.dirtyPages} pages were dirty`]),
+    ...(copiedBytes + referenceBytes === pages * pageBytes ? [] : ['bytes of pages are missing']),
+    ...(strategy === 'copy' && referenceBytes > 0 ? ['copy sent by reference'] : []),
+  ];
+  if (wrong.length === 0) return;
+  throw new Error(`epoch ${epoch} by ${strategy}: ${wrong.join(', ')}: ${JSON.stringify(sent)}`);
+};
+
 let opened = 0;
 
 export class MemoryPair implements AsyncDisposable {
@@ -71,6 +90,8 @@ export class MemoryPair implements AsyncDisposable {
   readonly #guest: MemoryGuest;
   readonly #qmp: QmpClient;
   readonly #receiver: Receiver;
+  readonly #streams: number;
+  readonly #strategy: SenderStrategy;
   readonly #snapshotPath: string;
   readonly #scratchDir: string;
   readonly #applied = new Set<number>();
@@ -89,7 +110,9 @@ export class MemoryPair implements AsyncDisposable {
     this.#guest = guest;
     this.#qmp = qmp;
     this.ram = ram;
-    this.replicaPath = lab.sharedMemoryPath(`pair-${id}-replica`);
+    this.replicaPath = join(options.replicaDir ?? lab.sharedMemoryDir, `pair-${id}-replica`);
+    this.#streams = options.streams ?? 1;
+    this.#strategy = options.strategy;
     this.#snapshotPath = lab.sharedMemoryPath(`pair-${id}-snapshot`);
     this.#scratchDir = lab.sharedMemoryPath(`pair-${id}-scratch`);
     this.engine = new native.PrimaryEngine({
@@ -144,7 +167,7 @@ export class MemoryPair implements AsyncDisposable {
       reference = this.#snapshotPath;
       await this.driver.resume();
     }
-    const sent = await this.send(epoch, paused);
+    const sent = await this.send(epoch, paused, options.strategy);
     await this.#untilApplied(epoch);
     const differences = await this.#compare(reference);
     if (options.send === 'stopped') await this.driver.resume();
@@ -167,9 +190,14 @@ export class MemoryPair implements AsyncDisposable {
     return { epoch, paused };
   }
 
-  async send(epoch: number, { device, prefix }: Paused): Promise<SendResult> {
+  async send(
+    epoch: number,
+    { device, prefix }: Paused,
+    strategy: SenderStrategy = this.#strategy,
+  ): Promise<SendResult> {
     return await this.engine.send({
       epoch,
+      strategy,
       device,
       prefix: prefix === undefined ? undefined : { path: prefix.path, skipBytes: 0, maxBytes: prefix.bytes },
     });
@@ -200,12 +228,20 @@ export class MemoryPair implements AsyncDisposable {
       token,
       ramPath: this.replicaPath,
       ramBytes: this.#guest.ramBytes,
-      pageSize: pageBytes,
+      pageSize: this.ram.pageSize,
       epochBytesMax: this.#guest.ramBytes,
       deviceBytesMax: 64 << 20,
+      verify: true,
     });
     await this.engine.attach();
-    await this.engine.connect({ host: '127.0.0.1', port: this.#receiver.port, token, timeoutMs: 5_000 });
+    await this.engine.connect({
+      host: '127.0.0.1',
+      port: this.#receiver.port,
+      token,
+      timeoutMs: 5_000,
+      streams: this.#streams,
+      verify: true,
+    });
     await this.engine.baseRound({ first: true });
     await this.engine.baseRound({ first: false });
   }
