@@ -3,6 +3,8 @@
  *
  *   Primary   protects a running VM onto a backup     (docs/embedding.md)
  *   Backup    keeps its checkpoints, and takes over
+ *
+ *   openSender, openReceiver   move pages of a file between processes (docs/transfer.md)
  */
 
 // Admin sockets
@@ -92,6 +94,25 @@ export { describeOutcome, outcomeError } from './primary/outcome.js';
 export { Primary, type PrimaryOptions, type PrimaryStatus } from './primary/primary.js';
 // VMs
 export { QmpClient, type QmpConnectOptions } from './qmp/client.js';
+// Senders
+export type { SendCost } from './send/contest.js';
+export type { SenderExplanation, SenderSetting } from './send/sender-choice.js';
+// Page transfer, a library of its own (docs/transfer.md)
+export {
+  type OpenReceiverOptions,
+  openReceiver,
+  type PageReceiver,
+  type Received,
+} from './transfer/receiver.js';
+export type { PageRange, PageRuns } from './transfer/runs.js';
+export {
+  type OpenSenderOptions,
+  openSender,
+  type PageSender,
+  type SendPagesOptions,
+  type Transfer,
+  type TransferResult,
+} from './transfer/sender.js';
 export {
   forPrimary,
   forStandby,
