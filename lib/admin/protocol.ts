@@ -81,6 +81,8 @@ export const daemonStatus = z.discriminatedUnion('role', [
     committedEpoch: z.number(),
     outputHeld: z.boolean(),
     baseRounds: z.number(),
+    sender: z.looseObject({ strategy: z.string(), reason: z.string() }).optional(),
+    settings: z.looseObject({ streams: z.number().optional(), verify: z.boolean().optional() }).optional(),
     epochs: z.number(),
     distributions: z.record(z.string(), distribution),
   }),

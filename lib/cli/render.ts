@@ -31,6 +31,7 @@ const primaryLines = (status: PrimaryView): string[] => {
   const table = distributionTable([
     ['pause', status.distributions.pauseMs, 'ms'],
     ['send', status.distributions.sendMs, 'ms'],
+    ['send CPU', status.distributions.sendCpuMs, 'ms'],
     ['ack', status.distributions.ackMs, 'ms'],
     ['output delay', status.distributions.outputDelayMs, 'ms'],
     ['dirty pages', status.distributions.dirtyPages, ''],
@@ -46,8 +47,19 @@ const primaryLines = (status: PrimaryView): string[] => {
     row('term', String(status.term)),
     row('epoch', `${status.epoch}, committed ${status.committedEpoch}`),
     row('output', status.outputHeld ? 'held until acknowledged' : 'not held'),
+    ...senderRow(status),
     ...table,
   ];
+};
+
+const senderRow = ({ sender, settings }: PrimaryView): string[] => {
+  if (sender === undefined) return [];
+  const { streams = 1, verify = true } = settings ?? {};
+  const how = [
+    `${sender.strategy}${streams === 1 ? '' : ` over ${streams} streams`}`,
+    ...(verify ? [] : ['not verified']),
+  ];
+  return [row('sender', `${how.join(', ')} (${sender.reason})`)];
 };
 
 const backupLines = (status: BackupView): string[] => {

@@ -18,7 +18,9 @@ import {
   parseInteger,
   parseReplacement,
   parseSizeMiB,
+  parseSwitch,
   type Replacement,
+  switchText,
 } from './values.js';
 
 const daemonKeys = {
@@ -89,6 +91,13 @@ export const primaryFlags = {
     help: `how device state is saved: ${choices('deviceState')}`,
   },
   sender: { flag: '--sender <strategy>', help: `how pages are sent: ${choices('sender')}` },
+  streams: { flag: '--streams <n>', help: 'connections over which the pages are spread', ...integer },
+  verify: {
+    flag: '--verify <on|off>',
+    help: "on: each checkpoint's digest is compared before it counts; off: bytes damaged on the way go unnoticed",
+    parse: parseSwitch,
+    show: switchText,
+  },
   gate: { flag: '--gate <gate>', help: `what holds the guest's output: ${choices('gate')}` },
   onBackupLost: {
     flag: '--on-backup-lost <policy>',

@@ -44,6 +44,14 @@ export const parseInteger = (text: string, flag: string): number => {
   return Number(text);
 };
 
+/** `on` or `off`. */
+export const parseSwitch = (text: string, flag: string): boolean => {
+  if (text === 'on' || text === 'off') return text === 'on';
+  throw new ConfigError(`${flag}: '${text}' is neither on nor off`);
+};
+
+export const switchText = (isOn: boolean): string => (isOn ? 'on' : 'off');
+
 export interface Replacement {
   readonly from: string;
   readonly to: string;

@@ -11,6 +11,8 @@ import type { KernelProbe, NativeBinding } from '../native.js';
 import type { QmpClient } from '../qmp/client.js';
 import { versionText } from '../qmp/recipes.js';
 import { launchVm, quitVm } from '../vm/launch.js';
+import { reservedHugePages } from './huge-pages.js';
+import { checkSenders } from './sender-checks.js';
 
 export type CheckStatus = 'ok' | 'warn' | 'fail';
 
@@ -31,7 +33,7 @@ export interface DoctorReport {
 
 export interface DoctorOptions {
   /** The addon, or the error with which loading it failed. */
-  readonly native: Pick<NativeBinding, 'probeKernel'> | Error;
+  readonly native: Pick<NativeBinding, 'probeKernel' | 'probeSenders'> | Error;
   /** Default: qemu-system-x86_64. */
   readonly qemuBinary?: string;
   /** Where guest RAM and replicas are kept (default /dev/shm). */
@@ -45,12 +47,15 @@ const QEMU_VERSION_MIN = [7, 2] as const;
 const QEMU_START_TIMEOUT_MS = 10_000;
 const TMPFS_MAGIC = 0x01021994;
 const HUGETLBFS_MAGIC = 0x958458f6;
+/** As in native/guest/ram_view.cc. */
+const HUGE_PAGE_BYTES_MAX = 2 * 2 ** 20;
 
 /** Examines this host. Never throws for what it finds; it all goes into the report. */
 export const runDoctor = async (options: DoctorOptions): Promise<DoctorReport> => {
   const { native, qemuBinary = 'qemu-system-x86_64', ramDir = '/dev/shm', signal } = options;
   const groups = await Promise.all([
     checkKernel(native),
+    native instanceof Error ? [] : checkSenders(native),
     checkQemu(qemuBinary, signal),
     checkKvm(),
     checkRamDir(ramDir),
@@ -321,6 +326,7 @@ const checkRamDir = async (dir: string): Promise<DoctorCheck> => {
       'Choose a directory on tmpfs, such as /dev/shm: writes can be followed only there.',
     );
   }
+  if (stats.type === HUGETLBFS_MAGIC) return await checkHugePages(dir, title, stats.bsize);
   const freeBytes = stats.bavail * stats.bsize;
   const sizeBytes = stats.blocks * stats.bsize;
   return check(
@@ -329,6 +335,26 @@ const checkRamDir = async (dir: string): Promise<DoctorCheck> => {
     freeBytes >= RAM_DIR_FREE_BYTES_MIN ? 'ok' : 'warn',
     `${dir}: ${formatBytes(freeBytes)} of ${formatBytes(sizeBytes)} free`,
     `Each VM or replica needs its RAM there; enlarge it: mount -o remount,size=… ${dir}`,
+  );
+};
+
+const checkHugePages = async (dir: string, title: string, pageBytes: number): Promise<DoctorCheck> => {
+  if (pageBytes > HUGE_PAGE_BYTES_MAX) {
+    return check(
+      'ram-dir',
+      title,
+      'fail',
+      `${dir}: pages of ${formatBytes(pageBytes)}`,
+      'A written byte makes its whole page travel, so 2 MiB is the most: mount -t hugetlbfs -o pagesize=2M …',
+    );
+  }
+  const { freeBytes, totalBytes } = await reservedHugePages(pageBytes);
+  return check(
+    'ram-dir',
+    title,
+    freeBytes >= RAM_DIR_FREE_BYTES_MIN ? 'ok' : 'warn',
+    `${dir}: ${formatBytes(freeBytes)} of ${formatBytes(totalBytes)} of huge pages free`,
+    'Each VM or replica needs its RAM there; reserve more: sysctl vm.nr_hugepages=…',
   );
 };
 

@@ -1,7 +1,10 @@
 /** What is known of an epoch while it is under way, and the report made of it at its release. */
-import type { SendResult } from '../native.js';
+import type { SenderStrategy, SendResult } from '../native.js';
 import type { EpochReport } from './epoch-report.js';
 import type { Paused } from './vm-driver.js';
+
+/** The strategy that was asked for; `copiedBytes` says what became of it. */
+export type SentEpoch = SendResult & { readonly strategy: SenderStrategy };
 
 export interface EpochInProgress {
   readonly epoch: number;
@@ -12,10 +15,10 @@ export interface EpochInProgress {
   readonly intervalMs: number;
   contMs: number;
   pauseMs: number;
-  sent: SendResult | undefined;
+  sent: SentEpoch | undefined;
 }
 
-export const reportOf = (epoch: EpochInProgress, sent: SendResult, releasedMs: number): EpochReport => ({
+export const reportOf = (epoch: EpochInProgress, sent: SentEpoch, releasedMs: number): EpochReport => ({
   epoch: epoch.epoch,
   mode: epoch.paused.captured.mode,
   dirtyPages: epoch.paused.captured.dirtyPages,
@@ -38,5 +41,9 @@ export const reportOf = (epoch: EpochInProgress, sent: SendResult, releasedMs: n
   releaseDelayMs: releasedMs - epoch.paused.pauseStartMs,
   outputDelayMs: releasedMs - epoch.beganMs,
   intervalMs: epoch.intervalMs,
+  sender: sent.strategy,
   sendCpuMs: sent.cpuMs,
+  syscalls: sent.syscalls,
+  copiedBytes: sent.copiedBytes,
+  referenceBytes: sent.referenceBytes,
 });

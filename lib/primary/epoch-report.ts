@@ -3,6 +3,7 @@
  * the pause overlap (device state beside scan and copy), so they add up to more
  * than `pauseMs`.
  */
+import type { SenderStrategy } from '../native.js';
 import { SampleWindow } from '../stats.js';
 import type { EpochMode } from './machine.js';
 
@@ -47,8 +48,15 @@ export interface EpochReport {
   readonly outputDelayMs: number;
   /** Since the pause before this one began. */
   readonly intervalMs: number;
-  /** CPU time of the sending thread. */
+  /** How the pages were sent; in a turn of another than `status` names, that one. */
+  readonly sender: SenderStrategy;
+  /** CPU time of the sending threads. */
   readonly sendCpuMs: number;
+  /** System calls that moved payload. */
+  readonly syscalls: number;
+  /** Page bytes that the kernel copied on their way out, and those that it took by reference. */
+  readonly copiedBytes: number;
+  readonly referenceBytes: number;
 }
 
 export interface Distribution {
@@ -78,6 +86,9 @@ export const measured = [
   'deviceBytes',
   'intervalMs',
   'sendCpuMs',
+  'syscalls',
+  'copiedBytes',
+  'referenceBytes',
 ] as const;
 export type MeasuredPart = (typeof measured)[number] | 'applyMs';
 

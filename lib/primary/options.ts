@@ -1,6 +1,7 @@
 /** Options of a primary, with their defaults and limits in one place. */
 import { z } from 'zod';
 import { ConfigError } from '../errors.js';
+import { senderStrategies } from '../send/sender-choice.js';
 
 const ms = (min: number, max: number) => z.number().min(min).max(max);
 
@@ -30,7 +31,12 @@ export const primarySettings = z.strictObject({
   /** Stage what is dirty shortly before the pause, too, where that shortens it (staged capture only). */
   prestage: z.enum(['auto', 'off']).default('auto'),
   deviceState: z.enum(['xen-save', 'migrate-fd']).default('xen-save'),
-  sender: z.enum(['copy', 'sendfile', 'splice']).default('sendfile'),
+  /** How pages are sent; `auto` chooses by fragment size, link and measured cost. */
+  sender: z.enum(['auto', ...senderStrategies]).default('auto'),
+  /** Bulk connections over which an epoch's pages are spread. */
+  streams: z.number().int().min(1).max(16).default(1),
+  /** The backup compares a digest of each epoch before it acknowledges. Off, TCP's checksum is all there is. */
+  verify: z.boolean().default(true),
   gate: z.enum(['filter-buffer', 'none']).default('filter-buffer'),
   onBackupLost: z.enum(['hold', 'release']).default('hold'),
   heartbeatIntervalMs: ms(5, 10_000).default(40),

@@ -22,15 +22,16 @@ import { native, type PrimaryEngine, type RamMapping } from '../native.js';
 import { FilterBufferGate } from '../output/filter-buffer.js';
 import { NoGate, type OutputGate } from '../output/gate.js';
 import { QmpClient } from '../qmp/client.js';
+import { isLocalPeer, usableSenders } from '../send/sender-availability.js';
+import { BASE_STRATEGY, type SenderExplanation, type UnavailableSenders } from '../send/sender-choice.js';
 import { type VmRecord, VmRecords } from '../state/records.js';
 import { describeVm, type MemoryBackend, type VmDescription } from '../vm/describe.js';
 import { assertProtectable } from '../vm/preflight.js';
 import { isAlive, type ProcessIdentity } from '../vm/process.js';
 import { BackupLink, SupersededError } from './backup-link.js';
-import { CaptureModeChooser } from './capture-mode.js';
 import { fixedConvergence, type RoundStats } from './convergence.js';
-import { type EpochInProgress, reportOf } from './epoch-in-progress.js';
-import { type EpochReport, EpochStatistics, type EpochSummary } from './epoch-report.js';
+import { EpochEffects } from './epoch-effects.js';
+import type { EpochReport, EpochSummary } from './epoch-report.js';
 import { recordOf } from './identity.js';
 import {
   initialState,
@@ -47,7 +48,6 @@ import {
   parseHostPort,
 } from './options.js';
 import { describeOutcome, outcomeError } from './outcome.js';
-import { PrestageChooser } from './prestage.js';
 import { VmDriver } from './vm-driver.js';
 
 /** QEMU writes 5 KB to a few hundred KB of device state; ROM blocks come on top in the prefix. */
@@ -96,6 +96,8 @@ export interface PrimaryStatus {
   readonly outputHeld: boolean;
   readonly baseRounds: number;
   readonly settings: Omit<PrimarySettings, 'runDir' | 'replace' | 'name' | 'backup'>;
+  /** How the latest epochs were sent, and why so. */
+  readonly sender: SenderExplanation;
   readonly epochs: number;
   readonly distributions: EpochSummary;
 }
@@ -124,17 +126,13 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   readonly #scratchDir: string;
   readonly #driver: VmDriver;
   readonly #log: Logger;
-  readonly #modes: CaptureModeChooser;
-  readonly #prestage: PrestageChooser;
-  readonly #statistics = new EpochStatistics();
+  readonly #epochs: EpochEffects;
   readonly #ended: { promise: Promise<Outcome>; resolve: (outcome: Outcome) => void };
   readonly #abortConnect = new AbortController();
   #state: PrimaryState;
   #link: BackupLink | undefined;
   #intervalTimer: NodeJS.Timeout | undefined;
   #retryTimer: NodeJS.Timeout | undefined;
-  #inProgress: EpochInProgress | undefined;
-  #lastPauseStartMs: number | undefined;
   #shutdownReason: string | undefined;
   #finishing: Promise<void> | undefined;
 
@@ -149,6 +147,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     engine: PrimaryEngine;
     gate: OutputGate;
     scratchDir: string;
+    unavailable: UnavailableSenders;
     log: Logger;
     leftStopped: boolean;
     operatorPaused: boolean;
@@ -166,8 +165,6 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     this.#gate = parts.gate;
     this.#scratchDir = parts.scratchDir;
     this.#log = parts.log;
-    this.#modes = new CaptureModeChooser(parts.settings.captureMode);
-    this.#prestage = new PrestageChooser(parts.settings.prestage === 'auto');
     let resolve: (outcome: Outcome) => void = () => {};
     const promise = new Promise<Outcome>((settle) => {
       resolve = settle;
@@ -180,6 +177,20 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       scratchDir: parts.scratchDir,
       stoppedByUs: parts.leftStopped,
       onOperator: (change) => this.#dispatch({ type: change === 'paused' ? 'vm-paused' : 'vm-resumed' }),
+    });
+    this.#epochs = new EpochEffects({
+      settings: parts.settings,
+      engine: parts.engine,
+      driver: this.#driver,
+      pageSize: parts.ram.mapping.pageSize,
+      unavailable: parts.unavailable,
+      log: parts.log,
+      state: () => this.#state,
+      qmpIsOpen: () => this.#qmp.open,
+      dispatch: (event) => this.#dispatch(event),
+      fail: (error, context) => this.#fail(error, context),
+      lostOnBulk: (error, context) => this.#lostOnBulk(error, context),
+      onReport: (report) => this.emit('epoch', report),
     });
     this.#state = initialState(
       {
@@ -209,13 +220,14 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
    * What an earlier, killed daemon left in QEMU (userfaultfd, output gate) is
    * adopted, with the output it holds.
    *
-   * @throws ConfigError, UnsupportedVmError (nothing was touched), InjectError,
+   * @throws ConfigError, UnsupportedHostError, UnsupportedVmError (nothing was touched), InjectError,
    *         RamMappingError, QmpConnectionError
    */
   static async start(options: PrimaryOptions): Promise<Primary> {
     const { key, qmp: qmpPath, signal, logger, ...input } = options;
     const settings = checkPrimarySettings(input);
     signal?.throwIfAborted();
+    const unavailable = usableSenders(settings.sender, native.probeSenders());
     const log = logger ?? NOTHING_LOGGED;
     const qmp = await QmpClient.connect(qmpPath, { timeoutMs: 5_000, sendWithFd: native.sendWithFd, signal });
     let engine: PrimaryEngine | undefined;
@@ -246,7 +258,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         pid: vm.process.pid,
         ram: backend.mapping,
         stagingBytesMax: settings.stagingMiB * (1 << 20),
-        strategy: settings.sender,
+        strategy: settings.sender === 'auto' ? BASE_STRATEGY : settings.sender,
         copyThreads: settings.copyThreads,
       });
       const attached = await engine.attach();
@@ -266,6 +278,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         engine,
         gate,
         scratchDir,
+        unavailable,
         log,
         leftStopped: !running && ours,
         operatorPaused: !running && !ours,
@@ -368,8 +381,9 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       outputHeld: this.#gate.installed,
       baseRounds: phase.name === 'syncing' ? phase.rounds.length : 0,
       settings,
-      epochs: this.#statistics.epochs,
-      distributions: this.#statistics.summary(),
+      sender: this.#epochs.explainSender(),
+      epochs: this.#epochs.count,
+      distributions: this.#epochs.summary(),
     };
   }
 
@@ -490,17 +504,17 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         this.#retryTimer = setTimeout(() => this.#dispatch({ type: 'retry' }), action.ms);
         return;
       case 'begin-epoch':
-        void this.#beginEpoch(action);
+        void this.#epochs.begin(action);
         return;
       case 'resume':
       case 'resume-after-failed-handover':
-        void this.#resume();
+        void this.#epochs.resume();
         return;
       case 'send':
-        void this.#send(action.epoch);
+        void this.#epochs.send(action.epoch);
         return;
       case 'release':
-        void this.#release(action.epoch);
+        void this.#epochs.release(action.epoch);
         return;
       case 'hand-over':
         this.#link?.send({ type: 'switchover', epoch: action.epoch });
@@ -527,6 +541,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     const address = parseHostPort(this.#settings.backup);
     let connecting = true;
     let lostMeanwhile: string | undefined;
+    const peerIsLocal = isLocalPeer(address.host);
     try {
       const link = await BackupLink.open({
         address,
@@ -552,7 +567,10 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         port: link.bulkPort,
         token: link.bulkToken,
         timeoutMs: this.#settings.connectTimeoutMs,
+        streams: this.#settings.streams,
+        verify: this.#settings.verify,
       });
+      this.#epochs.relink(await peerIsLocal);
       if (lostMeanwhile !== undefined) throw new PeerLostError(lostMeanwhile);
       connecting = false;
       this.#dispatch({ type: 'connected' });
@@ -635,7 +653,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     await Promise.all([this.#engine.disconnect(), link?.close()]);
   }
 
-  // --- base sync and epochs ----------------------------------------------------
+  // --- base sync ----------------------------------------------------------------------------
 
   async #baseRound(first: boolean, resume: boolean): Promise<void> {
     try {
@@ -657,125 +675,6 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       return;
     }
     this.#dispatch({ type: 'backup-lost', reason: failure.message });
-  }
-
-  async #beginEpoch(action: Extract<PrimaryAction, { type: 'begin-epoch' }>): Promise<void> {
-    const { epoch } = action;
-    const beganMs = this.#driver.lastResumeMs;
-    try {
-      const mode = this.#modes.next();
-      const prestaged =
-        mode === 'staged' && this.#prestage.next() ? await this.#engine.prestage() : undefined;
-      const prestageMs = prestaged === undefined ? 0 : prestaged.scanMs + prestaged.copyMs;
-      const paused = await this.#driver.pause({
-        epoch,
-        installGate: action.installGate,
-        takePrefix: action.takePrefix,
-        capture: () => this.#engine.capture({ epoch, mode }),
-      });
-      this.#prestage.observe(paused.captured);
-      this.#inProgress = {
-        epoch,
-        paused,
-        prestageMs,
-        beganMs: beganMs ?? paused.pauseStartMs,
-        intervalMs: this.#lastPauseStartMs === undefined ? 0 : paused.pauseStartMs - this.#lastPauseStartMs,
-        contMs: 0,
-        pauseMs: 0,
-        sent: undefined,
-      };
-      this.#lastPauseStartMs = paused.pauseStartMs;
-      this.#dispatch({ type: 'captured', epoch, mode: paused.captured.mode });
-    } catch (error) {
-      await this.#captureFailed(epoch, error);
-    }
-  }
-
-  /** The pages go back to the tracker's account, the VM runs on. */
-  async #captureFailed(epoch: number, error: unknown): Promise<void> {
-    const failure = toHoldfastError(error, `capture of epoch ${epoch}`);
-    this.#log.warn({ epoch, code: failure.code, err: failure.message }, 'capture failed');
-    if (!this.#qmp.open || this.#state.phase.name === 'ended') return;
-    try {
-      await this.#engine.abort(epoch);
-      await this.#driver.resume();
-    } catch (second) {
-      this.#log.error({ err: toHoldfastError(second).message }, 'the VM could not be resumed');
-    }
-    this.#dispatch({ type: 'capture-failed', epoch, failure });
-  }
-
-  async #resume(): Promise<void> {
-    try {
-      const contMs = await this.#driver.resume();
-      const inProgress = this.#inProgress;
-      if (inProgress !== undefined && inProgress.pauseMs === 0) {
-        inProgress.contMs = contMs;
-        inProgress.pauseMs = (this.#driver.lastResumeMs ?? 0) - inProgress.paused.pauseStartMs;
-      }
-    } catch (error) {
-      this.#fail(error, 'resuming the VM');
-      return;
-    }
-    this.#dispatch({ type: 'resumed' });
-  }
-
-  async #send(epoch: number): Promise<void> {
-    const inProgress = this.#inProgress;
-    if (inProgress === undefined || inProgress.epoch !== epoch) return;
-    const { paused } = inProgress;
-    // First things first: where cores are few, sending takes them from QEMU's resume.
-    await this.#driver.idle();
-    const { phase } = this.#state;
-    // Lost meanwhile: the epoch is aborted, and what comes next may be another session.
-    if (phase.name !== 'protected' || phase.cycle.at !== 'sending' || phase.cycle.epoch !== epoch) return;
-    // Bounded: a backup whose heart beats but that never acknowledges must not hold output for ever.
-    const overdue = setTimeout(
-      () =>
-        this.#dispatch({
-          type: 'backup-lost',
-          reason: `epoch ${epoch} was not acknowledged within ${this.#settings.ackTimeoutMs} ms`,
-        }),
-      this.#settings.ackTimeoutMs,
-    );
-    try {
-      const sent = await this.#engine.send({
-        epoch,
-        device: paused.device,
-        prefix:
-          paused.prefix === undefined
-            ? undefined
-            : { path: paused.prefix.path, skipBytes: 0, maxBytes: paused.prefix.bytes },
-      });
-      inProgress.sent = sent;
-      this.#modes.observe({
-        dirtyBytes: paused.captured.dirtyPages * this.#ram.mapping.pageSize,
-        copyMs: paused.captured.copyMs,
-        ackMs: sent.ackMs,
-      });
-      this.#dispatch({ type: 'acked', epoch });
-    } catch (error) {
-      this.#lostOnBulk(error, `sending epoch ${epoch}`);
-    } finally {
-      clearTimeout(overdue);
-    }
-  }
-
-  async #release(epoch: number): Promise<void> {
-    try {
-      await this.#driver.release();
-    } catch (error) {
-      this.#fail(error, `releasing the output of epoch ${epoch}`);
-      return;
-    }
-    const releasedMs = performance.now();
-    const inProgress = this.#inProgress;
-    this.#dispatch({ type: 'released', epoch });
-    if (inProgress?.sent !== undefined && inProgress.epoch === epoch) {
-      const report = reportOf(inProgress, inProgress.sent, releasedMs);
-      this.#statistics.add(report);
-      this.emit('epoch', report);
-    }
   }
 
   // --- ends --------------------------------------------------------------------

@@ -107,7 +107,18 @@ describe('status', () => {
     expect(text).toMatch(/dirty pages +512 +600 +700/);
     expect(text).toContain('512 MiB, 2 vCPUs, process 42');
     expect(text).toContain('8, committed 7');
+    expect(text).not.toContain('sender'); // a daemon of before
     expect(daemonText({ name: 'x', error: new NoDaemonError('gone') })).toContain('gone');
     expect(daemonText({ name: 'backup', status: backupStatus })).toMatch(/^backup {2}backup {2}idle\n/);
+  });
+
+  it('shows how pages are sent, and why', () => {
+    const sender = { strategy: 'splice', reason: 'auto: first choice, not measured yet' };
+    const text = daemonText({ name: 'web1', status: { ...primaryStatus, sender } });
+    expect(text).toMatch(/^ {2}sender {6}splice \(auto: first choice, not measured yet\)$/m);
+    const settings = { streams: 3, verify: false };
+    expect(daemonText({ name: 'web1', status: { ...primaryStatus, sender, settings } })).toContain(
+      'splice over 3 streams, not verified (auto: ',
+    );
   });
 });

@@ -50,6 +50,9 @@ describe('flags', () => {
       intervalMs: 25,
       gate: 'filter-buffer',
       ramDir: '/dev/shm',
+      sender: 'auto',
+      streams: 1,
+      verify: true,
     });
     expect(settings.qmp).toBeUndefined();
   });
@@ -60,6 +63,7 @@ describe('flags', () => {
       ...['--qmp', '/q', '--name', 'web1', '--interval', '50ms', '--capture', 'direct'],
       ...['--prestage', 'off'],
       ...['--device-state', 'migrate-fd', '--sender', 'splice', '--gate', 'none'],
+      ...['--streams', '3', '--verify', 'off'],
       ...['--on-backup-lost', 'release', '--heartbeat-interval', '20', '--heartbeat-timeout', '1s'],
       ...['--retry', '2s', '--ack-timeout', '3s', '--connect-timeout', '4s', '--staging', '1G'],
       ...['--copy-threads', '4', '--base-rounds', '5', '--replace', 'tap0=tap1', '--replace', '/a=/b'],
@@ -75,6 +79,8 @@ describe('flags', () => {
       prestage: 'off',
       deviceState: 'migrate-fd',
       sender: 'splice',
+      streams: 3,
+      verify: false,
       gate: 'none',
       onBackupLost: 'release',
       heartbeatIntervalMs: 20,
@@ -140,6 +146,10 @@ describe('flags', () => {
     [['--run-dir', 'relative'], /^--run-dir: .*absolute/],
     [['--staging', '1.5M'], /^--staging: /],
     [['--backup', 'nowhere'], /^--backup: .*HOST:PORT/],
+    [['--sender', 'pigeon'], /^--sender: .*"auto"/],
+    [['--streams', '0'], /^--streams: /],
+    [['--streams', '17'], /^--streams: /],
+    [['--verify', 'no'], /^--verify: 'no' is neither on nor off/],
   ])('%j is refused by its name', async (argv, message) => {
     await expect(primary(...needed, ...argv)).rejects.toThrow(message);
   });
@@ -185,6 +195,7 @@ describe('a config file', () => {
     [{ replace: [{ from: 'a' }] }, 'replace.0.to: '],
     [{ interval: 25 }, "unknown key 'interval'"],
     [{ captureMode: 'fast' }, 'captureMode: '],
+    [{ verify: 'off' }, 'verify: '],
     [{ qemu: 'qemu-system-x86_64' }, 'qemu: '],
   ])('with %j is refused; the error names file and key', async (content, message) => {
     const path = await config({ backup: 'b:1', keyFile: '/k', ...content });

@@ -7,7 +7,9 @@ import {
   parseReplacement,
   parseSizeBytes,
   parseSizeMiB,
+  parseSwitch,
   sizeText,
+  switchText,
 } from '../../lib/cli/values.js';
 import { ConfigError } from '../../lib/errors.js';
 
@@ -81,6 +83,15 @@ describe('other values', () => {
     for (const text of ['', '=', '=b', 'ab']) {
       expect(() => parseReplacement(text, '--replace')).toThrow(/^--replace: /);
     }
+  });
+
+  it('takes on and off, and prints them', () => {
+    expect(parseSwitch('on', '--verify')).toBe(true);
+    expect(parseSwitch('off', '--verify')).toBe(false);
+    for (const text of ['', 'true', '1', 'ON']) {
+      expect(() => parseSwitch(text, '--verify')).toThrow(/^--verify: /);
+    }
+    expect([true, false].map(switchText)).toEqual(['on', 'off']);
   });
 
   it('takes whole numbers only', () => {
