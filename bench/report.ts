@@ -2,6 +2,7 @@
 import { execFileSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { cpus, release, totalmem } from 'node:os';
+import { judge } from './figures/goals.js';
 
 export interface BenchResult {
   readonly name: string;
@@ -10,9 +11,27 @@ export interface BenchResult {
   readonly metrics: Readonly<Record<string, number>>;
 }
 
+export interface SuiteOutput {
+  readonly results: readonly BenchResult[];
+  readonly ratios: Readonly<Record<string, number>>;
+}
+
+export type Progress = (text: string) => void;
+
+/** Which cases of a suite are wanted; see `CaseFilter`. */
+export interface WantedCases {
+  wants(name: string): boolean;
+}
+
+/** Measures; `wanted` is asked once for every case, before anything is set up for it. */
+export type RunSuite = (smoke: boolean, progress: Progress, wanted: WantedCases) => Promise<SuiteOutput>;
+
 export interface BenchReport {
   readonly suite: string;
   readonly revision: string;
+  /** When the run began, ISO 8601. Absent in reports of older revisions. */
+  readonly startedAt?: string;
+  readonly durationS?: number;
   readonly machine: {
     readonly cpu: string;
     readonly cores: number;
@@ -23,6 +42,8 @@ export interface BenchReport {
     readonly accelerator: string;
   };
   readonly smoke: boolean;
+  /** The cases asked for with --only; absent: all. */
+  readonly only?: readonly string[];
   readonly results: readonly BenchResult[];
   /** Each against something measured in the same run. */
   readonly ratios: Readonly<Record<string, number>>;
@@ -41,14 +62,23 @@ const firstLine = (command: string, args: readonly string[]): string => {
 const cpuModel = (): string =>
   /model name\s*:\s*(.*)/.exec(readFileSync('/proc/cpuinfo', 'utf8'))?.[1] ?? 'unknown';
 
-export const makeReport = (
-  suite: string,
-  smoke: boolean,
-  results: readonly BenchResult[],
-  ratios: Readonly<Record<string, number>>,
-): BenchReport => ({
-  suite,
+/** What is not a number (its case was not measured) is left out: JSON has no word for it. */
+const numbersOf = (values: Readonly<Record<string, number>>): Record<string, number> =>
+  Object.fromEntries(Object.entries(values).filter(([, value]) => Number.isFinite(value)));
+
+export interface Run {
+  readonly suite: string;
+  readonly smoke: boolean;
+  readonly only?: readonly string[];
+  readonly startedAt: Date;
+}
+
+/** Describes the machine, and joins it with what was measured in `run`, which ends now. */
+export const makeReport = (run: Run, { results, ratios }: SuiteOutput): BenchReport => ({
+  suite: run.suite,
   revision: firstLine('git', ['describe', '--always', '--dirty']),
+  startedAt: run.startedAt.toISOString(),
+  durationS: Math.round((Date.now() - run.startedAt.getTime()) / 1000),
   machine: {
     cpu: cpuModel(),
     cores: cpus().length,
@@ -58,15 +88,16 @@ export const makeReport = (
     node: process.version,
     accelerator: 'tcg',
   },
-  smoke,
-  results,
-  ratios,
+  smoke: run.smoke,
+  ...(run.only === undefined ? {} : { only: run.only }),
+  results: results.map((result) => ({ ...result, metrics: numbersOf(result.metrics) })),
+  ratios: numbersOf(ratios),
 });
 
 const shown = (value: number): string =>
   Number.isInteger(value) ? String(value) : value.toFixed(Math.abs(value) < 10 ? 2 : 1);
 
-/** One block per result, for a person. */
+/** One block per result, for a terminal. */
 export const renderReport = (report: BenchReport): string => {
   const { machine } = report;
   const lines = [
@@ -85,8 +116,14 @@ export const renderReport = (report: BenchReport): string => {
   if (Object.keys(report.ratios).length > 0) {
     lines.push('', 'ratios within this run');
     for (const [name, value] of Object.entries(report.ratios)) {
-      lines.push(`  ${name.padEnd(32)} ${shown(value).padStart(8)}`);
+      lines.push(`  ${name.padEnd(32)} ${shown(value).padStart(8)}${verdictOf(report, name)}`);
     }
   }
   return lines.join('\n');
+};
+
+/** `  goal ≤ 0.50: reached`, where there is a goal and the run is large enough to be judged by it. */
+const verdictOf = (report: BenchReport, name: string): string => {
+  const verdict = judge(report, name);
+  return verdict === undefined ? '' : `  goal ${verdict.goal}: ${verdict.text}`;
 };

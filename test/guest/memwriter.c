@@ -1,6 +1,6 @@
 // Dirties guest memory at a known rate, in a way that shows damage.
 //
-//   memwriter --pages-per-s N --working-set PAGES [--random] [--check] [--words W]
+//   memwriter --pages-per-s N --working-set PAGES [--random] [--check] [--words W] [--compute TAG]
 //
 // Each write stamps one page with the next sequence number: the number itself
 // in the page's first and last word, and values derived from it and the page's
@@ -13,6 +13,13 @@
 // /run/memwriter holds one line of fixed length, rewritten several times a second:
 //   written=… laps=… checked=… full_checks=… errors=…
 // An error is also printed on the console, once per page found damaged.
+//
+// With --compute it never sleeps: between its writes it computes, and counts what
+// it has done in a page of its own, which whoever can read guest RAM finds by its
+// first words (the text and TAG) and reads without the guest taking part. So the
+// work that a guest gets done can be measured and is not disturbed by the measuring.
+// After a first second at the given rate, writes come at a fixed number to a lot of
+// work: a guest that is slowed down writes less, too, and its count is all it does.
 
 #include <errno.h>
 #include <fcntl.h>
@@ -29,11 +36,22 @@
 enum { kPageBytes = 4096, kWordsPerPage = kPageBytes / 8, kSliceNs = 10 * 1000 * 1000 };
 static const uint64_t kErrorsPrintedMax = 100;
 
+// First in a page of its own; 64-bit words after the text, little endian.
+struct WorkPage {
+  char text[24];
+  uint64_t tag;
+  volatile uint64_t work;  // lots of kMixesPerWork
+};
+static const char kWorkPageText[24] = "HOLDFAST-MEMWRITER-WORK";
+enum { kMixesPerWork = 4096 };
+
 struct Writer {
   uint64_t* pages;      // working_set pages
   uint64_t* expected;   // sequence number each page must show
   uint64_t working_set;
   unsigned words;
+  uint64_t position;
+  uint64_t random_state;
   uint64_t sequence;
   uint64_t laps;
   uint64_t checked;
@@ -89,6 +107,28 @@ static void Check(struct Writer* writer, uint64_t index) {
   }
 }
 
+// Writes the next page of the working set.
+static void WriteNext(struct Writer* writer, bool random_order, bool check) {
+  uint64_t index = writer->position;
+  if (random_order) {
+    writer->random_state += 0x9e3779b97f4a7c15u;
+    index = Mix(writer->random_state) % writer->working_set;
+  }
+  if (check) Check(writer, index);
+  Stamp(writer, index);
+  if (++writer->position == writer->working_set) {
+    writer->position = 0;
+    writer->laps++;
+  }
+}
+
+static void CheckAllIfWanted(struct Writer* writer) {
+  if (!g_full_check_wanted) return;
+  g_full_check_wanted = 0;
+  for (uint64_t index = 0; index < writer->working_set; index++) Check(writer, index);
+  writer->full_checks++;
+}
+
 static void Report(const struct Writer* writer, int fd) {
   char line[160];
   const int length = snprintf(line, sizeof line,
@@ -132,6 +172,14 @@ static uint64_t WaitUntil(uint64_t deadline_ns) {
   return deadline_ns;
 }
 
+static void Compute(struct WorkPage* page) {
+  static volatile uint64_t result;  // so that the computation isn't optimised away
+  uint64_t value = result;
+  for (unsigned n = 0; n < kMixesPerWork; n++) value = Mix(value + n);
+  result = value;
+  page->work++;
+}
+
 static uint64_t NumberArgument(const char* name, const char* text) {
   char* end = NULL;
   errno = 0;
@@ -143,11 +191,26 @@ static uint64_t NumberArgument(const char* name, const char* text) {
   return value;
 }
 
+// Goes on at the proportion of writes to work that has come about so far.
+static _Noreturn void ComputeForEver(struct Writer* writer, struct WorkPage* page, bool random_order, int report_fd) {
+  const uint64_t pages = writer->sequence;
+  const uint64_t work = page->work > 0 ? page->work : 1;
+  uint64_t owed = 0;  // pages, times work
+  for (uint64_t lot = 0;; lot++) {
+    Compute(page);
+    for (owed += pages; owed >= work; owed -= work) WriteNext(writer, random_order, false);
+    CheckAllIfWanted(writer);
+    if (lot % work == 0) Report(writer, report_fd);  // once a second or so
+  }
+}
+
 int main(int argc, char** argv) {
   uint64_t pages_per_s = 5000;
   bool random_order = false;
   bool check = false;
-  struct Writer writer = {.working_set = 8192, .words = 6};
+  bool compute = false;
+  uint64_t tag = 0;
+  struct Writer writer = {.working_set = 8192, .words = 6, .random_state = 1};
   for (int i = 1; i < argc; i++) {
     if (strcmp(argv[i], "--pages-per-s") == 0) {
       pages_per_s = NumberArgument(argv[i], argv[i + 1]), i++;
@@ -155,14 +218,22 @@ int main(int argc, char** argv) {
       writer.working_set = NumberArgument(argv[i], argv[i + 1]), i++;
     } else if (strcmp(argv[i], "--words") == 0) {
       writer.words = (unsigned)NumberArgument(argv[i], argv[i + 1]), i++;
+    } else if (strcmp(argv[i], "--compute") == 0) {
+      compute = true;
+      tag = NumberArgument(argv[i], argv[i + 1]), i++;
     } else if (strcmp(argv[i], "--random") == 0) {
       random_order = true;
     } else if (strcmp(argv[i], "--check") == 0) {
       check = true;
     } else {
-      fprintf(stderr, "usage: memwriter --pages-per-s N --working-set PAGES [--random] [--check] [--words W]\n");
+      fprintf(stderr,
+              "usage: memwriter --pages-per-s N --working-set PAGES [--random] [--check] [--words W] [--compute TAG]\n");
       return 2;
     }
+  }
+  if (compute && pages_per_s == 0) {
+    fprintf(stderr, "memwriter: --compute needs a rate\n");
+    return 2;
   }
   if (writer.working_set == 0 || writer.words > kWordsPerPage - 2) {
     fprintf(stderr, "memwriter: --working-set must be at least 1, --words at most %d\n", kWordsPerPage - 2);
@@ -171,6 +242,11 @@ int main(int argc, char** argv) {
 
   writer.pages = AllocatePages(writer.working_set * kPageBytes);
   writer.expected = AllocatePages((writer.working_set * 8 + kPageBytes - 1) / kPageBytes * kPageBytes);
+  struct WorkPage* const work_page = AllocatePages(kPageBytes);
+  if (compute) {
+    memcpy(work_page->text, kWorkPageText, sizeof kWorkPageText);
+    work_page->tag = tag;
+  }
   const int report_fd = open("/run/memwriter", O_WRONLY | O_CREAT | O_TRUNC, 0644);
   if (report_fd < 0) {
     perror("memwriter: /run/memwriter");
@@ -181,32 +257,21 @@ int main(int argc, char** argv) {
 
   const uint64_t slices_per_s = 1000000000u / kSliceNs;
   uint64_t carried = 0;  // pages owed, times slices_per_s: slow rates must not round to none
-  uint64_t position = 0;
-  uint64_t random_state = 1;
   uint64_t deadline_ns = NowNs();
   for (uint64_t slice = 0;; slice++) {
     carried += pages_per_s;
     uint64_t quota = pages_per_s == 0 ? 16384 : carried / slices_per_s;
     carried %= slices_per_s;
-    while (quota-- > 0) {
-      uint64_t index = position;
-      if (random_order) {
-        random_state += 0x9e3779b97f4a7c15u;
-        index = Mix(random_state) % writer.working_set;
-      }
-      if (check) Check(&writer, index);
-      Stamp(&writer, index);
-      if (++position == writer.working_set) {
-        position = 0;
-        writer.laps++;
-      }
-    }
-    if (g_full_check_wanted) {
-      g_full_check_wanted = 0;
-      for (uint64_t index = 0; index < writer.working_set; index++) Check(&writer, index);
-      writer.full_checks++;
-    }
+    while (quota-- > 0) WriteNext(&writer, random_order, check);
+    CheckAllIfWanted(&writer);
     if (slice % 20 == 0) Report(&writer, report_fd);
-    if (pages_per_s != 0) deadline_ns = WaitUntil(deadline_ns + kSliceNs);
+    if (compute && slice >= slices_per_s) {
+      ComputeForEver(&writer, work_page, random_order, report_fd);
+    } else if (compute) {
+      while (NowNs() < deadline_ns + kSliceNs) Compute(work_page);
+      deadline_ns = NowNs();
+    } else if (pages_per_s != 0) {
+      deadline_ns = WaitUntil(deadline_ns + kSliceNs);
+    }
   }
 }

@@ -1,0 +1,100 @@
+/** What each ratio compares, and the figure to reach where there is one. */
+import type { BenchReport } from '../report.js';
+
+interface Ratio {
+  /** What is divided by what. */
+  readonly meaning: string;
+  readonly goal?: { readonly atMost: number } | { readonly atLeast: number };
+}
+
+const ratios: Readonly<Record<string, Ratio>> = {
+  cpuZeroCopyVsCopyRun4: {
+    meaning: 'sender CPU per MB, best zero-copy strategy ÷ copy, runs of 4 pages',
+    goal: { atMost: 0.5 },
+  },
+  cpuZeroCopyVsCopyRun1: {
+    meaning: 'sender CPU per MB, best zero-copy strategy ÷ copy, single scattered pages',
+    goal: { atMost: 0.8 },
+  },
+  ackVsIperf3: {
+    meaning: 'time to acknowledgement of 20 MB, best strategy ÷ iperf3 for the same bytes',
+    goal: { atMost: 1.1 },
+  },
+  ackVsIperf3Scattered: {
+    meaning: 'the same, single scattered pages ÷ iperf3 for the same bytes',
+    goal: { atMost: 1.6 },
+  },
+  cpuNodeVsHoldfast: {
+    meaning: 'CPU per MB, socket.write of Buffers ÷ Holdfast’s sender',
+    goal: { atLeast: 3 },
+  },
+  baseSyncVsQemuMigrate: {
+    meaning: 'throughput of the same RAM, base sync ÷ QEMU’s best migrate',
+    goal: { atLeast: 1.3 },
+  },
+  pauseColoVsHoldfast: {
+    meaning: 'median pause per checkpoint of the same guest, QEMU COLO ÷ Holdfast staged',
+    goal: { atLeast: 10 },
+  },
+  pauseVsQemuFloor: { meaning: 'median pause, dirty-500 ÷ bare stop, device state and cont' },
+  pauseVsQemuFloor5000: { meaning: 'median pause, dirty-5000 ÷ bare stop, device state and cont' },
+  cpuZeroCopyVsCopyRun32: { meaning: 'sender CPU per MB, best zero-copy strategy ÷ copy, runs of 32 pages' },
+  cpuZeroCopyVsCopyRun512: {
+    meaning: 'sender CPU per MB, best zero-copy strategy ÷ copy, runs of 512 pages',
+  },
+  cpuZeroCopyVsCopyRun1Staged: { meaning: 'as for Run1, from staging' },
+  cpuZeroCopyVsCopyRun4Staged: { meaning: 'as for Run4, from staging' },
+  cpuZeroCopyVsCopyRun1Unverified: { meaning: 'as for Run1, without the digest, which costs all the same' },
+  cpuZeroCopyVsCopyRun4Unverified: { meaning: 'as for Run4, without the digest, which costs all the same' },
+  ackVsIperf3Streams2: { meaning: 'as ackVsIperf3, over two streams each' },
+  ackVsIperf3Sendfile: { meaning: 'as ackVsIperf3, ÷ iperf3 -Z' },
+  ackVsIperf3Steady: { meaning: 'as ackVsIperf3, ÷ the same bytes at the pace of iperf3’s long run' },
+  cpuNodeVsHoldfastRun1: { meaning: 'as cpuNodeVsHoldfast, single scattered pages' },
+  cpuNodeVsHoldfastRun32: { meaning: 'as cpuNodeVsHoldfast, runs of 32 pages' },
+  cpuNodeVsHoldfastRun512: { meaning: 'as cpuNodeVsHoldfast, runs of 512 pages' },
+  cpuVerifiedVsUnverified: { meaning: 'sender CPU per MB, with the digest ÷ without' },
+  ackVerifiedVsUnverified: { meaning: 'time to acknowledgement, with the digest ÷ without' },
+  receiverCpuVerifiedVsUnverified: { meaning: 'receiver CPU per MB, with the digest ÷ without' },
+  pauseColoVsHoldfastP90: { meaning: 'as pauseColoVsHoldfast, 90th percentiles' },
+  pauseColoVsHoldfastWithQmp: {
+    meaning: 'COLO without ÷ Holdfast with QMP’s round trips: unequal to Holdfast’s disadvantage',
+  },
+  baseSyncVsQemuMigrateNoPrealloc: {
+    meaning: 'throughput of the same RAM, base sync ÷ QEMU’s best migrate without prealloc=on',
+  },
+  pauseDirectVsStaged: { meaning: 'median pause, direct ÷ staged capture' },
+};
+
+/** Those that say something the tables don't: the guest's share of work is in the table of the sweep. */
+export const shownRatios = (report: BenchReport): readonly string[] =>
+  Object.keys(report.ratios).filter((name) => !name.startsWith('guestWorkShare'));
+
+/** In words; empty for a ratio that nobody has described. */
+export const meaningOf = (name: string): string => {
+  const [, workload, interval] = /^guestWorkShare(.+)At(\d+)Ms$/.exec(name) ?? [];
+  if (workload !== undefined)
+    return `rate of the guest’s work (${workload.toLowerCase()}), protected every ${interval} ms ÷ unprotected`;
+  const [, what, sender] = /^(ack|cpu)(.+)VsSendfile$/.exec(name) ?? [];
+  if (sender !== undefined)
+    return `median ${what === 'ack' ? 'time to acknowledgement' : 'CPU of the sending threads'} of an epoch, ${sender.toLowerCase()} ÷ sendfile`;
+  return ratios[name]?.meaning ?? '';
+};
+
+export interface Verdict {
+  /** `≤ 0.50`. */
+  readonly goal: string;
+  /** Undefined: a smoke run is too small to be judged. */
+  readonly reached: boolean | undefined;
+  readonly text: 'reached' | 'not reached' | 'not judged: smoke size';
+}
+
+/** Undefined if the ratio has no goal, or wasn't measured. */
+export const judge = (report: BenchReport, name: string): Verdict | undefined => {
+  const goal = ratios[name]?.goal;
+  const value = report.ratios[name];
+  if (goal === undefined || value === undefined) return undefined;
+  const text = 'atMost' in goal ? `≤ ${goal.atMost}` : `≥ ${goal.atLeast}`;
+  if (report.smoke) return { goal: text, reached: undefined, text: 'not judged: smoke size' };
+  const reached = 'atMost' in goal ? value <= goal.atMost : value >= goal.atLeast;
+  return { goal: text, reached, text: reached ? 'reached' : 'not reached' };
+};

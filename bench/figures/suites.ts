@@ -1,0 +1,32 @@
+/** What is shown of each suite. A suite without figures of its own gets its tables. */
+import type { BenchReport } from '../report.js';
+import type { Chart } from './chart.js';
+import { epochFigures } from './epoch.js';
+import { peersFigures } from './peers.js';
+import { sendFigures } from './send.js';
+import { type Table, tablesByShape } from './table.js';
+
+export interface SuiteFigures {
+  readonly title: string;
+  /** What was measured, and how. */
+  readonly about: string;
+  charts(report: BenchReport): readonly Chart[];
+  tables(report: BenchReport): readonly Table[];
+  /** Tables too long for a page; the HTML report has them folded. */
+  details?(report: BenchReport): readonly Table[];
+}
+
+const plain: SuiteFigures = {
+  title: 'Results',
+  about: '',
+  charts: () => [],
+  tables: (report) => tablesByShape(report, report.results, 'All results'),
+};
+
+const suites: Readonly<Record<string, SuiteFigures>> = {
+  send: sendFigures,
+  epoch: epochFigures,
+  peers: peersFigures,
+};
+
+export const figuresOf = (suite: string): SuiteFigures => suites[suite] ?? { ...plain, title: suite };
