@@ -2,6 +2,7 @@
 
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cinttypes>
 #include <utility>
 
@@ -23,6 +24,33 @@ constexpr int kExplainMs = 200;
 static_assert(kFrameBytesMax <= kPagesBytesMax);
 static_assert(kFrameBytesMax / 4096 * kRunBytesMax <= kTableBytesMax);
 static_assert(kZeroRunsMax * kRunBytesMax <= kTableBytesMax);
+
+// Scattered pages are cold, and the processor's own prefetcher stops at a
+// page's end: what is read soon is asked for ahead.
+constexpr uint64_t kCacheLineBytes = 64;
+constexpr uint64_t kPrefetchBytes = 4096;
+constexpr uint64_t kHashStepBytes = 1024;
+constexpr size_t kRunsAhead = 8;
+
+void HashExtents(const PageSource& source, std::span<const Extent> part, Digest& digest) {
+  for (size_t i = 0; i < part.size(); i++) {
+    const Extent& extent = part[i];
+    for (uint64_t at = 0; at < extent.bytes; at += kHashStepBytes) {
+      const uint64_t step = std::min(kHashStepBytes, extent.bytes - at);
+      const uint64_t ahead = at + kPrefetchBytes;
+      const std::byte* soon = nullptr;
+      if (ahead < extent.bytes) {
+        soon = source.base + extent.offset + ahead;
+      } else if (i + 1 < part.size()) {
+        soon = source.base + part[i + 1].offset + at % kPrefetchBytes;
+      }
+      for (uint64_t line = 0; soon != nullptr && line < step; line += kCacheLineBytes) {
+        __builtin_prefetch(soon + line);
+      }
+      digest.Update({source.base + extent.offset + at, step});
+    }
+  }
+}
 
 iovec Part(std::span<const std::byte> bytes) {
   return {const_cast<std::byte*>(bytes.data()), bytes.size()};
@@ -113,16 +141,21 @@ Status BulkStream::SendQueued(std::span<const std::byte> payload, bool more) {
 }
 
 Status BulkStream::Pages(const PageSource& source, std::span<const PageRun> runs) {
-  for (const PageRun& run : runs) {
+  for (size_t i = 0; i < runs.size(); i++) {
+    const PageRun& run = runs[i];
     HF_ASSERT((run.source_page + run.pages) * page_size_ <= source.size);
-    for (uint32_t i = 0; i < run.pages; i++) {
-      const uint64_t offset = (run.source_page + i) * page_size_;
+    if (i + kRunsAhead < runs.size()) {
+      // Where the zero-page test looks first, and nearly always last.
+      __builtin_prefetch(source.base + runs[i + kRunsAhead].source_page * page_size_);
+    }
+    for (uint32_t page = 0; page < run.pages; page++) {
+      const uint64_t offset = (run.source_page + page) * page_size_;
       if (IsZeroPage(source.base + offset, page_size_)) {
-        zeros_.Add(run.first_page + i);
+        zeros_.Add(run.first_page + page);
         if (zeros_.runs() == kZeroRunsMax || zeros_.pages() == kZeroPagesMax) HF_TRY(FlushZeros());
         continue;
       }
-      pages_.Add(run.first_page + i);
+      pages_.Add(run.first_page + page);
       if (!extents_.empty() && extents_.back().offset + extents_.back().bytes == offset) {
         extents_.back().bytes += page_size_;
       } else {
@@ -191,9 +224,7 @@ PageSender& BulkStream::SenderFor(const PageSource& source) {
 }
 
 Status BulkStream::SendExtents(const PageSource& source, std::span<const Extent> part) {
-  if (digested_) {
-    for (const Extent& extent : part) digest_.Update({source.base + extent.offset, extent.bytes});
-  }
+  if (digested_) HashExtents(source, part, digest_);
   Status sent = SenderFor(source).Send(source, part, socket_);
   if (!sent.ok() && sent.error().code == ErrorCode::kUnsupported) {
     // Files on hugetlbfs can be neither spliced nor sent by sendfile.

@@ -5,6 +5,7 @@
 #include "send/zero_page.h"
 #include "test/lab.h"
 #include "wire/digest.h"
+#include "wire/digest_functions.h"
 #include "wire/frame_decoder.h"
 #include "wire/page_bitmap.h"
 #include "wire/run_table.h"
@@ -363,6 +364,24 @@ TEST("zero pages are those without any bit") {
       CHECK(!IsZeroPage(page.data(), size));
       page[at] = std::byte{0};
     }
+  }
+}
+
+TEST("the digest does not depend on the processor") {
+  Random random(4);
+  const Bytes bytes = RandomBytes(random, 5000);
+  const DigestFunctions* fast = Avx2DigestFunctions();
+  if (fast == nullptr) return;  // one set of functions, nothing to compare
+  for (size_t count = 0; count <= bytes.size(); count += 1 + random() % 40) {
+    CHECK_EQ(fast->hash(bytes.data(), count), kDigestFunctions.hash(bytes.data(), count));
+    // Begun by one and ended by the other: the state is the same, too.
+    alignas(64) std::byte state[576];
+    kDigestFunctions.reset(state);
+    const size_t first = random() % (count + 1);
+    if (first > 0) kDigestFunctions.update(state, bytes.data(), first);
+    if (count > first) fast->update(state, bytes.data() + first, count - first);
+    CHECK_EQ(fast->value(state), kDigestFunctions.value(state));
+    CHECK_EQ(fast->value(state), kDigestFunctions.hash(bytes.data(), count));
   }
 }
 

@@ -1,36 +1,29 @@
 #include "wire/digest.h"
 
-#ifndef XXH_INLINE_ALL
-#define XXH_INLINE_ALL
-#endif
-#include <xxhash.h>
-
-#include <new>
+#include "wire/digest_functions.h"
 
 namespace holdfast {
-
-static_assert(sizeof(XXH3_state_t) == 576 && alignof(XXH3_state_t) == 64);
-
 namespace {
-XXH3_state_t* State(std::byte* bytes) {
-  return std::launder(reinterpret_cast<XXH3_state_t*>(bytes));
+
+const DigestFunctions& Fastest() {
+  static const DigestFunctions& functions =
+      Avx2DigestFunctions() != nullptr ? *Avx2DigestFunctions() : kDigestFunctions;
+  return functions;
 }
-const XXH3_state_t* State(const std::byte* bytes) {
-  return std::launder(reinterpret_cast<const XXH3_state_t*>(bytes));
-}
+
 }  // namespace
 
 uint64_t HashBytes(std::span<const std::byte> bytes) {
-  return XXH3_64bits(bytes.data(), bytes.size());
+  return Fastest().hash(bytes.data(), bytes.size());
 }
 
-void Digest::Reset() { XXH3_64bits_reset(new (state_) XXH3_state_t); }
+void Digest::Reset() { Fastest().reset(state_); }
 
 void Digest::Update(std::span<const std::byte> bytes) {
   // xxhash 0.8.1 reads a null pointer of length 0 as an error.
-  if (!bytes.empty()) XXH3_64bits_update(State(state_), bytes.data(), bytes.size());
+  if (!bytes.empty()) Fastest().update(state_, bytes.data(), bytes.size());
 }
 
-uint64_t Digest::Value() const { return XXH3_64bits_digest(State(state_)); }
+uint64_t Digest::Value() const { return Fastest().value(state_); }
 
 }  // namespace holdfast
