@@ -150,11 +150,36 @@ export interface CaptureOptions {
   readonly mode: NativeCaptureMode;
 }
 
+export interface PrestageOptions {
+  /** The epoch that will be captured next. With another number than the slice before, that epoch is given up. */
+  readonly epoch: number;
+  /**
+   * True: the slice is also sent, with all that was only staged before, ahead of
+   * the pause and without waiting for the backup's answer. It waits for room in
+   * the kernel's buffers, though: `bytesMax` bounds that.
+   */
+  readonly send: boolean;
+  /** How it is sent; default: the engine's strategy. */
+  readonly strategy?: SenderStrategy | undefined;
+  /** Limit on the slice's pages, bytes. What is beyond stays dirty, for the next slice or the pause. */
+  readonly bytesMax?: number | undefined;
+}
+
 export interface PrestageResult {
-  /** Staged; 0 also where there was too much for half of the staging pool. */
+  /** Staged in this slice. All slices of an epoch together fill at most half of the staging pool. */
   readonly pages: number;
+  /** Dirty pages left for the pause, because slices were rewritten again and again. */
+  readonly heldBackPages: number;
+  /** Staged earlier in this epoch, and found written again by this slice. */
+  readonly supersededPages: number;
+  /** Of these, the ones that had been sent as well. */
+  readonly supersededSentPages: number;
+  /** Sent: all bytes on the wire. */
+  readonly bytes: number;
   readonly scanMs: number;
   readonly copyMs: number;
+  /** To the last byte handed to the kernel; 0 if nothing was sent. */
+  readonly sendMs: number;
 }
 
 export interface CaptureResult {
@@ -163,12 +188,16 @@ export interface CaptureResult {
    * exceeds the staging pool; the VM must then stay paused until send() settles.
    */
   readonly mode: NativeCaptureMode;
-  /** Of the epoch, the prestaged ones included. */
+  /** Of the epoch, each once, the prestaged ones included. */
   readonly dirtyPages: number;
-  /** Staged by prestage(), before the pause. */
+  /** Staged by prestage(), before the pause; in direct mode only those that were sent as well. */
   readonly prestagedPages: number;
-  /** Of these, written again before the pause, and so staged twice. */
+  /** Of these, written again before the pause, and so staged or sent twice. */
   readonly supersededPages: number;
+  /** Of the prestaged ones, sent already and still valid: send() has so many pages less to send. */
+  readonly aheadPages: number;
+  /** Left for the pause by the last slice, because they were rewritten again and again. */
+  readonly heldBackPages: number;
   readonly runs: number;
   /** Within the pause. */
   readonly scanMs: number;
@@ -193,19 +222,26 @@ export interface SendOptions {
   readonly strategy?: SenderStrategy | undefined;
 }
 
+/** Counts are of the whole epoch, with the slices that were sent ahead; times are of this call. */
 export interface SendResult {
   readonly epoch: number;
+  /** `pages` + `zeroPages` are the epoch's dirty pages, and those that were sent ahead in vain. */
   readonly pages: number;
   readonly zeroPages: number;
   readonly bytes: number;
+  /** The whole device state. */
   readonly deviceBytes: number;
+  /** What of it travelled: less where it went as changes to the last acknowledged one. */
+  readonly deviceSentBytes: number;
+  /** Of the pages sent ahead, those written again: at most so many bytes of `bytes` were in vain. */
+  readonly supersededBytes: number;
   /** From the start of the send to the last byte handed to the kernel. */
   readonly sendMs: number;
   /** From the start of the send to the acknowledgement. */
   readonly ackMs: number;
   /** System calls that moved payload. */
   readonly syscalls: number;
-  /** CPU time of all sending threads for this epoch, completions included. */
+  /** CPU time of all sending threads for this epoch, slices and completions included. */
   readonly cpuMs: number;
   /** Page bytes that the kernel copied, as far as it says. */
   readonly copiedBytes: number;
@@ -220,8 +256,8 @@ export interface SendResult {
 /**
  * The primary's data plane for one VM: tracker, staging, one bulk connection of one or more streams.
  *
- * Order per epoch: prestage() while the VM runs, where it pays; capture() while
- * the VM is stopped; then send(). With
+ * Order per epoch: prestage() while the VM runs, any number of times, where it
+ * pays; capture() while the VM is stopped; then send(). With
  * `staged` the VM may run as soon as capture() settles; with `direct` it must
  * stay stopped until send() settles. At most one epoch is unacknowledged:
  * capture(N+1) before send(N) settled rejects with HOLDFAST_E_LIMIT.
@@ -233,17 +269,21 @@ export interface PrimaryEngine {
   /** One live round of the base sync, straight from guest RAM. The VM runs. */
   baseRound(options: BaseRoundOptions): Promise<BaseRoundResult>;
   /**
-   * Speculative staging: copies what is dirty by now, so that capture() copies
-   * only what is written after this. Rejects with HOLDFAST_E_LIMIT before the
-   * last send() settled.
+   * One slice of speculative capture, while the VM runs: copies what is dirty by
+   * now, and sends it, so that capture() copies and send() sends only what is
+   * written after this. Rejects with HOLDFAST_E_LIMIT before the last send()
+   * settled, and as send() does where the connection fails; no page is forgotten then.
    */
-  prestage(): Promise<PrestageResult>;
+  prestage(options: PrestageOptions): Promise<PrestageResult>;
   capture(options: CaptureOptions): Promise<CaptureResult>;
   /** Settles on the backup's acknowledgement, never on a kernel completion. */
   send(options: SendOptions): Promise<SendResult>;
   /**
    * Drops a captured epoch that will not be (or was not completely) sent: its
-   * pages are merged into the next capture, so that no write is forgotten.
+   * pages are merged into the next capture, so that no write is forgotten. What
+   * was sent ahead of it is given up with it, also where nothing was captured:
+   * its number may then be used again on the same connection. Never rejects for
+   * the connection's sake; one that fails is cut.
    */
   abort(epoch: number): Promise<void>;
   /** Cuts the bulk connection; pending calls reject with HOLDFAST_E_CANCELLED. */

@@ -4,7 +4,7 @@
  */
 import { z } from 'zod';
 
-export const CONTROL_VERSIONS = [2] as const;
+export const CONTROL_VERSIONS = [3] as const;
 
 const hex = (bytes: number) => z.string().regex(new RegExp(`^[0-9a-f]{${bytes * 2}}$`));
 const count = z.number().int().nonnegative();

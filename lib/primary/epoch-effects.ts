@@ -83,7 +83,9 @@ export class EpochEffects {
     try {
       const mode = this.#modes.next();
       const prestaged =
-        mode === 'staged' && this.#prestage.next() ? await this.#engine.prestage() : undefined;
+        mode === 'staged' && this.#prestage.next()
+          ? await this.#engine.prestage({ epoch, send: false })
+          : undefined;
       const prestageMs = prestaged === undefined ? 0 : prestaged.scanMs + prestaged.copyMs;
       const paused = await this.#driver.pause({
         epoch,

@@ -80,6 +80,46 @@ std::vector<PageRun> Superseded(const std::vector<PageRun>& older,
   return merged;
 }
 
+std::vector<PageRun> Without(const std::vector<PageRun>& runs,
+                             const std::vector<PageRun>& removed) {
+  std::vector<PageRun> left;
+  left.reserve(runs.size());
+  auto next = removed.begin();
+  for (PageRun rest : runs) {
+    const uint64_t end = rest.first_page + rest.pages;
+    const auto skip_to = [&rest, end](uint64_t page) {
+      const auto skipped = static_cast<uint32_t>(std::min(page, end) - rest.first_page);
+      rest = {rest.first_page + skipped, rest.source_page + skipped, rest.pages - skipped};
+    };
+    while (next != removed.end() && next->first_page + next->pages <= rest.first_page) ++next;
+    // The last of these may reach into the next run: it is looked at again there.
+    for (auto cut = next; cut != removed.end() && cut->first_page < end; ++cut) {
+      if (cut->first_page > rest.first_page) {
+        const auto before = static_cast<uint32_t>(cut->first_page - rest.first_page);
+        AppendRun(left, {rest.first_page, rest.source_page, before});
+      }
+      skip_to(cut->first_page + cut->pages);
+      next = cut;
+    }
+    if (rest.pages > 0) AppendRun(left, rest);
+  }
+  return left;
+}
+
+std::vector<PageRun> CutAfter(std::vector<PageRun>& runs, uint64_t pages) {
+  size_t kept = 0;
+  while (kept < runs.size() && runs[kept].pages <= pages) pages -= runs[kept++].pages;
+  std::vector<PageRun> rest(runs.begin() + static_cast<ptrdiff_t>(kept), runs.end());
+  runs.resize(kept);
+  if (pages > 0 && !rest.empty()) {
+    PageRun& first = rest.front();
+    const auto head = static_cast<uint32_t>(pages);
+    runs.push_back({first.first_page, first.source_page, head});
+    first = {first.first_page + head, first.source_page + head, first.pages - head};
+  }
+  return rest;
+}
+
 std::vector<PageRun> Ordered(std::vector<PageRun> runs) {
   uint64_t next_page = 0;
   bool in_order = true;

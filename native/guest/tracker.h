@@ -66,6 +66,13 @@ std::vector<PageRun> UnionOf(const std::vector<PageRun>& left, const std::vector
 std::vector<PageRun> Superseded(const std::vector<PageRun>& older,
                                 const std::vector<PageRun>& newer);
 
+// `runs` without the pages of `removed`; both ascending. What stays keeps its
+// place in the source.
+std::vector<PageRun> Without(const std::vector<PageRun>& runs, const std::vector<PageRun>& removed);
+
+// Cuts `runs` after so many pages; returns the rest.
+std::vector<PageRun> CutAfter(std::vector<PageRun>& runs, uint64_t pages);
+
 uint64_t PagesOf(const std::vector<PageRun>& runs);
 
 }  // namespace holdfast

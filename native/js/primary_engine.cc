@@ -59,6 +59,13 @@ Strategy ToStrategy(Fields& fields) {
   return strategy.value_or(Strategy::kCopy);
 }
 
+// 0 is no epoch's number on the wire.
+uint64_t EpochField(Fields& fields) {
+  const uint64_t epoch = fields.Whole("epoch");
+  if (epoch < 1 || epoch > kEpochMax) fields.Wrong("epoch", 0);
+  return epoch;
+}
+
 Primary::StateFile ToStateFile(Napi::Env env, const Napi::Value& value, Fields& outer,
                                const char* name) {
   Primary::StateFile file;
@@ -99,8 +106,13 @@ Value ToValue(const Primary::Prestaged& prestaged) {
   return [prestaged](Napi::Env env) {
     return ResultObject(env)
         .Number("pages", prestaged.pages)
+        .Number("heldBackPages", prestaged.held_back_pages)
+        .Number("supersededPages", prestaged.superseded_pages)
+        .Number("supersededSentPages", prestaged.superseded_sent_pages)
+        .Number("bytes", prestaged.bytes)
         .Number("scanMs", prestaged.scan_ms)
         .Number("copyMs", prestaged.copy_ms)
+        .Number("sendMs", prestaged.send_ms)
         .object();
   };
 }
@@ -112,6 +124,8 @@ Value ToValue(const Primary::Captured& captured) {
         .Number("dirtyPages", captured.dirty_pages)
         .Number("prestagedPages", captured.prestaged_pages)
         .Number("supersededPages", captured.superseded_pages)
+        .Number("aheadPages", captured.ahead_pages)
+        .Number("heldBackPages", captured.held_back_pages)
         .Number("runs", captured.runs)
         .Number("scanMs", captured.scan_ms)
         .Number("copyMs", captured.copy_ms)
@@ -127,6 +141,8 @@ Value ToValue(uint64_t epoch, const Primary::Sent& sent) {
         .Number("zeroPages", sent.counters.zero_pages)
         .Number("bytes", sent.counters.bytes)
         .Number("deviceBytes", sent.device_bytes)
+        .Number("deviceSentBytes", sent.device_sent_bytes)
+        .Number("supersededBytes", sent.superseded_bytes)
         .Number("sendMs", sent.send_ms)
         .Number("ackMs", sent.ack_ms)
         .Number("syscalls", sent.counters.syscalls)
@@ -237,20 +253,32 @@ Napi::Value PrimaryEngine::BaseRound(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value PrimaryEngine::Prestage(const Napi::CallbackInfo& info) {
+  Fields fields(info.Env(), info[0]);
+  Primary::Slice slice;
+  slice.epoch = EpochField(fields);
+  slice.send = fields.Flag("send");
+  std::optional<Strategy> chosen;
+  if (fields.Has("strategy")) chosen = ToStrategy(fields);
+  if (fields.Has("bytesMax")) slice.bytes_max = fields.Whole("bytesMax");
+  if (!fields.Check()) return {};
   // What an unacknowledged epoch staged must not be overwritten.
   if (core_->epoch_open) {
     return Rejected(info.Env(), Error::Of(ErrorCode::kLimit, "an epoch is not acknowledged yet"));
   }
-  return core_->Submit(info.Env(), Value(), [core = core_.get()]() -> Result<js::Value> {
-    auto prestaged = core->primary().Prestage();
-    if (!prestaged.ok()) return prestaged.error();
-    return ToValue(prestaged.value());
-  });
+  return core_->Submit(info.Env(), Value(),
+                       [core = core_.get(), link = core_->link(), slice,
+                        chosen]() mutable -> Result<js::Value> {
+                         if (slice.send && link->cancelled()) return Cut();
+                         slice.strategy = chosen.value_or(core->primary().base_strategy());
+                         auto prestaged = core->primary().Prestage(slice);
+                         if (!prestaged.ok()) return prestaged.error();
+                         return ToValue(prestaged.value());
+                       });
 }
 
 Napi::Value PrimaryEngine::Capture(const Napi::CallbackInfo& info) {
   Fields fields(info.Env(), info[0]);
-  const uint64_t epoch = fields.Whole("epoch");
+  const uint64_t epoch = EpochField(fields);
   const std::string name = fields.Text("mode");
   if (name != "staged" && name != "direct") fields.Wrong("mode", 0);
   if (!fields.Check()) return {};

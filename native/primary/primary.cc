@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <span>
+#include <utility>
 
 #include "base/clock.h"
 
@@ -46,6 +47,9 @@ Result<std::vector<std::byte>> ReadStateFile(const Primary::StateFile& wanted) {
 }
 
 Error NotAttached() { return Error::Of(ErrorCode::kRamMapping, "not attached to guest RAM"); }
+Error LacksBase() {
+  return Error::Of(ErrorCode::kProtocol, "this connection lacks a complete base");
+}
 Error NotConnected() { return Error::Of(ErrorCode::kPeerLost, "not connected to a backup"); }
 
 }  // namespace
@@ -72,6 +76,7 @@ Result<Primary::Attached> Primary::Attach() {
   ram_ = std::move(ram).value();
   staging_ = std::move(staging).value();
   pool_ = std::make_unique<WorkerPool>(std::max(1u, options_.copy_threads));
+  hot_ = std::make_unique<HotPages>(ram_->size() / ram_->page_size());
   dirty_set_unknown_ = true;
   return Attached{userfault_->adopted(), userfault_->inject_ms()};
 }
@@ -101,10 +106,11 @@ Result<Primary::Round> Primary::BaseRound(bool first, const CancelSignal& cancel
   }
   Round round;
   const double start_ms = MonotonicMs();
-  CarryPrestaged();
-  auto taken = TakeDirtyPages(/*all=*/first);
+  GiveUpAhead();
+  if (writer_ == nullptr) return NotConnected();
+  auto taken = TakeDirtyPages(/*all=*/first, *pool_);
   if (!taken.ok()) return taken.error();
-  const std::vector<PageRun>& runs = taken.value();
+  const std::vector<PageRun>& runs = taken.value().pages;
   const double scanned_ms = MonotonicMs();
 
   const Status sent = SendRound(runs, cancel);
@@ -124,25 +130,25 @@ Result<Primary::Round> Primary::BaseRound(bool first, const CancelSignal& cancel
   return round;
 }
 
-// Every page the backup may lack but the prestaged; from here the caller answers for them.
-Result<std::vector<PageRun>> Primary::TakeDirtyPages(bool all) {
+// Every page the backup may lack but those of ahead_; from here the caller answers for them.
+Result<Primary::Dirty> Primary::TakeDirtyPages(bool all, WorkerPool& pool) {
   all = all || dirty_set_unknown_;
   dirty_set_unknown_ = true;
   // Armed before it is known what is populated: a page that the guest touches
   // in between is then both sent and dirty, never neither.
-  auto written = tracker_->Scan(*pool_);
+  auto written = tracker_->Scan(pool);
   if (!written.ok()) return written.error();
-  std::vector<PageRun> runs;
+  Dirty dirty{Ordered(std::move(written).value()), {}};
   if (all) {
     auto populated = ram_->Populated(*tracker_);
     if (!populated.ok()) return populated.error();
-    runs = std::move(populated).value();
+    dirty.pages = Ordered(std::move(populated).value());
   } else {
-    runs = carry_.empty() ? std::move(written).value() : UnionOf(Ordered(std::move(written).value()), carry_);
+    dirty.pages = carry_.empty() ? dirty.written : UnionOf(dirty.written, carry_);
   }
   carry_.clear();
   dirty_set_unknown_ = false;
-  return Ordered(std::move(runs));
+  return dirty;
 }
 
 Status Primary::SendRound(const std::vector<PageRun>& runs, const CancelSignal& cancel) {
@@ -172,30 +178,84 @@ Status Primary::SendRound(const std::vector<PageRun>& runs, const CancelSignal& 
   return writer_->EndRound();
 }
 
-Result<Primary::Prestaged> Primary::Prestage() {
+Status Primary::CheckSlice(const Slice& slice) const {
   if (ram_ == nullptr) return NotAttached();
   if (epoch_) {
     return Error::Of(ErrorCode::kLimit, "epoch " + std::to_string(epoch_->number) +
                                             " is not acknowledged yet");
   }
+  if (!slice.send) return {};
+  if (writer_ == nullptr) return NotConnected();
+  if (!base_sent_) return LacksBase();
+  return {};
+}
+
+// At most half of the pool is staged ahead: the rest is for what the pause
+// finds. Nor more than RAM is long, so that with all of RAM on top of it an
+// epoch stays within what a backup accepts (kEpochBytesFactor).
+uint64_t Primary::AheadRoomPages(const Slice& slice) const {
+  const uint64_t bytes_max = std::min(staging_->bytes_max() / 2, ram_->size());
+  const uint64_t pages_max = bytes_max / ram_->page_size();
+  const uint64_t room = pages_max - std::min(pages_max, ahead_.places());
+  return std::min(room, slice.bytes_max.value_or(bytes_max) / ram_->page_size());
+}
+
+Result<Primary::Prestaged> Primary::Prestage(const Slice& slice) {
+  if (ahead_epoch_ != slice.epoch) GiveUpAhead();
+  HF_TRY(CheckSlice(slice));
+  ahead_epoch_ = slice.epoch;
   Prestaged prestaged;
   const double start_ms = MonotonicMs();
-  CarryPrestaged();
-  auto taken = TakeDirtyPages(/*all=*/false);
+  auto taken = TakeDirtyPages(/*all=*/false, alone_);
   if (!taken.ok()) return taken.error();
-  std::vector<PageRun> runs = std::move(taken).value();
+  Dirty dirty = std::move(taken).value();
   const double scanned_ms = MonotonicMs();
-  // At most half of the pool: the rest is for what the pause finds.
-  if (PagesOf(runs) * ram_->page_size() > staging_->bytes_max() / 2 ||
-      !staging_->Stage(ram_->source(), ram_->page_size(), runs, /*first_page=*/0, alone_).ok()) {
-    Carry(runs);
-    return prestaged;
-  }
-  prestaged.pages = PagesOf(runs);
   prestaged.scan_ms = scanned_ms - start_ms;
+  const AheadPages::Superseded superseded = ahead_.Supersede(dirty.pages);
+  prestaged.superseded_pages = superseded.pages;
+  prestaged.superseded_sent_pages = superseded.sent_pages;
+  hot_->Written(dirty.written);
+  const std::vector<PageRun> hot = hot_->TakeHot(dirty.pages);
+  prestaged.held_back_pages = held_back_pages_ = PagesOf(hot);
+  Carry(hot);
+  Carry(CutAfter(dirty.pages, AheadRoomPages(slice)));
+  if (!dirty.pages.empty()) {
+    if (staging_->Stage(ram_->source(), ram_->page_size(), dirty.pages, ahead_.places(), alone_)
+            .ok()) {
+      ahead_.Staged(dirty.pages);
+      prestaged.pages = PagesOf(dirty.pages);
+      ahead_staged_pages_ += prestaged.pages;
+    } else {
+      Carry(dirty.pages);  // no memory: the pause will see
+    }
+  }
   prestaged.copy_ms = MonotonicMs() - scanned_ms;
-  prestaged_ = std::move(runs);
+  if (slice.send) HF_TRY(SendSlice(slice, prestaged));
   return prestaged;
+}
+
+// The last slice of an epoch is the pause's.
+Status Primary::SendSlice(const Slice& slice, Prestaged& prestaged) {
+  if (ahead_.unsent().empty() || ahead_.slices() + 1 >= kSlicesMax) return {};
+  const double start_ms = MonotonicMs();
+  const double start_cpu_ms = ThreadCpuMs();
+  const bool begun = ahead_.slices() > 0;
+  const uint64_t bytes_before = begun ? writer_->counters().bytes : 0;
+  const Status sent = [&]() -> Status {
+    writer_->UseStrategy(slice.strategy);
+    if (!begun) HF_TRY(writer_->BeginEpoch(slice.epoch));
+    HF_TRY(writer_->Pages(staging_->source(), ahead_.unsent(), /*stable=*/true));
+    return writer_->EndSlice();
+  }();
+  if (!sent.ok()) {
+    Disconnect();
+    return sent;
+  }
+  ahead_.Sent();
+  ahead_cpu_ms_ += ThreadCpuMs() - start_cpu_ms;
+  prestaged.bytes = writer_->counters().bytes - bytes_before;
+  prestaged.send_ms = MonotonicMs() - start_ms;
+  return {};
 }
 
 Result<Primary::Captured> Primary::Capture(uint64_t epoch, Mode mode) {
@@ -204,39 +264,57 @@ Result<Primary::Captured> Primary::Capture(uint64_t epoch, Mode mode) {
     return Error::Of(ErrorCode::kLimit, "epoch " + std::to_string(epoch_->number) +
                                             " is not acknowledged yet");
   }
+  if (ahead_epoch_ != epoch) GiveUpAhead();
   Captured captured;
   const double start_ms = MonotonicMs();
-  auto taken = TakeDirtyPages(/*all=*/false);
+  auto taken = TakeDirtyPages(/*all=*/false, *pool_);
   if (!taken.ok()) return taken.error();
-  std::vector<PageRun> written = std::move(taken).value();
+  Dirty dirty = std::move(taken).value();
   const double scanned_ms = MonotonicMs();
-  Epoch next{epoch, mode, {}};
-  if (mode == Mode::kDirect || !Stage(written, next, captured)) {
+  ahead_.Supersede(dirty.pages);
+  Epoch next{.number = epoch, .mode = mode};
+  if (mode == Mode::kDirect || !Stage(dirty.pages, next)) {
     next.mode = Mode::kDirect;
-    next.runs = UnionOf(prestaged_, written);
+    next.runs = UnionOf(ahead_.unsent(), dirty.pages);
+    ahead_staged_pages_ = ahead_.pages_sent();
   }
-  prestaged_.clear();
-  captured.mode = next.mode;
-  captured.dirty_pages = PagesOf(next.runs);
-  captured.runs = next.runs.size();
-  captured.scan_ms = scanned_ms - start_ms;
   captured.copy_ms = MonotonicMs() - scanned_ms;
+  captured.scan_ms = scanned_ms - start_ms;
+  captured.mode = next.mode;
+  captured.runs = next.runs.size();
+  captured.ahead_pages = PagesOf(ahead_.sent());
+  captured.dirty_pages = PagesOf(next.runs) + captured.ahead_pages;
+  captured.prestaged_pages = ahead_staged_pages_;
+  const uint64_t unsent = next.mode == Mode::kStaged ? PagesOf(ahead_.unsent()) : 0;
+  captured.superseded_pages = ahead_staged_pages_ - captured.ahead_pages - unsent;
+  captured.held_back_pages = held_back_pages_;
+  next.ahead = ahead_.sent();
+  next.begun = ahead_.slices() > 0;
+  next.superseded_pages = ahead_.pages_sent() - captured.ahead_pages;
+  next.ahead_cpu_ms = ahead_cpu_ms_;
   epoch_ = std::move(next);
+  hot_->EndEpoch(dirty.written);
+  EndAhead();
   return captured;
 }
 
 // False if there is too much to stage, or no memory for it: the VM stays paused instead.
-bool Primary::Stage(std::vector<PageRun>& written, Epoch& epoch, Captured& captured) {
-  const uint64_t prestaged = PagesOf(prestaged_);
-  const uint64_t pages = prestaged + PagesOf(written);
-  if (pages * ram_->page_size() > staging_->bytes_max() ||
-      !staging_->Stage(ram_->source(), ram_->page_size(), written, prestaged, *pool_).ok()) {
-    return false;
+bool Primary::Stage(std::vector<PageRun>& dirty, Epoch& epoch) {
+  const uint32_t page_size = ram_->page_size();
+  const uint64_t places_max = staging_->bytes_max() / page_size;
+  uint64_t first = ahead_.places();
+  const bool beside = first + PagesOf(dirty) <= places_max;
+  if (!beside) {
+    // What was only staged gives its places up, and is copied again with the rest.
+    std::vector<PageRun> all = UnionOf(ahead_.unsent(), dirty);
+    first = ahead_.places_sent();
+    if (first + PagesOf(all) > places_max) return false;
+    ahead_.Supersede(all);
+    dirty = std::move(all);
   }
-  epoch.runs = prestaged_.empty() ? std::move(written) : Superseded(prestaged_, written);
-  captured.prestaged_pages = prestaged;
-  captured.superseded_pages = pages - PagesOf(epoch.runs);
-  staged_bytes_last_ = pages * ram_->page_size();
+  if (!staging_->Stage(ram_->source(), page_size, dirty, first, *pool_).ok()) return false;
+  staged_bytes_last_ = (first + PagesOf(dirty)) * page_size;
+  epoch.runs = ahead_.unsent().empty() ? dirty : Superseded(ahead_.unsent(), dirty);
   return true;
 }
 
@@ -250,9 +328,7 @@ Result<Primary::Sent> Primary::Send(uint64_t epoch, Strategy strategy, const Sta
   const Epoch sending = *std::exchange(epoch_, std::nullopt);
   Result<Sent> sent = [&]() -> Result<Sent> {
     if (writer_ == nullptr) return NotConnected();
-    if (!base_sent_) {
-      return Error::Of(ErrorCode::kProtocol, "this connection lacks a complete base");
-    }
+    if (!base_sent_) return LacksBase();
     auto device_bytes = ReadStateFile(device);
     if (!device_bytes.ok()) return device_bytes.error();
     std::vector<std::byte> prefix_bytes;
@@ -267,7 +343,7 @@ Result<Primary::Sent> Primary::Send(uint64_t epoch, Strategy strategy, const Sta
     if (!outcome.ok()) Disconnect();
     return outcome;
   }();
-  if (!sent.ok()) Carry(sending.runs);
+  if (!sent.ok()) GiveUp(sending);
   return sent;
 }
 
@@ -277,7 +353,7 @@ Result<Primary::Sent> Primary::SendEpoch(const Epoch& epoch, Strategy strategy,
   const double start_ms = MonotonicMs();
   const double start_cpu_ms = ThreadCpuMs();
   writer_->UseStrategy(strategy);
-  HF_TRY(writer_->BeginEpoch(epoch.number));
+  if (!epoch.begun) HF_TRY(writer_->BeginEpoch(epoch.number));
   const PageSource source = epoch.mode == Mode::kStaged ? staging_->source() : ram_->source();
   HF_TRY(writer_->Pages(source, epoch.runs, /*stable=*/true));
   if (!prefix.empty()) HF_TRY(writer_->Prefix(prefix));
@@ -290,8 +366,11 @@ Result<Primary::Sent> Primary::SendEpoch(const Epoch& epoch, Strategy strategy,
   if (!ack.ok()) return ack.error();
   sent.ack_ms = MonotonicMs() - start_ms;
   sent.counters = writer_->counters();
-  sent.cpu_ms = ThreadCpuMs() - start_cpu_ms + sent.counters.helper_cpu_ms;
+  sent.cpu_ms =
+      ThreadCpuMs() - start_cpu_ms + epoch.ahead_cpu_ms + sent.counters.helper_cpu_ms;
   sent.device_bytes = device.size();
+  sent.device_sent_bytes = writer_->device_bytes_sent();
+  sent.superseded_bytes = epoch.superseded_pages * ram_->page_size();
   const int64_t apply_us = ack.value().previous_apply_us;
   sent.previous_apply_ms = apply_us < 0 ? -1 : static_cast<double>(apply_us) / 1e3;
   return sent;
@@ -299,18 +378,47 @@ Result<Primary::Sent> Primary::SendEpoch(const Epoch& epoch, Strategy strategy,
 
 void Primary::Carry(const std::vector<PageRun>& runs) { carry_ = UnionOf(runs, carry_); }
 
-void Primary::CarryPrestaged() {
-  Carry(prestaged_);
-  prestaged_.clear();
+void Primary::GiveUp(const Epoch& epoch) {
+  Carry(epoch.runs);
+  Carry(epoch.ahead);
+  if (epoch.begun) Abandon();
+}
+
+void Primary::GiveUpAhead() {
+  const bool begun = ahead_.slices() > 0;
+  CarryAhead();
+  if (begun) Abandon();
+}
+
+void Primary::CarryAhead() {
+  Carry(ahead_.Pages());
+  if (hot_ != nullptr) hot_->GiveUp();
+  EndAhead();
+}
+
+void Primary::EndAhead() {
+  ahead_.Clear();
+  ahead_epoch_ = ahead_staged_pages_ = held_back_pages_ = 0;
+  ahead_cpu_ms_ = 0;
+}
+
+// The slices on the wire hold what may be torn or old by now, and staging must
+// not be used again before they have arrived: the backup drops them and says so.
+void Primary::Abandon() {
+  if (writer_ != nullptr && !writer_->Abandon().ok()) Disconnect();
 }
 
 void Primary::Abort(uint64_t epoch) {
-  if (!epoch_ || epoch_->number != epoch) return;
-  Carry(epoch_->runs);
-  epoch_.reset();
+  if (epoch_ && epoch_->number == epoch) {
+    GiveUp(*std::exchange(epoch_, std::nullopt));
+  } else if (!epoch_ && ahead_epoch_ == epoch) {
+    GiveUpAhead();
+  }
 }
 
 void Primary::Disconnect() {
+  CarryAhead();
+  if (epoch_) epoch_->begun = false;
   writer_.reset();
   cancel_.reset();
   base_sent_ = false;
@@ -321,9 +429,9 @@ Status Primary::Detach() {
   HF_TRY(userfault_->Release());
   Disconnect();
   epoch_.reset();
-  prestaged_.clear();
   carry_.clear();
   pool_.reset();
+  hot_.reset();
   staging_.reset();
   ram_.reset();
   tracker_.reset();

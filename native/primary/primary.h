@@ -1,11 +1,16 @@
 // The primary's data plane for one VM, as one thread sees it: every call blocks.
 //
-//   Attach ─► Connect ─► BaseRound(first) ─► BaseRound… ─► { [Prestage ─►] Capture ─► Send }*
+//   Attach ─► Connect ─► BaseRound(first) ─► BaseRound… ─► { Prestage… ─► Capture ─► Send }*
 //
-// The set of pages the backup may lack is never forgotten: a captured epoch
-// that was not acknowledged is carried into the next capture, and so is what was
-// prestaged for one that never came; after a base round
-// that failed, or a scan of which the outcome is unknown, all pages count as dirty.
+// The set of pages the backup may lack is never forgotten. Each of them is either
+//   dirty in the tracker, not found by any scan yet;
+//   in carry_: found, but neither staged nor captured (hot, beyond a limit, or of
+//     an epoch that was given up);
+//   in ahead_: staged, and perhaps sent, ahead of the coming pause, and not
+//     written since;
+//   or in epoch_: captured and not acknowledged.
+// After a base round that failed, or a scan of which the outcome is unknown, all
+// pages count as dirty.
 #pragma once
 
 #include <sys/types.h>
@@ -20,6 +25,8 @@
 #include "base/cancel.h"
 #include "base/result.h"
 #include "base/worker_pool.h"
+#include "capture/ahead_pages.h"
+#include "capture/hot_pages.h"
 #include "capture/staging_pool.h"
 #include "guest/ram_view.h"
 #include "guest/tracker.h"
@@ -64,10 +71,22 @@ class Primary {
 
   enum class Mode { kStaged, kDirect };
 
+  struct Slice {
+    uint64_t epoch = 0;  // the one that will be captured next
+    bool send = false;   // ahead of the pause, too
+    Strategy strategy = Strategy::kCopy;
+    std::optional<uint64_t> bytes_max;  // of the slice's pages
+  };
+
   struct Prestaged {
-    uint64_t pages = 0;
+    uint64_t pages = 0;             // staged
+    uint64_t held_back_pages = 0;   // hot: left for the pause
+    uint64_t superseded_pages = 0;  // staged before in this epoch, and written since
+    uint64_t superseded_sent_pages = 0;
+    uint64_t bytes = 0;  // sent
     double scan_ms = 0;
     double copy_ms = 0;
+    double send_ms = 0;
   };
 
   struct Captured {
@@ -75,6 +94,8 @@ class Primary {
     uint64_t dirty_pages = 0;       // of the epoch, prestaged ones included
     uint64_t prestaged_pages = 0;   // staged before the pause
     uint64_t superseded_pages = 0;  // of these, written again before the pause
+    uint64_t ahead_pages = 0;       // of these, sent and not written again
+    uint64_t held_back_pages = 0;   // hot when the last slice was taken
     uint64_t runs = 0;
     double scan_ms = 0;
     double copy_ms = 0;
@@ -89,6 +110,8 @@ class Primary {
   struct Sent {
     SendCounters counters;
     uint64_t device_bytes = 0;
+    uint64_t device_sent_bytes = 0;  // less where a delta travelled
+    uint64_t superseded_bytes = 0;   // pages that were sent ahead in vain
     double send_ms = 0;
     double ack_ms = 0;
     double cpu_ms = 0;  // of all sending threads
@@ -103,12 +126,13 @@ class Primary {
   // `cancel` cuts what waits on this connection, from any thread.
   Status Connect(const Peer& peer, std::shared_ptr<const CancelSignal> cancel);
   Result<Round> BaseRound(bool first, const CancelSignal& cancel);
-  // Speculative: stages what is dirty by now, while the VM runs. A page that is
-  // torn by it is dirty again, and staged anew by the capture.
-  Result<Prestaged> Prestage();
+  // Speculative: stages what is dirty by now, while the VM runs, and sends it as
+  // a slice of the epoch (capture/ahead_pages.h).
+  Result<Prestaged> Prestage(const Slice& slice);
   Result<Captured> Capture(uint64_t epoch, Mode mode);
   Result<Sent> Send(uint64_t epoch, Strategy strategy, const StateFile& device,
                     const std::optional<StateFile>& prefix);
+  // Gives up what was captured, or sent ahead, of this epoch.
   void Abort(uint64_t epoch);
   void Disconnect();
   Status Detach();
@@ -125,16 +149,31 @@ class Primary {
   struct Epoch {
     uint64_t number;
     Mode mode;
-    std::vector<PageRun> runs;
+    std::vector<PageRun> runs{};      // to be sent
+    std::vector<PageRun> ahead{};     // sent and valid, beside these
+    bool begun = false;               // on the wire, by slices
+    uint64_t superseded_pages = 0;    // sent in vain
+    double ahead_cpu_ms = 0;
   };
 
-  Result<std::vector<PageRun>> TakeDirtyPages(bool all);
+  struct Dirty {
+    std::vector<PageRun> written;  // found by this scan
+    std::vector<PageRun> pages;    // and those that were carried
+  };
+  Result<Dirty> TakeDirtyPages(bool all, WorkerPool& pool);
   Status SendRound(const std::vector<PageRun>& runs, const CancelSignal& cancel);
   Result<Sent> SendEpoch(const Epoch& epoch, Strategy strategy, std::span<const std::byte> device,
                          std::span<const std::byte> prefix);
-  bool Stage(std::vector<PageRun>& written, Epoch& epoch, Captured& captured);
+  Status CheckSlice(const Slice& slice) const;
+  uint64_t AheadRoomPages(const Slice& slice) const;
+  Status SendSlice(const Slice& slice, Prestaged& prestaged);
+  bool Stage(std::vector<PageRun>& dirty, Epoch& epoch);
   void Carry(const std::vector<PageRun>& runs);
-  void CarryPrestaged();
+  void GiveUp(const Epoch& epoch);
+  void GiveUpAhead();
+  void CarryAhead();
+  void EndAhead();
+  void Abandon();
 
   const Options options_;
 
@@ -149,8 +188,13 @@ class Primary {
   std::unique_ptr<EpochWriter> writer_;
 
   std::optional<Epoch> epoch_;
-  std::vector<PageRun> prestaged_;  // ascending; from the pool's first page on
-  std::vector<PageRun> carry_;      // pages of epochs that were given up
+  std::unique_ptr<HotPages> hot_;
+  AheadPages ahead_;
+  uint64_t ahead_epoch_ = 0;  // that ahead_ is of
+  uint64_t ahead_staged_pages_ = 0;
+  uint64_t held_back_pages_ = 0;
+  double ahead_cpu_ms_ = 0;
+  std::vector<PageRun> carry_;
   bool base_sent_ = false;          // on this connection
   bool dirty_set_unknown_ = true;   // until the tracker is armed
   uint64_t staged_bytes_last_ = 0;

@@ -68,7 +68,7 @@ Status CheckOptions(const Receiver::Session& options) {
 }
 
 WireLimits LimitsOf(const Receiver::Session& options) {
-  // A page comes once per epoch: more than RAM cannot be needed.
+  // Of each page the latest content counts: more than RAM cannot be needed.
   return {options.page_size, options.ram_bytes,
           std::min(options.epoch_bytes_max, options.ram_bytes), options.device_bytes_max};
 }
@@ -79,7 +79,7 @@ Result<std::unique_ptr<ReplicaSession>> ReplicaSession::Open(const Receiver::Ses
                                                              const Receiver::EventSink& sink,
                                                              std::atomic<double>& last_byte_ms) {
   HF_TRY(CheckOptions(options));
-  const uint64_t staging_bytes_max = LimitsOf(options).epoch_bytes_max;
+  const uint64_t staging_bytes_max = EpochBytesSentMax(LimitsOf(options));
   auto first = EpochStaging::Reserve(staging_bytes_max);
   if (!first.ok()) return first.error();
   auto second = EpochStaging::Reserve(staging_bytes_max);
@@ -254,8 +254,7 @@ void ReplicaSession::HangUp() {
   if (incoming_.slot != nullptr) {
     partial_dropped_ = true;
     dropped_epoch = incoming_.slot->epoch;
-    incoming_.slot->staging.Clear();
-    incoming_.slot->state = Slot::State::kFree;
+    Free(*incoming_.slot);
   }
   incoming_ = {};
   Error error = *std::move(link_error_);
@@ -317,6 +316,7 @@ void ReplicaSession::ApplyLoop() {
       slot = apply_queue_.front();
     }
     const double started_ms = MonotonicMs();
+    slot->staging.OrderBySlice();
     replica_.Apply(slot->staging, closing_);
     FinishApply(*slot, MonotonicMs() - started_ms);
   }

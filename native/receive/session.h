@@ -135,12 +135,15 @@ class ReplicaSession {
   Status OnRoundPages(const FrameHeader& header, Stream& stream);
   Status OnZero(const FrameHeader& header, Stream& stream);
   Status OnState(const FrameHeader& header, Stream& stream);
+  Status OnDelta(const FrameHeader& header, Stream& stream);
   Status OnEndPart(const FrameHeader& header, Stream& stream);
+  Status OnAbandon(const FrameHeader& header, Stream& stream);
   void Account(Stream& stream);
   Status PublishRound();
   Status Publish();
   Result<Slot*> ClaimSlot();
   Status MakeRoom(Slot& slot, uint64_t bytes);
+  static void Free(Slot& slot);
   Digest* DigestOf(Stream& stream) const {
     return verify_ && !stream.in_round ? &stream.digest : nullptr;
   }

@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <cinttypes>
+#include <utility>
 
 #include "base/clock.h"
 #include "receive/session.h"
+#include "wire/state_delta.h"
 
 namespace holdfast {
 namespace {
@@ -63,9 +65,11 @@ Status ReplicaSession::Handle(const FrameHeader& header, Stream& stream) {
     case FrameType::kZero: return OnZero(header, stream);
     case FrameType::kPrefix:
     case FrameType::kDevice: return OnState(header, stream);
+    case FrameType::kDeviceDelta: return OnDelta(header, stream);
     case FrameType::kEndRound:
     case FrameType::kCommit:
     case FrameType::kEndPart: return OnEndPart(header, stream);
+    case FrameType::kAbandon: return OnAbandon(header, stream);
     case FrameType::kError: {
       std::vector<std::byte> payload(header.payload_bytes);
       HF_TRY(stream.reader.Read(payload, 0, nullptr));
@@ -74,7 +78,8 @@ Status ReplicaSession::Handle(const FrameHeader& header, Stream& stream) {
     case FrameType::kHello:
     case FrameType::kHelloOk:
     case FrameType::kAck:
-    case FrameType::kRoundOk: break;
+    case FrameType::kRoundOk:
+    case FrameType::kAbandoned: break;
   }
   HF_ASSERT(!"a frame that the decoder lets through");
 }
@@ -112,7 +117,7 @@ Status ReplicaSession::OnPages(const FrameHeader& header, Stream& stream) {
   HF_TRY(stream.reader.Read(parts, kNextHeader, DigestOf(stream)));
   const std::lock_guard turn(receive_mutex_);
   HF_TRY(decoder_.Table(stream.index, stream.table));
-  incoming_.slot->staging.AddSegment(stream.table, pages);
+  incoming_.slot->staging.AddSegment(header.slice, stream.table, pages);
   return {};
 }
 
@@ -141,7 +146,7 @@ Status ReplicaSession::OnZero(const FrameHeader& header, Stream& stream) {
   if (stream.in_round) {
     replica_.Zero(stream.table);
   } else {
-    incoming_.slot->staging.AddSegment(stream.table, {});
+    incoming_.slot->staging.AddSegment(header.slice, stream.table, {});
   }
   return {};
 }
@@ -152,6 +157,14 @@ Status ReplicaSession::OnState(const FrameHeader& header, Stream& stream) {
   std::vector<std::byte>& to = prefix ? incoming_.prefix.emplace() : incoming_.device;
   to.resize(header.payload_bytes);
   return stream.reader.Read(to, kNextHeader, DigestOf(stream));
+}
+
+// The checkpoint's state is what the primary has an acknowledgement of, and
+// stays so until this epoch is whole: until then nobody writes it.
+Status ReplicaSession::OnDelta(const FrameHeader& header, Stream& stream) {
+  std::vector<std::byte> delta(header.payload_bytes);
+  HF_TRY(stream.reader.Read(delta, kNextHeader, DigestOf(stream)));
+  return DecodeStateDelta(checkpoint_.device, delta, options_.device_bytes_max, incoming_.device);
 }
 
 Status ReplicaSession::OnEndPart(const FrameHeader& header, Stream& stream) {
@@ -166,6 +179,21 @@ Status ReplicaSession::OnEndPart(const FrameHeader& header, Stream& stream) {
   if (!whole.value()) return {};
   incoming_.open = false;
   return stream.in_round ? PublishRound() : Publish();
+}
+
+// The primary waits for the answer before it uses the memory again from which
+// slices were sent by reference: all of them have arrived by then.
+Status ReplicaSession::OnAbandon(const FrameHeader& header, Stream& stream) {
+  const std::lock_guard turn(receive_mutex_);
+  auto given_up = decoder_.Abandon(stream.index);
+  if (!given_up.ok()) return given_up.error();
+  if (!given_up.value()) return {};
+  incoming_.open = false;
+  const std::lock_guard lock(mutex_);
+  if (stopped()) return Stopping();
+  Free(*std::exchange(incoming_.slot, nullptr));
+  changed_.notify_all();
+  return Answer(streams_[0]->socket.get(), FrameType::kAbandoned, header.epoch, {});
 }
 
 // Under receive_mutex_. Adds what this stream's part has cost.
@@ -246,6 +274,12 @@ Result<ReplicaSession::Slot*> ReplicaSession::ClaimSlot() {
   if (chosen == nullptr) return Stopping();
   chosen->state = Slot::State::kReceiving;
   return chosen;
+}
+
+// Under mutex_.
+void ReplicaSession::Free(Slot& slot) {
+  slot.staging.Clear();
+  slot.state = Slot::State::kFree;
 }
 
 // Keeps both slots' memory within max(floor, largest epoch): the other one's

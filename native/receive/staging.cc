@@ -50,11 +50,16 @@ Result<std::span<std::byte>> EpochStaging::Place(uint64_t bytes) {
   return place;
 }
 
-void EpochStaging::AddSegment(std::span<const std::byte> table, std::span<const std::byte> pages) {
+void EpochStaging::AddSegment(uint32_t slice, std::span<const std::byte> table,
+                              std::span<const std::byte> pages) {
   const size_t pages_offset =
       pages.empty() ? 0 : static_cast<size_t>(pages.data() - arena_.data());
-  segments_.push_back({pages.empty(), tables_.size(), table.size(), pages_offset});
+  segments_.push_back({pages.empty(), slice, tables_.size(), table.size(), pages_offset});
   tables_.insert(tables_.end(), table.begin(), table.end());
+}
+
+void EpochStaging::OrderBySlice() {
+  std::ranges::stable_sort(segments_, {}, &Segment::slice);
 }
 
 void EpochStaging::Clear() {

@@ -19,6 +19,7 @@ class EpochStaging {
   // One PAGES or ZERO frame. A zero segment has no page bytes.
   struct Segment {
     bool zero = false;
+    uint32_t slice = 0;
     size_t table_offset = 0;
     size_t table_bytes = 0;
     size_t pages_offset = 0;
@@ -31,7 +32,11 @@ class EpochStaging {
   // gives no more memory.
   Result<std::span<std::byte>> Place(uint64_t bytes);
   // What a frame's table says about its place, which is empty in a ZERO frame.
-  void AddSegment(std::span<const std::byte> table, std::span<const std::byte> pages);
+  void AddSegment(uint32_t slice, std::span<const std::byte> table,
+                  std::span<const std::byte> pages);
+  // A page's content is that of its latest slice, but streams are in no order
+  // among each other: to be called once all has come, before it is applied.
+  void OrderBySlice();
 
   std::span<const Segment> segments() const { return segments_; }
   std::span<const std::byte> table(const Segment& segment) const {

@@ -102,24 +102,42 @@ Result<HelloOkBody> BulkStream::Handshake(const HelloBody& hello, int timeout_ms
 }
 
 Status BulkStream::Begin(uint64_t epoch, bool digested, Strategy strategy) {
-  if (strategy != strategy_) refused_ = false;
-  strategy_ = strategy;
   epoch_ = epoch;
+  slice_ = 0;
   digested_ = digested;
   counters_ = {};
   syscalls_before_ = socket_.syscalls();
   tally_before_ = TallyOfSenders();
   digest_.Reset();
-  if (strategy_ == Strategy::kSendfile) socket_.SetCork(true);
+  UseStrategy(strategy);
   FrameHeader header{.type = FrameType::kBegin};
   if (epoch == 0) header.flags = kFlagBase;
   return Queue(header, {});
+}
+
+void BulkStream::UseStrategy(Strategy strategy) {
+  if (strategy != strategy_) refused_ = false;
+  strategy_ = strategy;
+  if (strategy_ == Strategy::kSendfile) socket_.SetCork(true);
+}
+
+Status BulkStream::EndSlice() {
+  HF_TRY(FlushZeros());
+  HF_TRY(SendQueued({}, false));
+  if (strategy_ == Strategy::kSendfile) socket_.SetCork(false);
+  return {};
+}
+
+void BulkStream::BeginSlice(Strategy strategy) {
+  slice_++;
+  UseStrategy(strategy);
 }
 
 // Header and table; the payload is the caller's to send.
 Status BulkStream::Queue(FrameHeader header, std::span<const std::byte> table) {
   header.epoch = epoch_;
   header.table_bytes = static_cast<uint32_t>(table.size());
+  if (!table.empty()) header.slice = slice_;
   const HeaderBytes head = EncodeHeader(header);
   if (queued_.size() + head.size() + table.size() > kQueuedBytesMax) HF_TRY(SendQueued({}, true));
   queued_.insert(queued_.end(), head.begin(), head.end());
@@ -254,6 +272,12 @@ Status BulkStream::End(FrameType type) {
   HF_TRY(SendQueued(payload, false));
   if (strategy_ == Strategy::kSendfile) socket_.SetCork(false);
   return {};
+}
+
+Status BulkStream::Abandon() {
+  HF_ASSERT(pages_.pages() == 0 && zeros_.pages() == 0);
+  HF_TRY(Queue({.type = FrameType::kAbandon}, {}));
+  return SendQueued({}, false);
 }
 
 Result<FrameHeader> BulkStream::Await(FrameType type, std::span<std::byte> body, int timeout_ms) {

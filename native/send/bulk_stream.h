@@ -55,12 +55,21 @@ class BulkStream {
   // whether what it carries is hashed.
   Status Begin(uint64_t epoch, bool digested, Strategy strategy);
 
-  // All of the runs, ascending after those before; zero pages may wait for the end.
+  // All of the runs, ascending after those before in this slice; zero pages may
+  // wait for the slice's end.
   Status Pages(const PageSource& source, std::span<const PageRun> runs);
   Status State(FrameType type, std::span<const std::byte> bytes);
 
+  // Ends a slice of the part: nothing is held back. Pages after the next
+  // BeginSlice replace those before.
+  Status EndSlice();
+  void BeginSlice(Strategy strategy);
+
   // Ends the part with END_ROUND, COMMIT or END_PART; nothing is held back.
   Status End(FrameType type);
+
+  // Ends the part after a slice, as if it had never begun.
+  Status Abandon();
 
   // Reads one frame of the backward direction: the awaited one, or an error.
   Result<FrameHeader> Await(FrameType type, std::span<std::byte> body, int timeout_ms);
@@ -83,6 +92,7 @@ class BulkStream {
     uint64_t completions = 0;
   };
 
+  void UseStrategy(Strategy strategy);
   Status Queue(FrameHeader header, std::span<const std::byte> table);
   Status SendQueued(std::span<const std::byte> payload, bool more);
   Status FlushZeros();
@@ -103,6 +113,7 @@ class BulkStream {
   int refused_fd_ = -1;  // a source that strategy_ cannot send
   bool refused_ = false;
   uint64_t epoch_ = 0;
+  uint32_t slice_ = 0;
   bool digested_ = false;
   bool was_refused_ = false;  // the peer sent ERROR
   Digest digest_;

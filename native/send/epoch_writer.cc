@@ -12,6 +12,7 @@
 
 #include "base/clock.h"
 #include "base/worker_pool.h"
+#include "wire/state_delta.h"
 #include "wire/text.h"
 
 namespace holdfast {
@@ -22,6 +23,10 @@ namespace {
 constexpr uint64_t kShareBytesMax = uint64_t{1} << 20;
 constexpr uint64_t kShareBytesMin = uint64_t{128} << 10;
 constexpr uint64_t kSharesPerStream = 4;
+
+// Device states up to this size are kept to send the next one as a delta: of
+// machines with many queues they have a few hundred kilobytes.
+constexpr size_t kDeltaStateBytesMax = size_t{16} << 20;
 
 // Hands out runs in order, so many pages at a time. Any thread.
 class RunShares {
@@ -55,7 +60,8 @@ class RunShares {
 }  // namespace
 
 struct EpochWriter::Impl {
-  enum class Phase { kBetween, kRound, kEpoch, kSealed, kCommitted };
+  // kSliced: in an epoch, behind a slice and before the next pages.
+  enum class Phase { kBetween, kRound, kEpoch, kSliced, kSealed, kCommitted };
 
   explicit Impl(const Hello& hello)
       : page_size(hello.page_size), ram_pages(hello.ram_bytes / hello.page_size) {}
@@ -63,6 +69,8 @@ struct EpochWriter::Impl {
   Status AddStream(Descriptor connected, const Hello& hello, unsigned count, int timeout_ms,
                    const CancelSignal& cancel);
   Status Begin(Phase next, uint64_t number);
+  void GoOn();
+  Status SendDevice(std::span<const std::byte> bytes);
   Status Pages(const PageSource& source, std::span<const PageRun> runs);
   Status SendShares(const PageSource& source, std::span<const PageRun> runs, uint64_t pages);
   void SendFrom(RunShares& shares, const PageSource& source, size_t index);
@@ -79,7 +87,14 @@ struct EpochWriter::Impl {
 
   Phase phase = Phase::kBetween;
   uint64_t epoch = 0;
-  uint64_t next_page = 0;  // runs ascend over a whole epoch or round
+  uint32_t slices = 0;     // ended ones of the epoch
+  uint64_t next_page = 0;  // runs ascend over a whole slice or round
+
+  // The backup's checkpoint has device_base; the epoch under way, device_sent.
+  std::optional<std::vector<std::byte>> device_base;
+  std::optional<std::vector<std::byte>> device_sent;
+  std::vector<std::byte> delta;
+  uint64_t device_bytes_sent = 0;
 
   std::vector<std::unique_ptr<BulkStream>> streams;
   std::atomic<bool> failed{false};
@@ -115,9 +130,31 @@ Status EpochWriter::Impl::Begin(Phase next, uint64_t number) {
   phase = next;
   epoch = number;
   next_page = 0;
+  slices = 0;
   const bool digested = verify && next == Phase::kEpoch;
   for (const auto& stream : streams) HF_TRY(stream->Begin(number, digested, strategy));
   return {};
+}
+
+// From one slice to the next.
+void EpochWriter::Impl::GoOn() {
+  if (phase != Phase::kSliced) return;
+  phase = Phase::kEpoch;
+  next_page = 0;
+  for (const auto& stream : streams) stream->BeginSlice(strategy);
+}
+
+Status EpochWriter::Impl::SendDevice(std::span<const std::byte> bytes) {
+  device_sent.reset();
+  if (bytes.size() <= kDeltaStateBytesMax) {
+    device_sent.emplace(bytes.begin(), bytes.end());
+    if (device_base && EncodeStateDelta(*device_base, bytes, delta)) {
+      device_bytes_sent = delta.size();
+      return streams[0]->State(FrameType::kDeviceDelta, delta);
+    }
+  }
+  device_bytes_sent = bytes.size();
+  return streams[0]->State(FrameType::kDevice, bytes);
 }
 
 Status EpochWriter::Impl::Pages(const PageSource& source, std::span<const PageRun> runs) {
@@ -227,7 +264,7 @@ Result<std::unique_ptr<EpochWriter>> EpochWriter::Adopt(Descriptor connected, co
 }
 
 void EpochWriter::UseStrategy(Strategy strategy) {
-  HF_ASSERT(impl_->phase == Impl::Phase::kBetween);
+  HF_ASSERT(impl_->phase == Impl::Phase::kBetween || impl_->phase == Impl::Phase::kSliced);
   impl_->strategy = strategy;
 }
 
@@ -239,21 +276,44 @@ Status EpochWriter::BeginEpoch(uint64_t epoch) {
 }
 
 Status EpochWriter::Pages(const PageSource& source, std::span<const PageRun> runs, bool stable) {
+  impl_->GoOn();
   // Only what cannot change may be hashed, and an epoch is hashed throughout.
   HF_ASSERT(impl_->phase == (stable ? Impl::Phase::kEpoch : Impl::Phase::kRound));
   return impl_->Pages(source, runs);
 }
 
+Status EpochWriter::EndSlice() {
+  HF_ASSERT(impl_->phase == Impl::Phase::kEpoch && impl_->slices + 1 < kSlicesMax);
+  for (const auto& stream : impl_->streams) HF_TRY(stream->EndSlice());
+  impl_->slices++;
+  impl_->phase = Impl::Phase::kSliced;
+  return {};
+}
+
+Status EpochWriter::Abandon() {
+  HF_ASSERT(impl_->phase == Impl::Phase::kSliced);
+  for (const auto& stream : impl_->streams) HF_TRY(stream->Abandon());
+  auto header = impl_->streams[0]->Await(FrameType::kAbandoned, {}, kPeerSilenceMsMax);
+  if (!header.ok()) return header.error();
+  HF_TRY(impl_->FinishAll());
+  impl_->phase = Impl::Phase::kBetween;
+  return {};
+}
+
 Status EpochWriter::Prefix(std::span<const std::byte> bytes) {
+  impl_->GoOn();
   HF_ASSERT(impl_->phase == Impl::Phase::kEpoch);
   return impl_->streams[0]->State(FrameType::kPrefix, bytes);
 }
 
 Status EpochWriter::Device(std::span<const std::byte> bytes) {
+  impl_->GoOn();
   HF_ASSERT(impl_->phase == Impl::Phase::kEpoch);
   impl_->phase = Impl::Phase::kSealed;
-  return impl_->streams[0]->State(FrameType::kDevice, bytes);
+  return impl_->SendDevice(bytes);
 }
+
+uint64_t EpochWriter::device_bytes_sent() const { return impl_->device_bytes_sent; }
 
 Status EpochWriter::EndRound() {
   HF_ASSERT(impl_->phase == Impl::Phase::kRound);
@@ -284,6 +344,7 @@ Result<EpochWriter::Ack> EpochWriter::AwaitAck(uint64_t epoch) {
   }
   HF_TRY(impl_->FinishAll());
   impl_->phase = Impl::Phase::kBetween;
+  std::swap(impl_->device_base, impl_->device_sent);
   const uint64_t apply_us = DecodeAck(body).last_apply_us;
   return Ack{apply_us > INT64_MAX ? -1 : static_cast<int64_t>(apply_us)};
 }

@@ -3,7 +3,11 @@
 //
 //   Connect → { round }* → { epoch }*
 //   round: BeginRound, Pages…, EndRound (waits for ROUND_OK)
-//   epoch: BeginEpoch, Pages…, Prefix?, Device, Commit, AwaitAck
+//   epoch: BeginEpoch, { Pages…, EndSlice }*, Pages…, Prefix?, Device, Commit, AwaitAck
+//          or after a slice Abandon, as if the epoch had never begun
+//
+// Slices are sent ahead of the pause, each page as it was at some moment; the
+// last content of a page counts, in whatever order the streams arrive.
 //
 // With several streams, each but the caller's own has a thread; whichever is
 // free takes the next pages, so a slow stream carries less.
@@ -47,21 +51,31 @@ class EpochWriter {
                                                     int timeout_ms, const CancelSignal& cancel);
   ~EpochWriter();
 
-  // From the next round or epoch on; kCopy at first. Not while one is open.
+  // From the next round, epoch or slice on; kCopy at first. Not in the middle of one.
   void UseStrategy(Strategy strategy);
 
   Status BeginRound();
   Status BeginEpoch(uint64_t epoch);
 
   // Sends runs of `source`, ascending and disjoint by first_page over the whole
-  // epoch or round. All-zero pages are found here (reading through
+  // slice or round. All-zero pages are found here (reading through
   // source.base) and leave as zero runs. With `stable` false (base rounds) the
   // pages may change meanwhile and are not part of the digest. Returns when the
   // kernel has taken the bytes; by-reference strategies read them later still.
   Status Pages(const PageSource& source, std::span<const PageRun> runs, bool stable);
 
+  // What was sent so far is a slice; pages after it replace those in it. At most
+  // kSlicesMax - 1 times in an epoch. Waits for nothing of the backup's.
+  Status EndSlice();
+  // Right after EndSlice: gives the epoch up, and waits until the backup has
+  // dropped what it had of it, as AwaitAck waits.
+  Status Abandon();
+
   Status Prefix(std::span<const std::byte> bytes);
+  // As changes to the state that was acknowledged last, where that is shorter.
   Status Device(std::span<const std::byte> bytes);
+  // What the last Device sent.
+  uint64_t device_bytes_sent() const;
 
   Status EndRound();  // sends END_ROUND, waits for ROUND_OK
   Status Commit();    // sends COMMIT; the acknowledgement is awaited apart

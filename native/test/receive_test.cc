@@ -325,7 +325,7 @@ TEST("staging grows, is reused, and gives memory back") {
     for (int i = 0; i < 5; i++) {
       auto place = staging.Place(uint64_t{20} << 20);
       CHECK_OK(place);
-      staging.AddSegment(Bytes(24), place.value());
+      staging.AddSegment(0, Bytes(24), place.value());
       place.value().front() = place.value().back() = std::byte{1};
     }
     CHECK_EQ(staging.used_bytes(), uint64_t{100} << 20);

@@ -36,7 +36,8 @@ PayloadLimits LimitsOf(FrameType type, uint64_t device_bytes_max) {
     case FrameType::kHelloOk: return {HelloOkBody::kBytes, HelloOkBody::kBytes};
     case FrameType::kPages: return {1, kPagesBytesMax};
     case FrameType::kPrefix:
-    case FrameType::kDevice: return {0, device_bytes_max};
+    case FrameType::kDevice:
+    case FrameType::kDeviceDelta: return {0, device_bytes_max};
     case FrameType::kCommit:
     case FrameType::kEndPart: return {PartBody::kBytes, PartBody::kBytes};
     case FrameType::kEndRound: return {PageTotals::kBytes, PageTotals::kBytes};
@@ -44,7 +45,9 @@ PayloadLimits LimitsOf(FrameType type, uint64_t device_bytes_max) {
     case FrameType::kError: return {sizeof(uint32_t), kErrorBytesMax};
     case FrameType::kBegin:
     case FrameType::kZero:
-    case FrameType::kRoundOk: return {0, 0};
+    case FrameType::kRoundOk:
+    case FrameType::kAbandon:
+    case FrameType::kAbandoned: return {0, 0};
   }
   return {0, 0};
 }
@@ -92,6 +95,9 @@ const char* FrameName(FrameType type) {
     case FrameType::kRoundOk: return "ROUND_OK";
     case FrameType::kError: return "ERROR";
     case FrameType::kEndPart: return "END_PART";
+    case FrameType::kDeviceDelta: return "DEVICE_DELTA";
+    case FrameType::kAbandon: return "ABANDON";
+    case FrameType::kAbandoned: return "ABANDONED";
   }
   return "unknown";
 }
@@ -103,6 +109,7 @@ HeaderBytes EncodeHeader(const FrameHeader& header) {
   Put(&bytes[6], header.flags);
   Put(&bytes[8], header.epoch);
   Put(&bytes[16], header.table_bytes);
+  Put(&bytes[20], header.slice);
   Put(&bytes[24], header.payload_bytes);
   Put(&bytes[32], HashBytes(std::span(bytes).first<kHashedBytes>()));
   return bytes;
@@ -121,7 +128,7 @@ Result<FrameHeader> DecodeHeader(std::span<const std::byte, kFrameHeaderBytes> b
   }
   const auto type = Get<uint16_t>(&bytes[4]);
   if (type < static_cast<uint16_t>(FrameType::kHello) ||
-      type > static_cast<uint16_t>(FrameType::kEndPart)) {
+      type > static_cast<uint16_t>(FrameType::kAbandoned)) {
     return Refused(Text("frame: type %u is unknown", type));
   }
   FrameHeader header;
@@ -129,15 +136,17 @@ Result<FrameHeader> DecodeHeader(std::span<const std::byte, kFrameHeaderBytes> b
   header.flags = Get<uint16_t>(&bytes[6]);
   header.epoch = Get<uint64_t>(&bytes[8]);
   header.table_bytes = Get<uint32_t>(&bytes[16]);
+  header.slice = Get<uint32_t>(&bytes[20]);
   header.payload_bytes = Get<uint64_t>(&bytes[24]);
   const char* name = FrameName(header.type);
   const uint16_t allowed_flags = header.type == FrameType::kBegin ? kFlagBase : 0;
   if ((header.flags & ~allowed_flags) != 0) {
     return Refused(Text("%s frame: flags 0x%04x has unknown bits", name, header.flags));
   }
-  const auto reserved = Get<uint32_t>(&bytes[20]);
-  if (reserved != 0) {
-    return Refused(Text("%s frame: reserved is %" PRIu32 ", not 0", name, reserved));
+  const uint32_t slice_max = HasTable(header.type) ? kSlicesMax - 1 : 0;
+  if (header.slice > slice_max) {
+    return Refused(
+        Text("%s frame: slice %" PRIu32 " exceeds %" PRIu32, name, header.slice, slice_max));
   }
   if (header.epoch > kEpochMax) {
     return Refused(Text("%s frame: epoch %" PRIu64 " exceeds %" PRIu64, name, header.epoch,

@@ -21,7 +21,7 @@ namespace holdfast {
 
 static_assert(std::endian::native == std::endian::little, "the wire is little-endian");
 
-inline constexpr uint32_t kWireVersion = 2;
+inline constexpr uint32_t kWireVersion = 3;
 inline constexpr uint32_t kFrameMagic = 0x31424648;
 inline constexpr size_t kFrameHeaderBytes = 40;
 inline constexpr uint32_t kTableBytesMax = 1 << 20;
@@ -31,6 +31,9 @@ inline constexpr size_t kErrorBytesMax = 1024;
 inline constexpr uint64_t kEpochMax = (uint64_t{1} << 53) - 1;
 // Bulk connections of one session at a time.
 inline constexpr uint16_t kStreamsMax = 16;
+// Of one epoch: what was sent ahead of the pause, and what the pause found. The
+// receiver keeps a bit per page of RAM for each.
+inline constexpr uint32_t kSlicesMax = 64;
 
 inline constexpr uint16_t kFlagBase = 1;  // BEGIN: a base round, not an epoch
 
@@ -48,6 +51,9 @@ enum class FrameType : uint16_t {
   kRoundOk = 11,
   kError = 12,
   kEndPart = 13,
+  kDeviceDelta = 14,
+  kAbandon = 15,
+  kAbandoned = 16,
 };
 
 const char* FrameName(FrameType type);
@@ -57,6 +63,7 @@ struct FrameHeader {
   uint16_t flags = 0;
   uint64_t epoch = 0;
   uint32_t table_bytes = 0;
+  uint32_t slice = 0;  // of PAGES and ZERO: a later one's pages replace an earlier one's
   uint64_t payload_bytes = 0;
 };
 
@@ -64,8 +71,8 @@ using HeaderBytes = std::array<std::byte, kFrameHeaderBytes>;
 
 HeaderBytes EncodeHeader(const FrameHeader& header);
 
-// Magic, hash, type, flags, reserved field, and the sizes' limits by type.
-// `device_bytes_max` bounds PREFIX and DEVICE.
+// Magic, hash, type, flags, slice, and the sizes' limits by type.
+// `device_bytes_max` bounds PREFIX, DEVICE and DEVICE_DELTA.
 Result<FrameHeader> DecodeHeader(std::span<const std::byte, kFrameHeaderBytes> bytes,
                                  uint64_t device_bytes_max);
 

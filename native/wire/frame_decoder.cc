@@ -27,14 +27,20 @@ Status CheckTotals(const char* name, const PageTotals& said, const PageTotals& c
 }  // namespace
 
 FrameDecoder::FrameDecoder(const WireLimits& limits)
-    : limits_(limits), ram_pages_(limits.ram_bytes / limits.page_size), seen_(ram_pages_) {}
+    : limits_(limits), ram_pages_(limits.ram_bytes / limits.page_size) {}
 
 void FrameDecoder::NewConnection(unsigned streams) {
   HF_ASSERT(streams >= 1 && streams <= kStreamsMax);
   parts_.assign(streams, {});
   work_ = Work::kNone;
   epoch_ = 0;
-  seen_.Clear();
+  committed_here_ = false;
+}
+
+// Made when a slice is first seen, then kept: nearly every epoch has as many.
+PageBitmap& FrameDecoder::SeenIn(uint32_t slice) {
+  while (seen_.size() <= slice) seen_.emplace_back(ram_pages_);
+  return seen_[slice];
 }
 
 Result<FrameHeader> FrameDecoder::Header(unsigned stream,
@@ -91,16 +97,33 @@ Status FrameDecoder::CheckOrder(unsigned stream, const FrameHeader& header) cons
     case FrameType::kBegin: return CheckBegin(stream, header);
     case FrameType::kError: return {};  // ends the connection wherever it is
     case FrameType::kPages:
-    case FrameType::kZero: expected = open; break;
+    case FrameType::kZero:
+      if (open && in_round() && header.slice != 0) {
+        return Refused(Text("%s frame: slice %" PRIu32 " of a base round", name, header.slice));
+      }
+      if (open && header.slice < parts_[stream].slice) {
+        return Refused(Text("%s frame: slice %" PRIu32 " after slice %" PRIu32, name, header.slice,
+                            parts_[stream].slice));
+      }
+      expected = open;
+      break;
     case FrameType::kPrefix: expected = open && stream == 0 && in_epoch() && !prefix_seen_; break;
     case FrameType::kDevice: expected = open && stream == 0 && in_epoch(); break;
+    case FrameType::kDeviceDelta:
+      if (!committed_here_) {
+        return Refused("DEVICE_DELTA frame: no epoch was committed on this connection");
+      }
+      expected = open && stream == 0 && in_epoch();
+      break;
     case FrameType::kCommit: expected = parts_[stream].state == Part::State::kSealed; break;
     case FrameType::kEndRound: expected = open && stream == 0 && in_round(); break;
     case FrameType::kEndPart: expected = open && stream != 0; break;
+    case FrameType::kAbandon: expected = open && in_epoch(); break;
     case FrameType::kHello:
     case FrameType::kHelloOk:
     case FrameType::kAck:
-    case FrameType::kRoundOk: break;
+    case FrameType::kRoundOk:
+    case FrameType::kAbandoned: break;
   }
   if (!expected) {
     return Refused(Text("%s frame: type %u is out of order here, on stream %u", name,
@@ -120,10 +143,11 @@ Status FrameDecoder::CheckBudget(const FrameHeader& header) const {
                         header.payload_bytes, limits_.page_size));
   }
   if (!in_epoch()) return {};
-  if (header.payload_bytes > limits_.epoch_bytes_max - page_bytes_) {
+  const uint64_t bytes_max = EpochBytesSentMax(limits_);
+  if (header.payload_bytes > bytes_max - page_bytes_) {
     return Refused(Text("PAGES frame: payloadBytes %" PRIu64 " on top of %" PRIu64
                         " exceeds %" PRIu64 " for one epoch",
-                        header.payload_bytes, page_bytes_, limits_.epoch_bytes_max));
+                        header.payload_bytes, page_bytes_, bytes_max));
   }
   return {};
 }
@@ -135,9 +159,9 @@ void FrameDecoder::Open(const FrameHeader& begin) {
   epoch_ = begin.epoch;
   page_bytes_ = 0;
   prefix_seen_ = false;
-  parts_ended_ = 0;
+  parts_ended_ = parts_abandoned_ = 0;
   totals_ = {};
-  seen_.Clear();
+  for (PageBitmap& seen : seen_) seen.Clear();
 }
 
 void FrameDecoder::Enter(unsigned stream, const FrameHeader& header) {
@@ -147,12 +171,18 @@ void FrameDecoder::Enter(unsigned stream, const FrameHeader& header) {
     case FrameType::kBegin:
       if (work_ == Work::kNone) Open(header);
       part.state = Part::State::kOpen;
+      part.slice = 0;
       part.totals = {};
       break;
     // Counted now, not when its table has come: other streams' frames arrive in between.
-    case FrameType::kPages: page_bytes_ += header.payload_bytes; break;
+    case FrameType::kPages:
+      page_bytes_ += header.payload_bytes;
+      part.slice = header.slice;
+      break;
+    case FrameType::kZero: part.slice = header.slice; break;
     case FrameType::kPrefix: prefix_seen_ = true; break;
-    case FrameType::kDevice: part.state = Part::State::kSealed; break;
+    case FrameType::kDevice:
+    case FrameType::kDeviceDelta: part.state = Part::State::kSealed; break;
     default: break;
   }
 }
@@ -170,14 +200,15 @@ Status FrameDecoder::Table(unsigned stream, std::span<const std::byte> table) {
     return Refused(Text("PAGES frame: payloadBytes %" PRIu64 " for %" PRIu64 " pages of %" PRIu32,
                         frame.payload_bytes, pages.value(), limits_.page_size));
   }
-  // Streams are in no order among each other, and runs are applied in any: a
-  // page must have one content.
+  // Streams are in no order among each other: within a slice, a page must have
+  // one content.
+  PageBitmap& seen = SeenIn(frame.slice);
   WireRun run;
   for (RunCursor runs(table); runs.Next(run);) {
-    if (!seen_.Add(run.first_page, run.pages)) {
+    if (!seen.Add(run.first_page, run.pages)) {
       return Refused(Text("%s frame: a page of first page %" PRIu64 ", pages %" PRIu32
                           " came before in this %s",
-                          name, run.first_page, run.pages, in_round() ? "round" : "epoch"));
+                          name, run.first_page, run.pages, in_round() ? "round" : "slice"));
     }
   }
   (frame.type == FrameType::kPages ? part.totals.pages : part.totals.zero_pages) += pages.value();
@@ -188,6 +219,10 @@ Result<bool> FrameDecoder::EndPart(unsigned stream, std::span<const std::byte> p
                                    uint64_t digest) {
   Part& part = parts_[stream];
   const FrameType type = part.current.type;
+  if (parts_abandoned_ > 0) {
+    return Refused(Text("%s frame: epoch %" PRIu64 " was abandoned on another stream",
+                        FrameName(type), epoch_));
+  }
   PartBody said;
   if (type == FrameType::kEndRound) {
     said = {DecodeTotals(payload.first<PageTotals::kBytes>()), digest};
@@ -207,14 +242,33 @@ Result<bool> FrameDecoder::EndPart(unsigned stream, std::span<const std::byte> p
   totals_.zero_pages += part.totals.zero_pages;
   if (++parts_ended_ < parts_.size()) return false;
 
-  for (Part& ended : parts_) ended.state = Part::State::kIdle;
   if (in_round()) {
     round_torn_ = false;
   } else {
     last_committed_ = epoch_;
+    committed_here_ = true;
   }
-  work_ = Work::kNone;
+  Close();
   return true;
+}
+
+Result<bool> FrameDecoder::Abandon(unsigned stream) {
+  Part& part = parts_[stream];
+  HF_ASSERT(part.current.type == FrameType::kAbandon);
+  // What one stream takes for given up must not be committed by the others.
+  if (parts_ended_ > parts_abandoned_) {
+    return Refused(Text("ABANDON frame: a part of epoch %" PRIu64 " has ended otherwise", epoch_));
+  }
+  part.state = Part::State::kEnded;
+  parts_abandoned_++;
+  if (++parts_ended_ < parts_.size()) return false;
+  Close();
+  return true;
+}
+
+void FrameDecoder::Close() {
+  for (Part& part : parts_) part.state = Part::State::kIdle;
+  work_ = Work::kNone;
 }
 
 }  // namespace holdfast

@@ -3,15 +3,18 @@
 //
 //   stream 0:  Idle ── BEGIN ──► Open ─┐ PAGES ZERO PREFIX
 //                                 │  ◄─┘
-//                                 ├── DEVICE ──► Sealed ── COMMIT ──► Ended
-//                                 └── END_ROUND ────────────────────► Ended
+//                                 ├── DEVICE(_DELTA) ► Sealed ─ COMMIT ─► Ended
+//                                 ├── END_ROUND ────────────────────► Ended
+//                                 └── ABANDON ──────────────────────► Ended
 //   others:    Idle ── BEGIN ──► Open ─┐ PAGES ZERO
 //                                 │  ◄─┘
-//                                 └── END_PART ─────────────────────► Ended
+//                                 ├── END_PART ─────────────────────► Ended
+//                                 └── ABANDON ──────────────────────► Ended
 //
 // The first BEGIN opens the epoch or the round for all streams; when the parts
-// of all have ended it is whole, and all are idle again. Limits, and that a
-// page comes once, hold over all streams together.
+// of all have ended it is whole, or given up where all were abandoned, and all
+// are idle again. Limits, and that a page comes once in a slice, hold over all
+// streams together.
 //
 // The caller reads a header, then the table, then the payload, and shows each
 // to the decoder before it acts on it. After an error the connection is void.
@@ -32,9 +35,16 @@ namespace holdfast {
 struct WireLimits {
   uint32_t page_size = 4096;
   uint64_t ram_bytes = 0;
-  uint64_t epoch_bytes_max = 0;   // page bytes of one epoch
+  uint64_t epoch_bytes_max = 0;   // page bytes of one epoch, each page counted once
   uint64_t device_bytes_max = 0;  // DEVICE and PREFIX, each
 };
+
+// All page bytes that an epoch may carry, over those that count: of each two
+// bytes sent ahead of the pause, one may have been in vain.
+inline constexpr uint64_t kEpochBytesFactor = 2;
+constexpr uint64_t EpochBytesSentMax(const WireLimits& limits) {
+  return kEpochBytesFactor * limits.epoch_bytes_max;
+}
 
 class FrameDecoder {
  public:
@@ -50,13 +60,17 @@ class FrameDecoder {
   // Table of the PAGES or ZERO frame whose header came last on this stream.
   Status Table(unsigned stream, std::span<const std::byte> table);
 
+  // After the header of ABANDON. True: it was the last part's, and the epoch is
+  // given up, as if it had never begun.
+  Result<bool> Abandon(unsigned stream);
+
   // Payload of END_ROUND, COMMIT or END_PART. `digest` is what the receiver
   // computed, 0 if nothing. True: this was the last part, all has come.
   Result<bool> EndPart(unsigned stream, std::span<const std::byte> payload, uint64_t digest);
 
   bool in_epoch() const { return work_ == Work::kEpoch; }
   bool in_round() const { return work_ == Work::kRound; }
-  // Of what is open, or was made whole last; the epoch is 0 in a round.
+  // Of what is open, or has ended last; the epoch is 0 in a round.
   uint64_t epoch() const { return epoch_; }
   const PageTotals& totals() const { return totals_; }
 
@@ -66,6 +80,7 @@ class FrameDecoder {
     enum class State { kIdle, kOpen, kSealed, kEnded };
     State state = State::kIdle;
     FrameHeader current;
+    uint32_t slice = 0;  // the newest so far
     PageTotals totals;
   };
 
@@ -75,11 +90,14 @@ class FrameDecoder {
   Status CheckBudget(const FrameHeader& header) const;
   void Enter(unsigned stream, const FrameHeader& header);
   void Open(const FrameHeader& begin);
+  PageBitmap& SeenIn(uint32_t slice);
+  void Close();
 
   const WireLimits limits_;
   const uint64_t ram_pages_;
 
   uint64_t last_committed_ = 0;
+  bool committed_here_ = false;  // on this connection: what a delta is against
   bool round_torn_ = false;  // a round began and never ended
 
   std::vector<Part> parts_;  // by stream
@@ -88,8 +106,9 @@ class FrameDecoder {
   uint64_t page_bytes_ = 0;  // announced by the epoch's PAGES headers
   bool prefix_seen_ = false;
   size_t parts_ended_ = 0;
+  size_t parts_abandoned_ = 0;  // of these
   PageTotals totals_;
-  PageBitmap seen_;  // pages of what is open
+  std::vector<PageBitmap> seen_;  // by slice: pages of what is open
 };
 
 }  // namespace holdfast

@@ -10,21 +10,6 @@ namespace {
 
 constexpr uint32_t kRunPagesMax = std::numeric_limits<uint32_t>::max();
 
-// Null, or what is wrong with the number at the front of `rest`.
-const char* TakeVarint(std::span<const std::byte>& rest, uint64_t& value) {
-  value = 0;
-  for (size_t i = 0; i < kVarintBytesMax; i++) {
-    if (i == rest.size()) return "ends within a number";
-    const auto byte = std::to_integer<uint64_t>(rest[i]);
-    value |= (byte & 0x7f) << (7 * i);
-    if ((byte & 0x80) != 0) continue;
-    if (byte == 0 && i > 0) return "has a number that is longer than need be";
-    rest = rest.subspan(i + 1);
-    return nullptr;
-  }
-  return "has a number of more than 8 bytes";
-}
-
 // What a run is by the numbers in the table, before it is compared with RAM:
 // 2^56 is the bound of each, so that no sum of them overflows.
 struct RawRun {
@@ -47,20 +32,11 @@ const char* TakeRun(std::span<const std::byte>& rest, uint64_t& next_first, RawR
 
 }  // namespace
 
-void RunTableWriter::PutVarint(uint64_t value) {
-  HF_ASSERT(value >> (7 * kVarintBytesMax) == 0);
-  while (value > 0x7f) {
-    bytes_.push_back(static_cast<std::byte>(value | 0x80));
-    value >>= 7;
-  }
-  bytes_.push_back(static_cast<std::byte>(value));
-}
-
 void RunTableWriter::Add(const WireRun& run) {
   HF_ASSERT(run.pages > 0 && run.first_page >= next_first_);
   const uint64_t distance = run.first_page - next_first_;
-  PutVarint(distance << 1 | (run.pages > 1 ? 1 : 0));
-  if (run.pages > 1) PutVarint(run.pages - 2);
+  PutVarint(bytes_, distance << 1 | (run.pages > 1 ? 1 : 0));
+  if (run.pages > 1) PutVarint(bytes_, run.pages - 2);
   next_first_ = run.first_page + run.pages + 1;
 }
 

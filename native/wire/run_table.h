@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "wire/varint.h"
 
 namespace holdfast {
 
@@ -25,9 +26,6 @@ struct WireRun {
   uint32_t pages = 0;
 };
 
-// Numbers in a table: 7 bits a byte, low ones first, the top bit says that more
-// follow; the last byte is not 0 but in the number 0. 8 bytes hold the largest.
-inline constexpr size_t kVarintBytesMax = 8;
 inline constexpr size_t kRunBytesMax = 2 * kVarintBytesMax;
 
 // Writes a table. Runs ascend, and there is a gap between them.
@@ -38,8 +36,6 @@ class RunTableWriter {
   std::span<const std::byte> bytes() const { return bytes_; }
 
  private:
-  void PutVarint(uint64_t value);
-
   std::vector<std::byte> bytes_;
   uint64_t next_first_ = 0;  // where the next run could begin
 };

@@ -1,7 +1,9 @@
 /** A PrimaryEngine and a Receiver in one process, over loopback. */
 
 import { randomBytes } from 'node:crypto';
+import { once } from 'node:events';
 import { rmSync, writeFileSync } from 'node:fs';
+import { createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import {
@@ -96,6 +98,17 @@ export class Pair {
     await until(`epoch ${epoch} in the replica`, () =>
       this.events.some((event) => event.type === 'applied' && event.epoch === epoch),
     );
+  }
+
+  /** What the standby would be given; after the fence. */
+  async writtenState(): Promise<Buffer> {
+    const path = `${this.devicePath}-standby`;
+    const parts: Buffer[] = [];
+    const server = createServer((socket) => socket.on('data', (part) => parts.push(part))).listen(path);
+    const [[socket]] = await Promise.all([once(server, 'connection'), this.receiver.writeState(path)]);
+    if (!(socket as Socket).closed) await once(socket as Socket, 'close');
+    server.close();
+    return Buffer.concat(parts);
   }
 
   /** Pages in which guest RAM and replica differ. */

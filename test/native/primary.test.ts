@@ -1,6 +1,7 @@
 /** The primary's data plane against a real QEMU: tracking, injection, capture, base and epochs. */
 
 import { execFileSync } from 'node:child_process';
+import { randomBytes, randomFillSync } from 'node:crypto';
 import { once } from 'node:events';
 import { closeSync, openSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { type AddressInfo, createServer } from 'node:net';
@@ -277,23 +278,34 @@ describe('04 base and epochs, engine and receiver in one process', () => {
     await qemu.qmp('cont');
   });
 
-  test.each(strategies)(
-    'prestaged by %s: what is written again before the capture is superseded',
-    async (strategy) => {
-      const pair = openPair({ strategy });
+  test.each(strategies.flatMap((strategy) => [false, true].map((send) => ({ strategy, send }))))(
+    'prestaged by $strategy, sent ahead: $send: what is written again is superseded, then held back',
+    async ({ strategy, send }) => {
+      const pair = openPair({ strategy, streams: 2 });
       await qemu.qmp('stop');
       await pair.engine.attach();
       await pair.connect();
       for (let epoch = 1; epoch <= 20; epoch++) {
         qemu.writePages([10, 11, 12, 13, 500, 700 + epoch], epoch);
-        expect(await pair.engine.prestage()).toMatchObject({ pages: 6 });
+        // Pages 12 and 13 are written again in every epoch: after two of them that is known.
+        const hot = epoch > 2 ? 2 : 0;
+        const slice = await pair.engine.prestage({ epoch, send });
+        expect(slice).toMatchObject({ pages: 6 - hot, heldBackPages: hot, supersededPages: 0 });
+        expect(slice.bytes > 0).toBe(send);
         qemu.writePages([9, 12, 13, 14, 2000], 100 + epoch);
-        expect(await pair.epoch(epoch, 'staged')).toMatchObject({
+        const done = await pair.epoch(epoch, 'staged');
+        expect(done).toMatchObject({
           mode: 'staged',
           dirtyPages: 9,
-          prestagedPages: 6,
-          supersededPages: 2,
+          prestagedPages: 6 - hot,
+          supersededPages: 2 - hot,
+          aheadPages: send ? 4 : 0,
+          heldBackPages: hot,
+          supersededBytes: send ? (2 - hot) * pageBytes : 0,
         });
+        expect(done.pages + done.zeroPages).toBe(send ? 9 + 2 - hot : 9);
+        expect(done.copiedBytes + done.referenceBytes).toBe(done.pages * pageBytes);
+        expect(done.bytes).toBeGreaterThan(slice.bytes);
         await pair.applied(epoch);
         expect(await pair.differences()).toEqual([]);
       }
@@ -301,47 +313,133 @@ describe('04 base and epochs, engine and receiver in one process', () => {
     },
   );
 
-  test('prestaged pages are not forgotten: by a second time, an abort, a direct capture, a new session', async () => {
-    const pair = openPair();
-    await qemu.qmp('stop');
-    await pair.engine.attach();
-    await pair.connect();
-    qemu.writePages([1, 2], 1);
-    await pair.engine.prestage();
-    qemu.writePages([3], 1);
-    expect(await pair.engine.prestage()).toMatchObject({ pages: 3 });
-    expect(await pair.engine.capture({ epoch: 1, mode: 'staged' })).toMatchObject({ dirtyPages: 3 });
-    await expect(pair.engine.prestage()).rejects.toMatchObject({ code: 'HOLDFAST_E_LIMIT' });
-    await pair.engine.abort(1);
-    await pair.engine.prestage();
-    expect(await pair.epoch(2, 'direct')).toMatchObject({ mode: 'direct', dirtyPages: 3, prestagedPages: 0 });
-    await pair.applied(2);
-    expect(await pair.differences()).toEqual([]);
-    qemu.writePages([4], 3);
-    await pair.engine.prestage();
-    await pair.engine.disconnect();
-    await pair.receiver.closeSession();
-    await pair.connect();
-    expect(await pair.epoch(3, 'staged')).toMatchObject({ dirtyPages: 0 });
-    await pair.applied(3);
-    expect(await pair.differences()).toEqual([]);
-    await qemu.qmp('cont');
-  });
+  test.each([false, true])(
+    'slices, sent ahead: %s, are not forgotten: by more of them, an abort, a direct capture, a new session',
+    async (send) => {
+      const pair = openPair({ streams: 3 });
+      await qemu.qmp('stop');
+      await pair.engine.attach();
+      await pair.connect();
+      qemu.writePages([1, 2], 1);
+      await pair.engine.prestage({ epoch: 1, send });
+      qemu.writePages([2, 3], 1);
+      expect(await pair.engine.prestage({ epoch: 1, send })).toMatchObject({
+        pages: 2,
+        supersededPages: 1,
+        supersededSentPages: send ? 1 : 0,
+      });
+      expect(await pair.engine.capture({ epoch: 1, mode: 'staged' })).toMatchObject({
+        dirtyPages: 3,
+        prestagedPages: 4,
+        supersededPages: 1,
+      });
+      await expect(pair.engine.prestage({ epoch: 2, send })).rejects.toMatchObject({
+        code: 'HOLDFAST_E_LIMIT',
+      });
+      await pair.engine.abort(1);
+      // The same number again, on the same connection; then given up before it was captured.
+      expect(await pair.engine.prestage({ epoch: 1, send })).toMatchObject({ pages: 3 });
+      await pair.engine.abort(1);
+      // Another number gives up the slices of the one before.
+      expect(await pair.engine.prestage({ epoch: 1, send })).toMatchObject({ pages: 3 });
+      expect(await pair.engine.prestage({ epoch: 2, send })).toMatchObject({ pages: 3, supersededPages: 0 });
+      qemu.writePages([3], 9);
+      expect(await pair.epoch(2, 'direct')).toMatchObject({
+        mode: 'direct',
+        dirtyPages: 3,
+        prestagedPages: send ? 3 : 0,
+        supersededPages: send ? 1 : 0,
+        aheadPages: send ? 2 : 0,
+      });
+      await pair.applied(2);
+      expect(await pair.differences()).toEqual([]);
+      qemu.writePages([4], 3);
+      await pair.engine.prestage({ epoch: 3, send });
+      await pair.engine.disconnect();
+      await pair.receiver.closeSession();
+      await pair.connect();
+      expect(await pair.epoch(3, 'staged')).toMatchObject({ dirtyPages: 0 });
+      await pair.applied(3);
+      expect(await pair.differences()).toEqual([]);
+      await qemu.qmp('cont');
+    },
+  );
 
-  test('more than half of the staging pool is left to the pause', async () => {
+  test('half of the staging pool is left to the pause, and a slice is as small as it is told', async () => {
     const pair = openPair({ stagingBytesMax: 16 * pageBytes });
     await qemu.qmp('stop');
     await pair.engine.attach();
     await pair.connect();
     qemu.writePages(Array(9).keys(), 1);
-    expect(await pair.engine.prestage()).toMatchObject({ pages: 0 });
-    expect(await pair.epoch(1, 'staged')).toMatchObject({ mode: 'staged', dirtyPages: 9, prestagedPages: 0 });
+    expect(await pair.engine.prestage({ epoch: 1, send: false, bytesMax: 3 * pageBytes })).toMatchObject({
+      pages: 3,
+    });
+    expect(await pair.engine.prestage({ epoch: 1, send: false })).toMatchObject({ pages: 5 });
+    expect(await pair.epoch(1, 'staged')).toMatchObject({
+      mode: 'staged',
+      dirtyPages: 9,
+      prestagedPages: 8,
+      supersededPages: 0,
+    });
+    // 8 places of a pool of 16 and 12 pages on top: what was only staged gives its places up.
     qemu.writePages(Array(8).keys(), 2);
-    expect(await pair.engine.prestage()).toMatchObject({ pages: 8 });
-    qemu.writePages(Array(12).keys(), 3); // 20 places in a pool of 16
-    expect(await pair.epoch(2, 'staged')).toMatchObject({ mode: 'direct', dirtyPages: 12 });
+    expect(await pair.engine.prestage({ epoch: 2, send: false })).toMatchObject({ pages: 8 });
+    qemu.writePages(Array(12).keys(), 3);
+    expect(await pair.epoch(2, 'staged')).toMatchObject({ mode: 'staged', dirtyPages: 12 });
     await pair.applied(2);
     expect(await pair.differences()).toEqual([]);
+    // What was sent keeps them, until the acknowledgement.
+    qemu.writePages([100, 101, 102, 103, 104, 105, 106, 107], 4);
+    expect(await pair.engine.prestage({ epoch: 3, send: true })).toMatchObject({ pages: 8 });
+    qemu.writePages([100, 101, 102, 103, 104, 105, 106, 107, 108], 5);
+    expect(await pair.epoch(3, 'staged')).toMatchObject({ mode: 'direct', dirtyPages: 9, aheadPages: 0 });
+    await pair.applied(3);
+    expect(await pair.differences()).toEqual([]);
+    await qemu.qmp('cont');
+  });
+
+  test('slices without end: those beyond the limit of an epoch are staged, and leave with the pause', async () => {
+    const pair = openPair();
+    await qemu.qmp('stop');
+    await pair.engine.attach();
+    await pair.connect();
+    let sent = 0;
+    for (let slice = 0; slice < 80; slice++) {
+      qemu.writePages([slice, 1000 + slice], slice);
+      if ((await pair.engine.prestage({ epoch: 1, send: true })).bytes > 0) sent++;
+    }
+    expect(sent).toBe(63);
+    expect(await pair.epoch(1, 'staged')).toMatchObject({ dirtyPages: 160, aheadPages: 126 });
+    await pair.applied(1);
+    expect(await pair.differences()).toEqual([]);
+    await qemu.qmp('cont');
+  });
+
+  test('the device state travels as changes to the one before, after the first on a connection', async () => {
+    const pair = openPair({ streams: 2 });
+    await qemu.qmp('stop');
+    await pair.engine.attach();
+    await pair.connect();
+    const state = randomBytes(50_000);
+    const sendState = async (epoch: number) => {
+      writeFileSync(pair.devicePath, state);
+      return await pair.epoch(epoch, 'staged');
+    };
+    const bytes = state.length - 8; // the pair skips 8
+    expect(await sendState(1)).toMatchObject({ deviceBytes: bytes, deviceSentBytes: bytes });
+    state.write('changed', 30_000);
+    expect((await sendState(2)).deviceSentBytes).toBeLessThan(50);
+    randomFillSync(state);
+    expect(await sendState(3)).toMatchObject({ deviceSentBytes: bytes });
+    // What was captured and given up is no state to refer to.
+    writeFileSync(pair.devicePath, randomBytes(50_000));
+    await pair.engine.capture({ epoch: 4, mode: 'staged' });
+    await pair.engine.abort(4);
+    state.write('again', 100);
+    expect((await sendState(4)).deviceSentBytes).toBeLessThan(50);
+    await pair.applied(4);
+    expect(await pair.receiver.fence()).toMatchObject({ epoch: 4 });
+    expect(Buffer.compare(await pair.writtenState(), state.subarray(8))).toBe(0);
     await qemu.qmp('cont');
   });
 

@@ -8,6 +8,8 @@ const captured: CaptureResult = {
   dirtyPages: 1_000,
   prestagedPages: 0,
   supersededPages: 0,
+  aheadPages: 0,
+  heldBackPages: 0,
   runs: 900,
   scanMs: 0,
   copyMs: 0,
@@ -28,6 +30,11 @@ describe('what is sent', () => {
     expect(sendLoadOf({ ...captured, prestagedPages: 900 }, 4_096).runs).toBe(201);
     expect(sendLoadOf({ ...captured, prestagedPages: 900, supersededPages: 850 }, 4_096).runs).toBe(101);
     expect(sendLoadOf({ ...captured, dirtyPages: 0, runs: 0 }, 4_096).runs).toBe(0);
+  });
+
+  it('leaves out what was sent ahead', () => {
+    const ahead = { ...captured, prestagedPages: 900, supersededPages: 200, aheadPages: 600, runs: 300 };
+    expect(sendLoadOf(ahead, 4_096)).toMatchObject({ pages: 400, runs: 201 });
   });
 
   it('never has more fragments than there are runs or in the worst merge of the two stretches', () => {

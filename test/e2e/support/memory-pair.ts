@@ -180,7 +180,7 @@ export class MemoryPair implements AsyncDisposable {
     prestage = false,
   ): Promise<{ readonly epoch: number; readonly paused: Paused }> {
     const epoch = ++this.#epoch;
-    if (prestage) await this.engine.prestage();
+    if (prestage) await this.engine.prestage({ epoch, send: false });
     const paused = await this.driver.pause({
       epoch,
       installGate: false,
