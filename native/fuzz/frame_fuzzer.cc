@@ -16,13 +16,15 @@
 #include "wire/frame_decoder.h"
 #include "wire/page_bitmap.h"
 #include "wire/run_table.h"
+#include "wire/state_delta.h"
 
 namespace holdfast {
 namespace {
 
 constexpr uint32_t kPageSize = 4096;
 constexpr uint64_t kRamPages = 1000;
-constexpr WireLimits kLimits{kPageSize, kRamPages * kPageSize, 600 * kPageSize, 4096};
+constexpr uint64_t kDeviceBytesMax = 4096;
+constexpr WireLimits kLimits{kPageSize, kRamPages * kPageSize, 600 * kPageSize, kDeviceBytesMax};
 
 class Stream {
  public:
@@ -99,13 +101,15 @@ class Receiving {
     HF_ASSERT(frame.table_bytes <= kTableBytesMax && frame.payload_bytes <= kPagesBytesMax);
     if (frame.type == FrameType::kBegin && idle) {
       HF_ASSERT(!decoder_.in_round() || last_committed_ == 0);
-      seen_.Clear();
+      for (PageBitmap& seen : seen_) seen.Clear();
       epoch_bytes_ = 0;
     }
     if (frame.type == FrameType::kPages && decoder_.in_epoch()) {
       epoch_bytes_ += frame.payload_bytes;
-      HF_ASSERT(epoch_bytes_ <= kLimits.epoch_bytes_max);
+      HF_ASSERT(epoch_bytes_ <= EpochBytesSentMax(kLimits));
     }
+    HF_ASSERT(frame.slice < kSlicesMax && (frame.slice == 0 || decoder_.in_epoch()));
+    if (frame.type == FrameType::kAbandon) return Abandon(index);
     if (frame.table_bytes == 0) return TakePayload(index);
     if ((choice_ & 32) == 0 || streams_ == 1) return TakeTable(index);
     waiting_[index] = true;
@@ -117,7 +121,7 @@ class Receiving {
     if (frame.table_bytes > stream_.left()) return false;
     const auto table = stream_.Take(frame.table_bytes);
     if (!decoder_.Table(index, table).ok()) return false;
-    UseTable(table, frame, seen_);
+    UseTable(table, frame, seen_[frame.slice]);
     // Page bytes are not looked at: they need not be in the input.
     return true;
   }
@@ -130,11 +134,22 @@ class Receiving {
       case FrameType::kEndRound: return decoder_.EndPart(index, payload, 0).ok();
       case FrameType::kCommit:
       case FrameType::kEndPart: return EndPart(index, payload);
+      case FrameType::kDeviceDelta: {
+        HF_ASSERT(last_committed_ > 0);
+        return DecodeStateDelta(base_, payload, kDeviceBytesMax, state_).ok();
+      }
       case FrameType::kError:
         HF_ASSERT(!DecodeError(payload).message.empty());
         return false;
       default: return true;
     }
+  }
+
+  bool Abandon(unsigned index) {
+    auto given_up = decoder_.Abandon(index);
+    if (!given_up.ok()) return false;
+    HF_ASSERT(!given_up.value() || !decoder_.in_epoch());
+    return true;
   }
 
   bool EndPart(unsigned index, std::span<const std::byte> payload) {
@@ -153,12 +168,29 @@ class Receiving {
   const unsigned choice_;
   const unsigned streams_;
   FrameDecoder decoder_{kLimits};
-  PageBitmap seen_{kRamPages};
+  std::vector<PageBitmap> seen_ = std::vector<PageBitmap>(kSlicesMax, PageBitmap(kRamPages));
+  const std::vector<std::byte> base_ = std::vector<std::byte>(1000, std::byte{1});
+  std::vector<std::byte> state_;
   std::array<FrameHeader, 4> frames_;
   std::array<bool, 4> waiting_{};
   uint64_t epoch_bytes_ = 0;
   uint64_t last_committed_ = 0;
 };
+
+// The input as a delta to a part of itself, and as two states: whatever comes of
+// a delta is bounded, and what was encoded comes back.
+void TryDelta(std::span<const std::byte> bytes) {
+  const auto base = bytes.first(bytes.size() / 2);
+  const auto rest = bytes.subspan(base.size());
+  std::vector<std::byte> state;
+  (void)DecodeStateDelta(base, rest, kDeviceBytesMax, state);
+  HF_ASSERT(state.size() <= kDeviceBytesMax);
+  std::vector<std::byte> delta;
+  if (!EncodeStateDelta(base, rest, delta)) return;
+  HF_ASSERT(delta.size() < rest.size());
+  HF_ASSERT(DecodeStateDelta(base, delta, rest.size(), state).ok());
+  HF_ASSERT(std::ranges::equal(state, rest));
+}
 
 }  // namespace
 }  // namespace holdfast
@@ -172,6 +204,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         holdfast::DecodeHello(bytes.subspan(1).first<holdfast::HelloBody::kBytes>()));
   }
   (void)holdfast::CheckRuns(bytes.subspan(1), holdfast::kRamPages);
+  holdfast::TryDelta(bytes.subspan(1));
   holdfast::Receiving(holdfast::Stream(bytes.subspan(1)), data[0]).Run();
   return 0;
 }

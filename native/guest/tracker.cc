@@ -12,9 +12,13 @@
 namespace holdfast {
 namespace {
 
-constexpr size_t kRegionsPerCall = 8192;
-// Below this a second thread costs more to wake than it saves.
-constexpr uint64_t kScanSliceBytesMin = 128ull << 20;
+// What the kernel gathers before it copies to us: with more room, a call takes
+// no longer, and none of it is touched in vain.
+constexpr size_t kRegionsPerCall = 512;
+// What a thread scans at a time, in some 50 microseconds: below this another
+// call costs more than it gains, and above it a thread that wakes late, or
+// shares its core with QEMU, is waited for.
+constexpr uint64_t kScanChunkBytes = 128ull << 20;
 
 }  // namespace
 
@@ -201,14 +205,12 @@ Status DirtyTracker::CheckAlive() const {
 Result<std::vector<PageRun>> DirtyTracker::Scan(WorkerPool& pool) {
   const Query written{abi::kScanWriteProtectMatching | abi::kScanCheckWpAsync,
                       abi::kPageIsWritten, 0};
-  const size_t slices =
-      std::clamp<size_t>(size_ / kScanSliceBytesMin, 1, pool.threads());
-  const uint64_t slice_bytes = size_ / slices / page_size_ * page_size_;
-  std::vector<std::vector<PageRun>> parts(slices);
-  std::vector<Status> outcomes(slices);
-  pool.ForEach(slices, [&](size_t i) {
-    const uint64_t start = address_ + i * slice_bytes;
-    const uint64_t end = i + 1 == slices ? address_ + size_ : start + slice_bytes;
+  const size_t chunks = std::max<size_t>(size_ / kScanChunkBytes, 1);
+  std::vector<std::vector<PageRun>> parts(chunks);
+  std::vector<Status> outcomes(chunks);
+  pool.ForEach(chunks, [&](size_t i) {
+    const uint64_t start = address_ + i * kScanChunkBytes;
+    const uint64_t end = i + 1 == chunks ? address_ + size_ : start + kScanChunkBytes;
     outcomes[i] = Walk(written, start, end, parts[i]);
   });
   for (const Status& outcome : outcomes) {
@@ -216,7 +218,7 @@ Result<std::vector<PageRun>> DirtyTracker::Scan(WorkerPool& pool) {
   }
   HF_TRY(CheckAlive());
   std::vector<PageRun> runs = std::move(parts[0]);
-  for (size_t i = 1; i < slices; ++i) {
+  for (size_t i = 1; i < chunks; ++i) {
     for (const PageRun& run : parts[i]) AppendRun(runs, run);
   }
   return runs;

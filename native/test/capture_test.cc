@@ -10,6 +10,8 @@
 #include <map>
 
 #include "base/kernel_abi.h"
+#include "capture/ahead_pages.h"
+#include "capture/hot_pages.h"
 #include "capture/staging_pool.h"
 #include "guest/ram.h"
 #include "guest/ram_view.h"
@@ -72,6 +74,125 @@ TEST("union: every page once, at its own place") {
       for (const auto& [page, source] : set) expected[page] = page;
     }
     CHECK(MapOf(UnionOf(left, right)) == expected);
+  }
+}
+
+TEST("without: what is left keeps its place, and a cut loses nothing") {
+  Random random(25);
+  for (int round = 0; round < 5000; round++) {
+    auto runs = RandomRuns(random);
+    const auto removed = RandomRuns(random);
+    PageMap expected = MapOf(runs);
+    for (const auto& [page, source] : MapOf(removed)) expected.erase(page);
+    CHECK(MapOf(Without(runs, removed)) == expected);
+
+    PageMap all = MapOf(runs);
+    const uint64_t cut = random() % (kRamPages + 1);
+    const auto rest = CutAfter(runs, cut);
+    CHECK_EQ(PagesOf(runs), std::min<uint64_t>(cut, all.size()));
+    PageMap joined = MapOf(runs);
+    for (const auto& [page, source] : MapOf(rest)) {
+      CHECK(joined.empty() || page > joined.rbegin()->first);
+      joined[page] = source;
+    }
+    CHECK(joined == all);
+  }
+}
+
+// Pages of one set of runs, one by one.
+std::vector<PageRun> Single(std::initializer_list<uint64_t> pages) {
+  std::vector<PageRun> runs;
+  for (const uint64_t page : pages) AppendRun(runs, {page, page, 1});
+  return runs;
+}
+
+TEST("hot pages: those found again twice, until they were found once in two epochs") {
+  HotPages hot(kRamPages);
+  const auto slice = [&hot](std::initializer_list<uint64_t> pages) {
+    auto runs = Single(pages);
+    hot.Written(runs);
+    return MapOf(hot.TakeHot(runs));
+  };
+  const PageMap none;
+  const PageMap seven{{7, 7}};
+  // Written at each of three scans of one epoch; 8 and 9 are written once.
+  CHECK(slice({7, 8}) == none);
+  CHECK(slice({7, 9}) == none);
+  CHECK(slice({7}) == seven);
+  hot.EndEpoch(Single({20}));  // heat of 7: 2, and it was found again
+  CHECK(slice({7, 8, 20}) == seven);
+  hot.EndEpoch(Single({7}));  // 3
+  for (int cooling = 0; cooling < 2; cooling++) {
+    CHECK(slice({7}) == seven);
+    hot.EndEpoch({});
+  }
+  CHECK(slice({7}) == none);
+  // An epoch that was given up teaches nothing of what it did not see.
+  hot.GiveUp();
+  CHECK(slice({7}) == none);
+  hot.EndEpoch(Single({7}));  // 2
+  CHECK(slice({7}) == seven);
+  hot.EndEpoch(Single({7}));
+  // Without slices nothing cools down.
+  for (int epoch = 0; epoch < 5; epoch++) hot.EndEpoch({});
+  CHECK(slice({7}) == seven);
+}
+
+TEST("hot pages: what is taken out and what stays are the whole") {
+  Random random(26);
+  HotPages hot(kRamPages);
+  uint64_t taken = 0;
+  for (int round = 0; round < 3000; round++) {
+    auto runs = RandomRuns(random);
+    const PageMap whole = MapOf(runs);
+    hot.Written(runs);
+    PageMap parts = MapOf(hot.TakeHot(runs));
+    taken += parts.size();
+    parts.merge(MapOf(runs));
+    CHECK(parts == whole);
+    if (random() % 3 == 0) hot.EndEpoch(RandomRuns(random));
+    if (random() % 9 == 0) hot.GiveUp();
+  }
+  CHECK(taken > 0);
+}
+
+TEST("ahead: each page is dirty, or its newest copy is where it is said to be") {
+  Random random(27);
+  for (int round = 0; round < 300; round++) {
+    AheadPages ahead;
+    PageMap sent;
+    PageMap unsent;
+    uint64_t places = 0;
+    for (int slice = 0; slice < 8; slice++) {
+      auto dirty = RandomRuns(random);
+      AheadPages::Superseded expected;
+      for (const auto& [page, source] : MapOf(dirty)) {
+        const uint64_t was_sent = sent.erase(page);
+        expected.sent_pages += was_sent;
+        expected.pages += was_sent + unsent.erase(page);
+      }
+      const auto superseded = ahead.Supersede(dirty);
+      CHECK_EQ(superseded.pages, expected.pages);
+      CHECK_EQ(superseded.sent_pages, expected.sent_pages);
+      CHECK_EQ(ahead.places(), places);
+      for (PageRun& run : dirty) {
+        run.source_page = places;
+        places += run.pages;
+      }
+      ahead.Staged(dirty);
+      for (const auto& [page, source] : MapOf(dirty)) unsent[page] = source;
+      if (random() % 2 == 0) {
+        ahead.Sent();
+        sent.merge(unsent);
+        unsent.clear();
+        CHECK_EQ(ahead.places_sent(), places);
+      }
+      CHECK(MapOf(ahead.sent()) == sent);
+      CHECK(MapOf(ahead.unsent()) == unsent);
+      CHECK_EQ(PagesOf(ahead.Pages()), sent.size() + unsent.size());
+    }
+    ahead.Clear();
+    CHECK(ahead.Pages().empty() && ahead.places() == 0 && ahead.slices() == 0);
   }
 }
 

@@ -354,7 +354,12 @@ Bytes RawClient::Drain() {
 
 Bytes RawClient::Read(size_t bytes) {
   Bytes all(bytes);
-  CHECK(::recv(socket_.get(), all.data(), bytes, MSG_WAITALL) == static_cast<ssize_t>(bytes));
+  for (size_t done = 0; done < bytes;) {
+    const ssize_t got = ::recv(socket_.get(), all.data() + done, bytes - done, MSG_WAITALL);
+    if (got < 0 && errno == EINTR) continue;  // a ring that this thread used before
+    CHECK(got > 0);
+    done += static_cast<size_t>(got);
+  }
   return all;
 }
 

@@ -96,8 +96,8 @@ TEST("strangers: wrong token, version, sizes, garbage; the connection in use is 
   wrong.token = Token(8);
   CheckRefused(port, HelloFrame(wrong), ErrorCode::kAuth, "token refused");
   wrong = GoodHello();
-  wrong.version = 3;
-  CheckRefused(port, HelloFrame(wrong), ErrorCode::kProtocol, "version 3");
+  wrong.version = 2;
+  CheckRefused(port, HelloFrame(wrong), ErrorCode::kProtocol, "version 2");
   wrong = GoodHello();
   wrong.version = 1;
   CheckRefused(port, ShortHelloFrame(wrong), ErrorCode::kProtocol, "version 1");

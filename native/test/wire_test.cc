@@ -9,6 +9,7 @@
 #include "wire/frame_decoder.h"
 #include "wire/page_bitmap.h"
 #include "wire/run_table.h"
+#include "wire/state_delta.h"
 
 namespace holdfast::test {
 namespace {
@@ -31,12 +32,14 @@ Status ShowHeader(FrameDecoder& decoder, const FrameHeader& header, unsigned str
 }
 
 Status ShowRuns(FrameDecoder& decoder, FrameType type, uint64_t epoch,
-                const std::vector<WireRun>& runs, uint64_t payload_bytes, unsigned stream = 0) {
+                const std::vector<WireRun>& runs, uint64_t payload_bytes, unsigned stream = 0,
+                uint32_t slice = 0) {
   const Bytes table = TableOf(runs);
   HF_TRY(ShowHeader(decoder,
                     {.type = type,
                      .epoch = epoch,
                      .table_bytes = static_cast<uint32_t>(table.size()),
+                     .slice = slice,
                      .payload_bytes = payload_bytes},
                     stream));
   return decoder.Table(stream, table);
@@ -96,12 +99,14 @@ TEST("headers round-trip, and every changed byte is noticed") {
     const FrameHeader header{.type = FrameType::kPages,
                              .epoch = random() % kEpochMax,
                              .table_bytes = static_cast<uint32_t>(random() % 1000 + 1),
+                             .slice = static_cast<uint32_t>(random() % kSlicesMax),
                              .payload_bytes = random() % kPagesBytesMax + 1};
     HeaderBytes bytes = EncodeHeader(header);
     auto decoded = DecodeHeader(bytes, 0);
     CHECK_OK(decoded);
     CHECK_EQ(decoded.value().epoch, header.epoch);
     CHECK_EQ(decoded.value().table_bytes, header.table_bytes);
+    CHECK_EQ(decoded.value().slice, header.slice);
     CHECK_EQ(decoded.value().payload_bytes, header.payload_bytes);
     CHECK(decoded.value().type == header.type);
     bytes[random() % bytes.size()] ^= static_cast<std::byte>(1 + random() % 255);
@@ -133,7 +138,7 @@ TEST("headers outside the limits are refused, by field") {
     REFUSED(DecodeHeader(EncodeHeader(header), 1000), text);
   };
   refuse({.type = static_cast<FrameType>(0)}, "type 0");
-  refuse({.type = static_cast<FrameType>(14)}, "type 14");
+  refuse({.type = static_cast<FrameType>(17)}, "type 17");
   refuse({.type = FrameType::kPages, .flags = 1, .table_bytes = 12, .payload_bytes = 1}, "flags");
   refuse({.type = FrameType::kBegin, .flags = 2}, "flags 0x0002");
   refuse({.type = FrameType::kBegin, .epoch = kEpochMax + 1}, "epoch");
@@ -151,11 +156,11 @@ TEST("headers outside the limits are refused, by field") {
   refuse({.type = FrameType::kEndPart, .payload_bytes = 25}, "payloadBytes 25");
   refuse({.type = FrameType::kHello, .payload_bytes = 65}, "payloadBytes 65");
   refuse({.type = FrameType::kError, .payload_bytes = 1025}, "payloadBytes 1025");
-  HeaderBytes reserved = EncodeHeader({.type = FrameType::kBegin});
-  reserved[20] = std::byte{1};
-  const uint64_t hash = HashBytes(std::span(reserved).first<32>());
-  std::memcpy(&reserved[32], &hash, sizeof hash);
-  REFUSED(DecodeHeader(reserved, 0), "reserved is 1");
+  refuse({.type = FrameType::kDeviceDelta, .payload_bytes = 1001}, "payloadBytes 1001");
+  refuse({.type = FrameType::kAbandon, .payload_bytes = 1}, "payloadBytes 1");
+  refuse({.type = FrameType::kBegin, .slice = 1}, "slice 1 exceeds 0");
+  refuse({.type = FrameType::kZero, .table_bytes = 12, .slice = kSlicesMax},
+         "slice 64 exceeds 63");
 }
 
 Bytes TableBytes(std::initializer_list<int> values) {
@@ -253,12 +258,12 @@ TEST("the order of the protocol") {
   CHECK_OK(Begin(decoder, 7));
 }
 
-TEST("a page comes once per epoch, and an epoch is bounded") {
+TEST("a page comes once per slice, and an epoch is bounded by twice what counts") {
   FrameDecoder decoder = Connected({kPage, kRamPages * kPage, 4 * kPage, 1000});
   CHECK_OK(Begin(decoder, 1));
   CHECK_OK(ShowRuns(decoder, FrameType::kPages, 1, {{4, 2}}, 2 * kPage));
   REFUSED(ShowRuns(decoder, FrameType::kZero, 1, {{5, 1}}, 0), "came before");
-  REFUSED(ShowRuns(decoder, FrameType::kPages, 1, {{8, 3}}, 3 * kPage), "exceeds 16384");
+  REFUSED(ShowRuns(decoder, FrameType::kPages, 1, {{8, 7}}, 7 * kPage), "exceeds 32768");
   CHECK_OK(ShowRuns(decoder, FrameType::kZero, 1, {{20, 40}}, 0));
   decoder.NewConnection(1);
   CHECK_OK(Begin(decoder, 1));
@@ -318,9 +323,165 @@ TEST("what an epoch may hold is bounded over all its streams") {
                        .payload_bytes = count * kPage};
   };
   // Both headers before either table.
-  CHECK_OK(ShowHeader(decoder, pages(3), 0));
-  REFUSED(ShowHeader(decoder, pages(2), 1), "exceeds 16384");
-  CHECK_OK(ShowHeader(decoder, pages(1), 1));
+  CHECK_OK(ShowHeader(decoder, pages(5), 0));
+  REFUSED(ShowHeader(decoder, pages(4), 1), "exceeds 32768");
+  CHECK_OK(ShowHeader(decoder, pages(3), 1));
+}
+
+TEST("slices: a page may come in each of them, and on a stream they ascend") {
+  FrameDecoder decoder = Connected(Limits(), 2);
+  CHECK_OK(Begin(decoder, 0, kFlagBase, 0));
+  CHECK_OK(Begin(decoder, 0, kFlagBase, 1));
+  REFUSED(ShowRuns(decoder, FrameType::kPages, 0, {{4, 2}}, 2 * kPage, 0, 1), "base round");
+  CHECK_OK(EndRound(decoder, {0, 0}, false));
+  CHECK_OK(EndPart(decoder, 1, 0, {0, 0}, true, 0, 0));
+  for (const uint64_t epoch : {1, 2}) {
+    CHECK_OK(Begin(decoder, epoch, 0, 0));
+    CHECK_OK(Begin(decoder, epoch, 0, 1));
+    // The other stream is ahead.
+    CHECK_OK(ShowRuns(decoder, FrameType::kZero, epoch, {{4, 2}}, 0, 1, 5));
+    CHECK_OK(ShowRuns(decoder, FrameType::kPages, epoch, {{4, 2}}, 2 * kPage, 0, 0));
+    REFUSED(ShowRuns(decoder, FrameType::kPages, epoch, {{5, 2}}, 2 * kPage, 1, 0),
+            "slice 0 after slice 5");
+    REFUSED(ShowRuns(decoder, FrameType::kZero, epoch, {{5, 2}}, 0, 0, 5), "came before");
+    CHECK_OK(ShowRuns(decoder, FrameType::kPages, epoch, {{4, 1}}, kPage, 0, kSlicesMax - 1));
+    CHECK_OK(Device(decoder, epoch));
+    CHECK_OK(Commit(decoder, epoch, {3, 0}, 5, 5, false));
+    CHECK_OK(EndPart(decoder, 1, epoch, {0, 2}, true));
+  }
+}
+
+TEST("an epoch is given up by all streams or by none, and may begin again") {
+  FrameDecoder decoder = Connected(Limits(), 3);
+  const auto abandon = [&decoder](unsigned stream) -> Result<bool> {
+    HF_TRY(ShowHeader(decoder, {.type = FrameType::kAbandon, .epoch = decoder.epoch()}, stream));
+    return decoder.Abandon(stream);
+  };
+  const auto begin = [&decoder](uint64_t epoch) {
+    for (unsigned stream = 0; stream < 3; stream++) CHECK_OK(Begin(decoder, epoch, 0, stream));
+  };
+  REFUSED(abandon(0), "out of order");
+  begin(4);
+  CHECK_OK(ShowRuns(decoder, FrameType::kPages, 4, {{4, 2}}, 2 * kPage, 2));
+  for (const unsigned stream : {1u, 0u, 2u}) {
+    REFUSED(Begin(decoder, 4, 0, stream), "is open");
+    auto given_up = abandon(stream);
+    CHECK_OK(given_up);
+    CHECK(given_up.value() == (stream == 2));
+  }
+  begin(3);
+  CHECK_OK(ShowRuns(decoder, FrameType::kPages, 3, {{4, 2}}, 2 * kPage, 0));
+  CHECK_OK(EndPart(decoder, 1, 3, {0, 0}, false));
+  REFUSED(abandon(2), "has ended otherwise");
+  decoder.NewConnection(3);
+  begin(3);
+  CHECK_OK(abandon(2));
+  REFUSED(EndPart(decoder, 1, 3, {0, 0}, false), "abandoned on another stream");
+  CHECK_OK(Device(decoder, 3));
+  REFUSED(abandon(0), "out of order");
+  decoder.NewConnection(3);
+  CHECK_OK(Begin(decoder, 0, kFlagBase, 0));
+  REFUSED(abandon(0), "out of order");
+}
+
+TEST("a delta needs a state that was committed on this connection") {
+  FrameDecoder decoder = Connected(Limits());
+  const auto delta = [&decoder](uint64_t epoch) {
+    return ShowHeader(decoder,
+                      {.type = FrameType::kDeviceDelta, .epoch = epoch, .payload_bytes = 20});
+  };
+  CHECK_OK(Begin(decoder, 1));
+  REFUSED(delta(1), "no epoch was committed");
+  CHECK_OK(Device(decoder, 1));
+  CHECK_OK(Commit(decoder, 1, {0, 0}));
+  CHECK_OK(Begin(decoder, 2));
+  CHECK_OK(delta(2));
+  REFUSED(delta(2), "out of order");
+  CHECK_OK(Commit(decoder, 2, {0, 0}));
+  decoder.NewConnection(1);
+  CHECK_OK(Begin(decoder, 3));
+  REFUSED(delta(3), "no epoch was committed");
+}
+
+// As QEMU's states do: most stays, a few words change, some grow or shrink.
+Bytes NextState(Random& random, const Bytes& state) {
+  Bytes next = state;
+  for (uint64_t changes = random() % 12; changes > 0 && !next.empty(); changes--) {
+    const size_t at = random() % next.size();
+    const size_t end = std::min(next.size(), at + 1 + random() % 20);
+    for (size_t i = at; i < end; i++) next[i] = static_cast<std::byte>(random());
+  }
+  if (random() % 4 == 0) next.resize(random() % (next.size() + 300));
+  return next;
+}
+
+TEST("state deltas make the state again, and are smaller") {
+  Random random(11);
+  Bytes base = RandomBytes(random, 20'000);
+  uint64_t state_bytes = 0;
+  uint64_t sent_bytes = 0;
+  for (int round = 0; round < 2000; round++) {
+    if (round % 100 == 0) base = RandomBytes(random, random() % 40'000);
+    const Bytes state = NextState(random, base);
+    Bytes delta;
+    Bytes made(5, std::byte{9});
+    state_bytes += state.size();
+    if (EncodeStateDelta(base, state, delta)) {
+      CHECK(delta.size() < state.size());
+      CHECK_OK(DecodeStateDelta(base, delta, state.size(), made));
+      CHECK(Same(made, state));
+      sent_bytes += delta.size();
+    } else {
+      sent_bytes += state.size();
+    }
+    base = state;
+  }
+  CHECK(sent_bytes < state_bytes / 10);
+  Bytes delta;
+  CHECK(!EncodeStateDelta(base, {}, delta));
+  CHECK(!EncodeStateDelta({}, Bytes(100), delta));
+  CHECK(!EncodeStateDelta(RandomBytes(random, 5000), RandomBytes(random, 5000), delta));
+}
+
+TEST("state deltas that lie are refused") {
+  Random random(12);
+  const Bytes base = RandomBytes(random, 1000);
+  Bytes state = base;
+  state[500] ^= std::byte{1};
+  state.resize(1100, std::byte{3});
+  Bytes delta;
+  CHECK(EncodeStateDelta(base, state, delta));
+  Bytes made;
+  const auto decode = [&](const Bytes& bytes, uint64_t bytes_max = 2000) {
+    return DecodeStateDelta(base, bytes, bytes_max, made);
+  };
+  CHECK_OK(decode(delta));
+  REFUSED(decode(delta, 1099), "state bytes 1100 exceed 1099");
+  REFUSED(decode(Bytes(15)), "within its head");
+  REFUSED(decode(Bytes(delta.begin(), delta.begin() + 16)), "nothing fills");
+  CHECK_ERROR(DecodeStateDelta(RandomBytes(random, 1000), delta, 2000, made),
+              ErrorCode::kChecksum, "digest");
+  REFUSED(DecodeStateDelta(Bytes(900), delta, 2000, made), "nothing fills");
+  const auto with = [&](uint64_t bytes, std::initializer_list<int> changes) {
+    Bytes lie(kStateDeltaHeadBytes);
+    std::memcpy(lie.data(), &bytes, sizeof bytes);
+    for (const int change : changes) lie.push_back(static_cast<std::byte>(change));
+    return lie;
+  };
+  REFUSED(decode(with(1100, {})), "nothing fills");
+  REFUSED(decode(with(uint64_t{1} << 60, {}), ~uint64_t{0}), "nothing fills");
+  REFUSED(decode(with(1000, {0x80})), "ends within a number");
+  REFUSED(decode(with(1000, {0, 4, 1})), "ends within a change");
+  REFUSED(decode(with(1000, {0xe8, 7, 0, 1})), "outside the state");
+  REFUSED(decode(with(10, {9, 1, 1, 1})), "outside the state");
+  REFUSED(decode(with(10, {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f, 0, 1})),
+          "outside the state");
+  // Every byte of it counts.
+  for (size_t at = 0; at < delta.size(); at++) {
+    Bytes changed = delta;
+    changed[at] ^= std::byte{0x41};
+    CHECK(!decode(changed).ok());
+  }
 }
 
 TEST("a torn base round is to be repeated") {
