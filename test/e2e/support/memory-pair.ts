@@ -39,6 +39,12 @@ export interface MemoryPairOptions {
   readonly streams?: number;
 }
 
+/** Pages staged ahead of the pause, or also sent; then the guest writes for another while. */
+export interface Slice {
+  readonly send: boolean;
+  readonly runMs: number;
+}
+
 export interface EpochOptions {
   readonly mode: NativeCaptureMode;
   /**
@@ -48,8 +54,8 @@ export interface EpochOptions {
   readonly send: 'stopped' | 'running';
   /** How long the guest runs before this epoch ends. */
   readonly runMs: number;
-  /** Pages are staged before the pause, too, while the guest writes. */
-  readonly prestage?: boolean;
+  /** Taken before the pause, while the guest writes (default none). */
+  readonly slices?: readonly Slice[];
   /** For this epoch instead of the pair's. */
   readonly strategy?: SenderStrategy;
 }
@@ -68,11 +74,12 @@ export const assertIdentical = ({ epoch, differences }: CheckedEpoch): void => {
   throw new Error(`epoch ${epoch}: the replica differs from guest RAM in pages ${differences.join(', ')}`);
 };
 
-/** Every dirty page left, and the kernel's account of its bytes adds up. @throws Error */
+/** Every dirty page left, once or as often as it was sent ahead, and the kernel's account of its bytes adds up. @throws Error */
 export const assertAccounted = ({ epoch, captured, sent }: CheckedEpoch, strategy: SenderStrategy): void => {
   const { pages, zeroPages, copiedBytes, referenceBytes } = sent;
+  const expectedPages = captured.dirtyPages + sent.supersededBytes / pageBytes;
   const wrong = [
-    ...(pages + zeroPages === captured.dirtyPages ? [] : [`${captured.dirtyPages} pages were dirty`]),
+    ...(pages + zeroPages === expectedPages ? [] : [`${expectedPages} pages were to be sent`]),
     ...(copiedBytes + referenceBytes === pages * pageBytes ? [] : ['bytes of pages are missing']),
     ...(strategy === 'copy' && referenceBytes > 0 ? ['copy sent by reference'] : []),
   ];
@@ -159,7 +166,7 @@ export class MemoryPair implements AsyncDisposable {
   /** One whole epoch, compared. The VM runs when this settles. */
   async epoch(options: EpochOptions): Promise<CheckedEpoch> {
     await sleep(options.runMs);
-    const { epoch, paused } = await this.capture(options.mode, options.prestage);
+    const { epoch, paused } = await this.capture(options.mode, options.slices, options.strategy);
     let reference = this.#guest.ramPath;
     if (options.send === 'running') {
       // cp leaves holes out, which is most of a small guest's RAM.
@@ -177,10 +184,14 @@ export class MemoryPair implements AsyncDisposable {
   /** Stops the VM and captures the next epoch; the VM stays stopped. */
   async capture(
     mode: NativeCaptureMode,
-    prestage = false,
+    slices: readonly Slice[] = [],
+    strategy: SenderStrategy = this.#strategy,
   ): Promise<{ readonly epoch: number; readonly paused: Paused }> {
     const epoch = ++this.#epoch;
-    if (prestage) await this.engine.prestage({ epoch, send: false });
+    for (const { send, runMs } of slices) {
+      await this.engine.prestage({ epoch, send, strategy });
+      await sleep(runMs);
+    }
     const paused = await this.driver.pause({
       epoch,
       installGate: false,
