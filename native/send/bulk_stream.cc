@@ -278,11 +278,21 @@ Result<FrameHeader> BulkStream::Await(FrameType type, std::span<std::byte> body,
   return header;
 }
 
+Result<size_t> BulkStream::AwaitFirst(std::span<const std::unique_ptr<BulkStream>> streams,
+                                      int timeout_ms) {
+  std::vector<StreamSocket*> sockets;
+  for (const auto& stream : streams) sockets.push_back(&stream->socket_);
+  return StreamSocket::AwaitFirst(sockets, timeout_ms);
+}
+
+// An ERROR frame is an error, and so is everything else.
+Error BulkStream::WhyEnded() { return Await(FrameType::kError, {}, kExplainMs).error(); }
+
 // A peer that refuses says why before it closes: its words beat our errno.
 Error BulkStream::Explain(Error error) {
   if (error.code != ErrorCode::kPeerLost || error.sys_errno == ETIMEDOUT) return error;
-  auto said = Await(FrameType::kError, {}, kExplainMs);
-  return !said.ok() && was_refused_ ? said.error() : error;
+  Error said = WhyEnded();
+  return was_refused_ ? said : error;
 }
 
 Status BulkStream::Finish() {

@@ -65,6 +65,14 @@ class BulkStream {
   // Reads one frame of the backward direction: the awaited one, or an error.
   Result<FrameHeader> Await(FrameType type, std::span<std::byte> body, int timeout_ms);
 
+  // Waits until something has come on one of them, or it has ended: its index,
+  // the lowest of several.
+  static Result<size_t> AwaitFirst(std::span<const std::unique_ptr<BulkStream>> streams,
+                                   int timeout_ms);
+
+  // Of a stream on which nothing is due: the peer's ERROR, or that it has ended.
+  Error WhyEnded();
+
   // Waits until the kernel holds no page for any sender that was used.
   Status Finish();
 
