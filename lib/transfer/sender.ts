@@ -50,7 +50,7 @@ export interface OpenSenderOptions {
   readonly pageSize?: number;
   /**
    * How bytes get to the kernel; `auto` (default) measures and chooses for each
-   * transfer. One that cannot send this file (hugetlbfs) copies instead: `copiedBytes` shows it.
+   * transfer. On hugetlbfs `sendfile` and `splice` are `vmsplice`: it takes no part in either.
    */
   readonly strategy?: SenderStrategy | 'auto';
   /** TCP connections that a transfer is spread over, 1 (default) to 16. */

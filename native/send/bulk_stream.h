@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -97,7 +98,7 @@ class BulkStream {
   Status FlushPages(const PageSource& source);
   Status SendPieces(const PageSource& source);
   Status SendExtents(const PageSource& source, std::span<const Extent> part);
-  PageSender& SenderFor(const PageSource& source);
+  Strategy StrategyFor(const PageSource& source) const;
   Tally TallyOfSenders() const;
   Error Explain(Error error);
 
@@ -108,8 +109,8 @@ class BulkStream {
   std::array<bool, kStrategyCount> unfinished_{};  // used since Finish
 
   Strategy strategy_ = Strategy::kCopy;
-  int refused_fd_ = -1;  // a source that strategy_ cannot send
-  bool refused_ = false;
+  int refused_fd_ = -1;              // a source that strategy_ cannot send,
+  std::optional<Strategy> instead_;  // and what sends it
   uint64_t epoch_ = 0;
   bool digested_ = false;
   bool was_refused_ = false;  // the peer sent ERROR
