@@ -39,7 +39,6 @@ export interface BenchReport {
     readonly kernel: string;
     readonly qemu: string;
     readonly node: string;
-    readonly accelerator: string;
   };
   readonly smoke: boolean;
   /** The cases asked for with --only; absent: all. */
@@ -86,7 +85,6 @@ export const makeReport = (run: Run, { results, ratios }: SuiteOutput): BenchRep
     kernel: release(),
     qemu: firstLine('qemu-system-x86_64', ['--version']),
     node: process.version,
-    accelerator: 'tcg',
   },
   smoke: run.smoke,
   ...(run.only === undefined ? {} : { only: run.only }),

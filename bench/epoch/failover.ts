@@ -29,7 +29,7 @@ export const measureFailover = async (trials: number, progress: Progress): Promi
   }
   return {
     name: 'failover',
-    params: { kill: 'SIGKILL of QEMU and daemon', intervalMs: 25, trials },
+    params: { kill: 'SIGKILL of QEMU and daemon', intervalMs: 25, trials, accelerator: 'tcg' },
     metrics: {
       killToRunningMsP50: percentile(resumed, 50),
       killToRunningMsMax: percentile(resumed, 100),

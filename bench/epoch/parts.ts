@@ -118,7 +118,7 @@ const measureFloor = async (lab: Lab, guest: RunningGuest, rounds: number): Prom
   }
   return {
     name: 'qemu-floor',
-    params: { commands: 'stop, xen-save-devices-state, cont' },
+    params: { commands: 'stop, xen-save-devices-state, cont', accelerator: 'tcg' },
     metrics: { rounds, pauseMsP50: percentile(pauses, 50), pauseMsP99: percentile(pauses, 99) },
   };
 };

@@ -96,7 +96,7 @@ class Measurement {
       );
     return {
       name,
-      params: { ...workload.params, intervalMs: this.intervalMs },
+      params: { ...workload.params, intervalMs: this.intervalMs, accelerator: 'tcg' },
       metrics: {
         guestWorkShareP50: percentile(this.shares, 50),
         guestWorkShareMin: Math.min(...this.shares),

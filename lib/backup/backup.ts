@@ -167,18 +167,25 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     const records = new VmRecords(settings.runDir, 'backup');
     const server = await ControlServer.listen(parseHostPort(settings.listen), key);
     const backup = new Backup(settings, server, records, logger ?? NOTHING_LOGGED);
+    const early: ControlChannel[] = [];
+    let take = (channel: ControlChannel): void => void early.push(channel);
+    // From the first connection on: a primary that tries again and again comes while the leftovers are
+    // removed, and would wait for an answer from nobody.
+    server.on('channel', (channel) => take(channel));
+    server.on('rejected', ({ remote, error }) => {
+      backup.#log.warn({ remote, code: error.code, err: error.message }, 'connection rejected');
+      backup.emit('warning', error);
+    });
     try {
       await backup.#removeLeftovers();
       await mkdir(backup.#dir, { recursive: true, mode: 0o700 });
     } catch (error) {
       await server.close();
+      await Promise.all(early.map((channel) => channel.close()));
       throw toHoldfastError(error);
     }
-    server.on('channel', (channel) => backup.#onChannel(channel));
-    server.on('rejected', ({ remote, error }) => {
-      backup.#log.warn({ remote, code: error.code, err: error.message }, 'connection rejected');
-      backup.emit('warning', error);
-    });
+    take = (channel) => backup.#onChannel(channel);
+    for (const channel of early) if (!channel.isClosed) take(channel);
     signal?.addEventListener('abort', () => void backup.close(), { once: true });
     return backup;
   }

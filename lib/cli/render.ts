@@ -59,7 +59,8 @@ const senderRow = ({ sender, settings }: PrimaryView): string[] => {
     `${sender.strategy}${streams === 1 ? '' : ` over ${streams} streams`}`,
     ...(verify ? [] : ['not verified']),
   ];
-  return [row('sender', `${how.join(', ')} (${sender.reason})`)];
+  const [why, ...notes] = sender.reason.split('; ');
+  return [row('sender', `${how.join(', ')} (${why})`), ...notes.map((note) => row('', note))];
 };
 
 const backupLines = (status: BackupView): string[] => {

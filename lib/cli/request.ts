@@ -1,13 +1,14 @@
-/** What switchover, detach and takeover share: find the daemon that is meant, ask it, tell the result. */
+/** What switchover, detach and takeover are made of: find the daemon that is meant, ask it, tell the result. */
 import type { Command } from 'commander';
 import { type AskOptions, askDaemon, viewDaemons } from '../admin/client.js';
 import { type AdminCommand, adminSocketPath } from '../admin/protocol.js';
 import { ConfigError, NoDaemonError } from '../errors.js';
-import { jsonOption, runDirOption, timeoutOption } from './command.js';
+import { jsonOption, runDirOption, teach, timeoutOption } from './command.js';
 import { CommandConsole, type JsonObject } from './console.js';
+import type { Finish } from './program.js';
 import { parseDurationMs } from './values.js';
 
-export interface RequestFlags {
+interface RequestFlags {
   readonly runDir: string;
   readonly timeout: number;
   readonly json?: boolean;
@@ -16,28 +17,52 @@ export interface RequestFlags {
 /** Time for a daemon to say who it is. */
 const LOOK_TIMEOUT_MS = parseDurationMs('2s', 'look');
 
-export const addRequestOptions = (command: Command, timeout: string): Command =>
-  command
-    .argument('[name]', 'name of the daemon; not needed if only one of its role runs here')
-    .addOption(runDirOption())
-    .addOption(timeoutOption(timeout))
-    .addOption(jsonOption());
-
-export interface Request {
+/** A command that one daemon carries out. */
+export interface RequestCommand {
   readonly command: AdminCommand;
+  /** Of the daemon that can do it. */
   readonly role: 'primary' | 'backup';
-  readonly name: string | undefined;
-  readonly flags: RequestFlags;
-  readonly begin: (name: string) => string;
+  readonly summary: string;
+  readonly description: string;
+  /** Default of --timeout. */
+  readonly timeout: string;
+  /** What is shown on a terminal until the answer is there. */
+  readonly underWay: string;
+  /** The answer, for a person. */
   readonly done: (name: string, result: JsonObject) => string;
+  readonly help: Parameters<typeof teach>[1];
 }
 
+export const addRequestCommand = (program: Command, finish: Finish, spec: RequestCommand): void => {
+  const command = program
+    .command(spec.command)
+    .summary(spec.summary)
+    .description(spec.description)
+    .argument('[name]', 'name of the daemon; not needed if only one of its role runs here')
+    .addOption(runDirOption())
+    .addOption(timeoutOption(spec.timeout))
+    .addOption(jsonOption())
+    .action(async (name: string | undefined, flags: RequestFlags) => {
+      await request(spec, name, flags);
+      finish(0);
+    });
+  teach(command, spec.help);
+};
+
+/** What the answer to switchover and detach says. */
+export const outcomeText = (name: string, { outcome }: JsonObject): string =>
+  `${name}: ${(outcome as { readonly text: string }).text}`;
+
 /** @throws NoDaemonError, ConfigError (several daemons could be meant), and what the daemon answers */
-export const request = async ({ command, role, name, flags, begin, done }: Request): Promise<void> => {
+const request = async (
+  { command, role, underWay, done }: RequestCommand,
+  name: string | undefined,
+  flags: RequestFlags,
+): Promise<void> => {
   const console = new CommandConsole({ json: flags.json === true });
   const { runDir } = flags;
   const target = name ?? (await onlyDaemon(runDir, role, command));
-  console.live(begin(target));
+  console.live(`${target}: ${underWay} …`);
   const options: AskOptions = { timeoutMs: flags.timeout };
   try {
     const result = (await askDaemon(adminSocketPath(runDir, target), command, options)) as JsonObject;

@@ -150,7 +150,11 @@ export class QmpClient implements AsyncDisposable {
       await client.#bounded(
         client.#greeted,
         Math.max(1, deadline - performance.now()),
-        `no QMP greeting from ${path} within ${timeoutMs} ms (does another client hold this monitor?)`,
+        () =>
+          new QmpConnectionError(`no QMP greeting from ${path} within ${timeoutMs} ms`, {
+            cure: 'A monitor serves one client at a time: end the other one, or give QEMU another -qmp. One made by -monitor does not speak QMP.',
+            details: { path },
+          }),
         options.signal,
       );
       await client.execute('qmp_capabilities', outOfBand(client.greeting), {
@@ -273,8 +277,8 @@ export class QmpClient implements AsyncDisposable {
         if (options.where === undefined || options.where(received)) resolve(received);
       });
     });
-    const message = `QEMU sent no ${event} within ${options.timeoutMs} ms`;
-    return this.#bounded(seen, options.timeoutMs, message, options.signal).finally(remove);
+    const late = () => new QmpConnectionError(`QEMU sent no ${event} within ${options.timeoutMs} ms`);
+    return this.#bounded(seen, options.timeoutMs, late, options.signal).finally(remove);
   }
 
   /**
@@ -547,7 +551,7 @@ export class QmpClient implements AsyncDisposable {
   #bounded<T>(
     promise: Promise<T>,
     timeoutMs: number | undefined,
-    timeoutMessage: string,
+    late: () => QmpConnectionError,
     signal: AbortSignal | undefined,
   ): Promise<T> {
     return new Promise<T>((resolve, reject) => {
@@ -565,10 +569,7 @@ export class QmpClient implements AsyncDisposable {
         reject(error);
       };
       const abort = (): void => fail(new CancelledError('waiting for QEMU was cancelled'));
-      const timer =
-        timeoutMs === undefined
-          ? undefined
-          : setTimeout(() => fail(new QmpConnectionError(timeoutMessage)), timeoutMs);
+      const timer = timeoutMs === undefined ? undefined : setTimeout(() => fail(late()), timeoutMs);
       this.#onLost.add(fail);
       signal?.addEventListener('abort', abort, { once: true });
       if (signal?.aborted) abort();
@@ -582,7 +583,6 @@ export class QmpClient implements AsyncDisposable {
 
 const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
 
-/** Connects, retrying while nobody listens yet. */
 /**
  * Without the capability `oob` QEMU stops reading its monitor after each command
  * and wakes another thread to go on (monitor/qmp.c, handle_qmp_command): a
@@ -593,6 +593,7 @@ const outOfBand = (greeting: QmpGreeting): { readonly enable: readonly string[] 
   enable: greeting.capabilities.includes('oob') ? ['oob'] : [],
 });
 
+/** Connects, retrying while nobody listens yet. */
 const openSocket = async (
   path: string,
   deadline: number,
@@ -611,7 +612,13 @@ const openSocket = async (
           mayCome
             ? `no QMP monitor listens on ${path} (waited ${timeoutMs} ms)`
             : `cannot connect to ${path}: ${messageOf(error)}`,
-          { cause: error, details: { path } },
+          {
+            cause: error,
+            cure: mayCome
+              ? `Give the path of a running QEMU's monitor; one started with -qmp unix:${path},server=on,wait=off would listen there.`
+              : 'Run as a user who may open this socket: root, or the one that QEMU runs as.',
+            details: { path },
+          },
         );
       }
     }

@@ -2,8 +2,12 @@
  * Two senders measured in turns over the same stretch of time, so that what else
  * the machine does meanwhile weighs on both alike. Pure.
  *
- *   incumbent  ─┬─ A B B A B A … ─► medians of the same number of samples each
+ *   incumbent  ─┬─ A B  B A  B A … ─► how much dearer B was in each pair: the median
  *   challenger ─┘                   ─► who is the incumbent from here on
+ *
+ * Only what was measured side by side is compared. When the machine becomes busy
+ * in the middle, that is one pair of five; among each side's samples by itself it
+ * could be the one that decides.
  */
 import type { SenderStrategy } from '../native.js';
 
@@ -18,7 +22,7 @@ export interface SendCost {
 /** A millisecond for which output is held counts as much as one of CPU. */
 export const totalOf = (cost: SendCost): number => cost.cpuMsPerMB + cost.ackMsPerMB;
 
-/** Samples of each side: the median of five bears two outliers. */
+/** Pairs of samples: the median of five bears two outliers. */
 export const CONTEST_SAMPLES = 5;
 /** The challenger must be cheaper by this share: what separates equals is noise. */
 export const WIN_MARGIN = 0.1;
@@ -59,23 +63,22 @@ export class Contest {
   }
 
   verdict(): ContestVerdict {
-    const { incumbent, challenger } = this.medians() ?? {};
-    if (incumbent === undefined || challenger === undefined) return this.#exhausted();
     const incumbents = this.#incumbentCosts.map(totalOf);
     const challengers = this.#challengerCosts.map(totalOf);
-    if (Math.min(incumbents.length, challengers.length) >= CONTEST_SAMPLES) {
-      return totalOf(challenger) < (1 - WIN_MARGIN) * totalOf(incumbent) ? 'challenger' : 'incumbent';
+    const pairs = Math.min(incumbents.length, challengers.length);
+    if (pairs >= CONTEST_SAMPLES) {
+      const shares = challengers.slice(0, pairs).map((cost, pair) => cost / incumbents[pair]!);
+      return lowerMedian(shares, (share) => share)! < 1 - WIN_MARGIN ? 'challenger' : 'incumbent';
     }
     const isHopeless =
-      Math.min(incumbents.length, challengers.length) >= HOPELESS_SAMPLES &&
-      Math.min(...challengers) > HOPELESS_FACTOR * Math.max(...incumbents);
+      pairs >= HOPELESS_SAMPLES && Math.min(...challengers) > HOPELESS_FACTOR * Math.max(...incumbents);
     return isHopeless ? 'incumbent' : this.#exhausted();
   }
 
   /** Of the samples so far; undefined before each side has one. */
   medians(): { readonly incumbent: SendCost; readonly challenger: SendCost } | undefined {
-    const incumbent = medianOf(this.#incumbentCosts);
-    const challenger = medianOf(this.#challengerCosts);
+    const incumbent = lowerMedian(this.#incumbentCosts, totalOf);
+    const challenger = lowerMedian(this.#challengerCosts, totalOf);
     return incumbent === undefined || challenger === undefined ? undefined : { incumbent, challenger };
   }
 
@@ -91,5 +94,5 @@ const isSwappedPair = (pair: number): boolean => {
   return isSwapped;
 };
 
-const medianOf = (costs: readonly SendCost[]): SendCost | undefined =>
-  [...costs].sort((a, b) => totalOf(a) - totalOf(b))[(costs.length - 1) >> 1];
+const lowerMedian = <T>(values: readonly T[], rank: (value: T) => number): T | undefined =>
+  [...values].sort((a, b) => rank(a) - rank(b))[(values.length - 1) >> 1];

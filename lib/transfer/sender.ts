@@ -50,7 +50,7 @@ export interface OpenSenderOptions {
   readonly pageSize?: number;
   /**
    * How bytes get to the kernel; `auto` (default) measures and chooses for each
-   * transfer. One that cannot send this file (hugetlbfs) copies instead: `copiedBytes` shows it.
+   * transfer. On hugetlbfs `sendfile` and `splice` are `vmsplice`: it takes no part in either.
    */
   readonly strategy?: SenderStrategy | 'auto';
   /** TCP connections that a transfer is spread over, 1 (default) to 16. */
@@ -231,7 +231,7 @@ export class PageSender implements AsyncDisposable {
         throw new LimitError(`${this.#where}: ${WAITING_MAX} transfers are waiting`);
       }
       this.#waiting += 1;
-      const mine = this.#last.then(() => this.#transfer(this.#nextId++, table, metadata, staged));
+      const mine = this.#last.then(() => this.#transfer(table, metadata, staged));
       this.#last = mine.catch(() => {}).finally(() => (this.#waiting -= 1));
       const result = await mine;
       staged.resolve();
@@ -242,13 +242,9 @@ export class PageSender implements AsyncDisposable {
     }
   }
 
-  async #transfer(
-    id: number,
-    table: RunTable,
-    metadata: Uint8Array,
-    staging: Deferred<void>,
-  ): Promise<TransferResult> {
+  async #transfer(table: RunTable, metadata: Uint8Array, staging: Deferred<void>): Promise<TransferResult> {
     if (this.#failure !== undefined) throw this.#failure;
+    const id = this.#nextId;
     const { staged, pageSize } = this.#settings;
     let stageMs = 0;
     try {
@@ -269,6 +265,7 @@ export class PageSender implements AsyncDisposable {
         metadata,
         ...(staged ? {} : { runs: table.pairs }),
       });
+      this.#nextId = id + 1; // one of which nothing was sent leaves its id to the next
       const result = { id, stageMs, strategy, ...sent };
       this.#chooser.observe(result);
       return result;

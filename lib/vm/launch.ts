@@ -107,7 +107,9 @@ export const launchVm = async (options: LaunchOptions): Promise<LaunchedVm> => {
     const listener = options.peerPid?.(qmp.socketFd) ?? pid;
     if (listener !== pid) {
       await qmp.close();
-      throw new QmpConnectionError(`process ${listener}, not the QEMU just started, listens on ${qmp.path}`);
+      throw new QmpConnectionError(`process ${listener}, not the QEMU just started, listens on ${qmp.path}`, {
+        cure: `Process ${listener} has that path already: end it, or choose another.`,
+      });
     }
     return {
       pid,

@@ -52,6 +52,14 @@ void HashExtents(const PageSource& source, std::span<const Extent> part, Digest&
   }
 }
 
+// What sends the pages that `refused` cannot. Files on a hugetlbfs take part in
+// neither sendfile nor splice, but their pages can be lent from the mapping.
+Strategy NextBest(Strategy refused) {
+  HF_ASSERT(refused != Strategy::kCopy);  // which sends whatever can be read
+  const bool by_file = refused == Strategy::kSendfile || refused == Strategy::kSplice;
+  return by_file ? Strategy::kVmsplice : Strategy::kCopy;
+}
+
 iovec Part(std::span<const std::byte> bytes) {
   return {const_cast<std::byte*>(bytes.data()), bytes.size()};
 }
@@ -116,7 +124,7 @@ Status BulkStream::Begin(uint64_t epoch, bool digested, Strategy strategy) {
 }
 
 void BulkStream::UseStrategy(Strategy strategy) {
-  if (strategy != strategy_) refused_ = false;
+  if (strategy != strategy_) instead_.reset();
   strategy_ = strategy;
   if (strategy_ == Strategy::kSendfile) socket_.SetCork(true);
 }
@@ -233,25 +241,23 @@ Status BulkStream::SendPieces(const PageSource& source) {
   return {};
 }
 
-PageSender& BulkStream::SenderFor(const PageSource& source) {
-  const bool copy = refused_ && refused_fd_ == source.fd;
-  const auto index = static_cast<size_t>(copy ? Strategy::kCopy : strategy_);
-  if (senders_[index] == nullptr) senders_[index] = PageSender::Make(kAllStrategies[index]);
-  unfinished_[index] = true;
-  return *senders_[index];
+Strategy BulkStream::StrategyFor(const PageSource& source) const {
+  return refused_fd_ == source.fd ? instead_.value_or(strategy_) : strategy_;
 }
 
 Status BulkStream::SendExtents(const PageSource& source, std::span<const Extent> part) {
   if (digested_) HashExtents(source, part, digest_);
-  Status sent = SenderFor(source).Send(source, part, socket_);
-  if (!sent.ok() && sent.error().code == ErrorCode::kUnsupported) {
-    // Files on hugetlbfs can be neither spliced nor sent by sendfile.
-    refused_ = true;
+  for (;;) {
+    const Strategy strategy = StrategyFor(source);
+    const auto index = static_cast<size_t>(strategy);
+    if (senders_[index] == nullptr) senders_[index] = PageSender::Make(strategy);
+    unfinished_[index] = true;
+    const Status sent = senders_[index]->Send(source, part, socket_);
+    if (sent.ok()) return {};
+    if (sent.error().code != ErrorCode::kUnsupported) return Explain(sent.error());
+    instead_ = NextBest(strategy);
     refused_fd_ = source.fd;
-    sent = SenderFor(source).Send(source, part, socket_);
   }
-  if (!sent.ok()) return Explain(sent.error());
-  return {};
 }
 
 Status BulkStream::State(FrameType type, std::span<const std::byte> bytes) {
@@ -302,11 +308,21 @@ Result<FrameHeader> BulkStream::Await(FrameType type, std::span<std::byte> body,
   return header;
 }
 
+Result<size_t> BulkStream::AwaitFirst(std::span<const std::unique_ptr<BulkStream>> streams,
+                                      int timeout_ms) {
+  std::vector<StreamSocket*> sockets;
+  for (const auto& stream : streams) sockets.push_back(&stream->socket_);
+  return StreamSocket::AwaitFirst(sockets, timeout_ms);
+}
+
+// An ERROR frame is an error, and so is everything else.
+Error BulkStream::WhyEnded() { return Await(FrameType::kError, {}, kExplainMs).error(); }
+
 // A peer that refuses says why before it closes: its words beat our errno.
 Error BulkStream::Explain(Error error) {
   if (error.code != ErrorCode::kPeerLost || error.sys_errno == ETIMEDOUT) return error;
-  auto said = Await(FrameType::kError, {}, kExplainMs);
-  return !said.ok() && was_refused_ ? said.error() : error;
+  Error said = WhyEnded();
+  return was_refused_ ? said : error;
 }
 
 Status BulkStream::Finish() {

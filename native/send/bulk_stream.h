@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -74,6 +75,14 @@ class BulkStream {
   // Reads one frame of the backward direction: the awaited one, or an error.
   Result<FrameHeader> Await(FrameType type, std::span<std::byte> body, int timeout_ms);
 
+  // Waits until something has come on one of them, or it has ended: its index,
+  // the lowest of several.
+  static Result<size_t> AwaitFirst(std::span<const std::unique_ptr<BulkStream>> streams,
+                                   int timeout_ms);
+
+  // Of a stream on which nothing is due: the peer's ERROR, or that it has ended.
+  Error WhyEnded();
+
   // Waits until the kernel holds no page for any sender that was used.
   Status Finish();
 
@@ -99,7 +108,7 @@ class BulkStream {
   Status FlushPages(const PageSource& source);
   Status SendPieces(const PageSource& source);
   Status SendExtents(const PageSource& source, std::span<const Extent> part);
-  PageSender& SenderFor(const PageSource& source);
+  Strategy StrategyFor(const PageSource& source) const;
   Tally TallyOfSenders() const;
   Error Explain(Error error);
 
@@ -110,8 +119,8 @@ class BulkStream {
   std::array<bool, kStrategyCount> unfinished_{};  // used since Finish
 
   Strategy strategy_ = Strategy::kCopy;
-  int refused_fd_ = -1;  // a source that strategy_ cannot send
-  bool refused_ = false;
+  int refused_fd_ = -1;              // a source that strategy_ cannot send,
+  std::optional<Strategy> instead_;  // and what sends it
   uint64_t epoch_ = 0;
   uint32_t slice_ = 0;
   bool digested_ = false;

@@ -23,6 +23,8 @@ namespace {
 constexpr uint64_t kShareBytesMax = uint64_t{1} << 20;
 constexpr uint64_t kShareBytesMin = uint64_t{128} << 10;
 constexpr uint64_t kSharesPerStream = 4;
+// When another stream has ended, what stream 0 has to say is here by then.
+constexpr int kLateAnswerMs = 200;
 
 // Device states up to this size are kept to send the next one as a delta: of
 // machines with many queues they have a few hundred kilobytes.
@@ -77,6 +79,7 @@ struct EpochWriter::Impl {
   void Fail(size_t index, Error error);
   Status WorstOf();
   Status EndParts(FrameType type);
+  Result<FrameHeader> AwaitAnswer(FrameType type, std::span<std::byte> body);
   Status FinishAll();
 
   const uint32_t page_size;
@@ -220,6 +223,22 @@ Status EpochWriter::Impl::EndParts(FrameType type) {
   return streams[0]->End(type);
 }
 
+// The answer comes on stream 0. The loss of another is the connection's: the
+// peer may lack what it carried, and then has nothing to answer.
+Result<FrameHeader> EpochWriter::Impl::AwaitAnswer(FrameType type, std::span<std::byte> body) {
+  if (streams.size() == 1) return streams[0]->Await(type, body, kPeerSilenceMsMax);
+  auto first = BulkStream::AwaitFirst(streams, kPeerSilenceMsMax);
+  if (!first.ok()) return first.error();
+  if (first.value() == 0) return streams[0]->Await(type, body, kPeerSilenceMsMax);
+  const Error ended = streams[first.value()]->WhyEnded();
+  // A peer that answered and then left: its answer counts, whichever came first.
+  auto answer = streams[0]->Await(type, body, kLateAnswerMs);
+  if (answer.ok()) return answer;
+  return ended.code == ErrorCode::kPeerLost && answer.error().code != ErrorCode::kPeerLost
+             ? answer.error()
+             : ended;
+}
+
 Status EpochWriter::Impl::FinishAll() {
   for (const auto& stream : streams) HF_TRY(stream->Finish());
   return {};
@@ -318,7 +337,7 @@ uint64_t EpochWriter::device_bytes_sent() const { return impl_->device_bytes_sen
 Status EpochWriter::EndRound() {
   HF_ASSERT(impl_->phase == Impl::Phase::kRound);
   HF_TRY(impl_->EndParts(FrameType::kEndRound));
-  auto header = impl_->streams[0]->Await(FrameType::kRoundOk, {}, kPeerSilenceMsMax);
+  auto header = impl_->AwaitAnswer(FrameType::kRoundOk, {});
   if (!header.ok()) return header.error();
   HF_TRY(impl_->FinishAll());
   impl_->phase = Impl::Phase::kBetween;
@@ -334,7 +353,7 @@ Status EpochWriter::Commit() {
 Result<EpochWriter::Ack> EpochWriter::AwaitAck(uint64_t epoch) {
   HF_ASSERT(impl_->phase == Impl::Phase::kCommitted && epoch == impl_->epoch);
   std::array<std::byte, AckBody::kBytes> body;
-  auto header = impl_->streams[0]->Await(FrameType::kAck, body, kPeerSilenceMsMax);
+  auto header = impl_->AwaitAnswer(FrameType::kAck, body);
   if (!header.ok()) return header.error();
   // An acknowledgement of another epoch must never release this one's output.
   if (header.value().epoch != epoch) {

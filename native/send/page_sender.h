@@ -53,6 +53,7 @@ class PageSender {
   // always follow pages, so the last segment may be held back. kUnsupported:
   // this source cannot be sent by this strategy (sendfile and splice: a file on
   // hugetlbfs; uring: not on this kernel), and nothing of this call was sent.
+  // Never from copy.
   virtual Status Send(const PageSource& source, std::span<const Extent> extents,
                       StreamSocket& socket) = 0;
 

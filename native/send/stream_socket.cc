@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <vector>
 
 #include "base/clock.h"
 #include "wire/text.h"
@@ -29,6 +30,11 @@ void SetOption(int fd, int level, int name, int value) {
 constexpr int kHangUpPauseMs = 1;
 
 Error Cancelled() { return Error::Of(ErrorCode::kCancelled, "bulk connection: cancelled"); }
+
+Error Silent(int timeout_ms) {
+  return Error{ErrorCode::kPeerLost, ETIMEDOUT, "poll",
+               Text("bulk connection: peer silent for %d ms", timeout_ms)};
+}
 
 // Waits for `events` on fd or for the signal; returns what is ready, 0 if the time is up.
 Result<short> PollWithCancel(int fd, short events, double timeout_ms, const CancelSignal& cancel) {
@@ -131,14 +137,35 @@ Result<short> StreamSocket::Wait(short events, int timeout_ms) {
   for (;;) {
     auto ready = PollWithCancel(fd(), events, std::max(0.0, deadline - MonotonicMs()), cancel_);
     if (!ready.ok()) return ready;
-    if (ready.value() == 0) {
-      return Error{ErrorCode::kPeerLost, ETIMEDOUT, "poll",
-                   Text("bulk connection: peer silent for %d ms", timeout_ms)};
+    if (ready.value() == 0) return Silent(timeout_ms);
+    if (IsReady(ready.value(), events)) return ready;
+  }
+}
+
+// False if poll was woken by notifications alone: they are in the ledger now, so
+// that it can wait again.
+bool StreamSocket::IsReady(short answered, short events) {
+  const bool notified = (answered & POLLERR) != 0 && ReapCompletions();
+  return !notified || (answered & (events | POLLHUP)) != 0;
+}
+
+Result<size_t> StreamSocket::AwaitFirst(std::span<StreamSocket* const> sockets, int timeout_ms) {
+  const double deadline = MonotonicMs() + timeout_ms;
+  std::vector<pollfd> fds;
+  for (const StreamSocket* socket : sockets) fds.push_back({socket->fd(), POLLIN, 0});
+  const CancelSignal& cancel = sockets[0]->cancel_;
+  fds.push_back({cancel.fd(), POLLIN, 0});
+  for (;;) {
+    const double left = std::max(0.0, deadline - MonotonicMs());
+    const int ready = ::poll(fds.data(), fds.size(), static_cast<int>(std::ceil(left)));
+    if (cancel.cancelled()) return Cancelled();
+    if (ready < 0 && errno != EINTR) {
+      return Error::FromErrno("poll", "bulk connection: waiting for the peer");
     }
-    // Woken by notifications alone: they are in the ledger now, so poll can wait again.
-    const bool notified = (ready.value() & POLLERR) != 0 && ReapCompletions();
-    if (notified && (ready.value() & (events | POLLHUP)) == 0) continue;
-    return ready;
+    for (size_t i = 0; ready > 0 && i < sockets.size(); i++) {
+      if (fds[i].revents != 0 && sockets[i]->IsReady(fds[i].revents, POLLIN)) return i;
+    }
+    if (MonotonicMs() >= deadline) return Silent(timeout_ms);
   }
 }
 

@@ -57,6 +57,10 @@ class StreamSocket {
   // when the peer speaks meanwhile: it only does so to refuse.
   Status WaitWritable();
 
+  // Waits until one of them can be read, or has ended: its index, the lowest of
+  // several. kPeerLost after timeout_ms. All have the same CancelSignal.
+  static Result<size_t> AwaitFirst(std::span<StreamSocket* const> sockets, int timeout_ms);
+
   // Reads exactly so many bytes, within timeout_ms of silence.
   Status ReceiveAll(std::span<std::byte> to, int timeout_ms);
 
@@ -95,6 +99,7 @@ class StreamSocket {
 
  private:
   Result<short> Wait(short events, int timeout_ms);
+  bool IsReady(short answered, short events);
 
   Descriptor socket_;
   const CancelSignal& cancel_;

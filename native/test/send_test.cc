@@ -1,6 +1,7 @@
 // EpochWriter with every strategy against a Receiver. The strategies by
 // themselves: sender_test.cc.
 
+#include <poll.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
@@ -93,6 +94,10 @@ TEST("huge pages, which can be neither spliced nor sent by sendfile, on both sid
     CHECK_OK(SendRound(*writer.value(), ram, ram.All()));
     ram.Scribble(random, 2);
     CHECK_OK(SendEpoch(*writer.value(), ram, ram.TakeDirty(), 1, {}));
+    // From the mapping where the file can't be sent from: by reference all the same.
+    const bool by_reference = strategy == Strategy::kSendfile || strategy == Strategy::kSplice ||
+                              strategy == Strategy::kVmsplice;
+    if (by_reference) CHECK_EQ(writer.value()->counters().copied_bytes, 0u);
     CHECK_OK(backup->Fence());
     CHECK(Same(ReadFile(dir / "ram"), ram.Copy()));
     std::filesystem::remove(dir / "ram");
@@ -148,26 +153,41 @@ TEST("connecting: refused, silent, cancelled") {
   canceller.join();
 }
 
-// A backup of the test's own making: answers the handshake, then as told.
+constexpr ssize_t kHelloFrameBytes = kFrameHeaderBytes + HelloBody::kBytes;
+
+// What a backup of the tests' own making says to a HELLO.
+void GreetBack(const Descriptor& socket) {
+  std::array<std::byte, kHelloFrameBytes> hello;
+  CHECK(::recv(socket.get(), hello.data(), hello.size(), MSG_WAITALL) == kHelloFrameBytes);
+  const HeaderBytes head =
+      EncodeHeader({.type = FrameType::kHelloOk, .payload_bytes = HelloOkBody::kBytes});
+  const auto body = EncodeHelloOk({});
+  CHECK(::send(socket.get(), head.data(), head.size(), MSG_NOSIGNAL) == 40);
+  CHECK(::send(socket.get(), body.data(), body.size(), MSG_NOSIGNAL) ==
+        static_cast<ssize_t>(body.size()));
+}
+
+void Say(const Descriptor& socket, const std::string& frame) {
+  CHECK(::send(socket.get(), frame.data(), frame.size(), MSG_NOSIGNAL) ==
+        static_cast<ssize_t>(frame.size()));
+}
+
+std::string FrameText(const HeaderBytes& head, size_t zeros) {
+  return std::string(reinterpret_cast<const char*>(head.data()), head.size()) +
+         std::string(zeros, '\0');
+}
+
+// Answers the handshake, then as told.
 TEST("garbage, a wrong epoch and a lost peer instead of an acknowledgement") {
   const auto with_answer = [](const std::string& answer) {
     uint16_t port = 0;
     const Descriptor listener = ListenLoopback(&port);
     std::thread peer([&] {
       const Descriptor socket = AcceptOne(listener);
-      std::array<std::byte, 4096> bytes;
-      constexpr ssize_t kHelloBytes = kFrameHeaderBytes + HelloBody::kBytes;
-      CHECK(::recv(socket.get(), bytes.data(), kHelloBytes, MSG_WAITALL) == kHelloBytes);
-      const HeaderBytes head =
-          EncodeHeader({.type = FrameType::kHelloOk, .payload_bytes = HelloOkBody::kBytes});
-      const auto body = EncodeHelloOk({});
-      CHECK(::send(socket.get(), head.data(), head.size(), MSG_NOSIGNAL) == 40);
-      CHECK(::send(socket.get(), body.data(), body.size(), MSG_NOSIGNAL) ==
-            static_cast<ssize_t>(body.size()));
-      // BEGIN, DEVICE, COMMIT
-      CHECK(::recv(socket.get(), bytes.data(), 3 * 40 + 24, MSG_WAITALL) == 3 * 40 + 24);
-      CHECK(::send(socket.get(), answer.data(), answer.size(), MSG_NOSIGNAL) ==
-            static_cast<ssize_t>(answer.size()));
+      GreetBack(socket);
+      std::array<std::byte, 3 * 40 + 24> epoch;  // BEGIN, DEVICE, COMMIT
+      CHECK(::recv(socket.get(), epoch.data(), epoch.size(), MSG_WAITALL) == 3 * 40 + 24);
+      Say(socket, answer);
     });
     const CancelSignal cancel;
     auto writer = ConnectWriter(port, {Token(7), 4096, 4096}, Strategy::kCopy, cancel);
@@ -179,22 +199,67 @@ TEST("garbage, a wrong epoch and a lost peer instead of an acknowledgement") {
     peer.join();
     return ack;
   };
-  const auto text = [](const HeaderBytes& head, size_t zeros) {
-    return std::string(reinterpret_cast<const char*>(head.data()), head.size()) +
-           std::string(zeros, '\0');
-  };
   CHECK_OK(with_answer(
-      text(EncodeHeader({.type = FrameType::kAck, .epoch = 5, .payload_bytes = 8}), 8)));
+      FrameText(EncodeHeader({.type = FrameType::kAck, .epoch = 5, .payload_bytes = 8}), 8)));
   CHECK_ERROR(with_answer(
-                  text(EncodeHeader({.type = FrameType::kAck, .epoch = 4, .payload_bytes = 8}), 8)),
+                  FrameText(EncodeHeader({.type = FrameType::kAck, .epoch = 4, .payload_bytes = 8}), 8)),
               ErrorCode::kProtocol, "epoch 4, not 5");
-  CHECK_ERROR(with_answer(text(EncodeHeader({.type = FrameType::kRoundOk}), 0)),
+  CHECK_ERROR(with_answer(FrameText(EncodeHeader({.type = FrameType::kRoundOk}), 0)),
               ErrorCode::kProtocol, "ROUND_OK");
   CHECK_ERROR(with_answer(std::string(200, 'x')), ErrorCode::kProtocol, "magic");
   CHECK_ERROR(with_answer(""), ErrorCode::kPeerLost, "closed");
   CHECK_ERROR(with_answer("short"), ErrorCode::kPeerLost, "closed");
   CHECK_ERROR(with_answer(EncodeErrorFrame(WireError::kFenced, "taken over")), ErrorCode::kFenced,
               "taken over");
+}
+
+// Stream 0 stays open and silent meanwhile: a sender that listened there alone
+// would wait for as long as a peer may be silent.
+TEST("what happens on another stream ends the wait for the acknowledgement") {
+  enum class Other { kReset, kClosed, kRefuses, kClosedAfterAnswer };
+  const auto with = [](Other other) {
+    uint16_t port = 0;
+    const Descriptor listener = ListenLoopback(&port);
+    CancelSignal over;
+    std::thread peer([&] {
+      const Descriptor first = AcceptOne(listener);
+      GreetBack(first);
+      Descriptor second = AcceptOne(listener);
+      GreetBack(second);
+      std::array<std::byte, 2 * 40 + 24> part;  // BEGIN, END_PART
+      CHECK(::recv(second.get(), part.data(), part.size(), MSG_WAITALL) == 2 * 40 + 24);
+      if (other == Other::kRefuses) Say(second, EncodeErrorFrame(WireError::kFenced, "taken over"));
+      if (other == Other::kReset) {
+        const linger abort{.l_onoff = 1, .l_linger = 0};
+        CHECK(::setsockopt(second.get(), SOL_SOCKET, SO_LINGER, &abort, sizeof abort) == 0);
+      }
+      second.Close();
+      if (other == Other::kClosedAfterAnswer) {
+        Say(first, FrameText(
+                       EncodeHeader({.type = FrameType::kAck, .epoch = 1, .payload_bytes = 8}), 8));
+      }
+      pollfd until_over{over.fd(), POLLIN, 0};
+      ::poll(&until_over, 1, kDeadlineMs);
+    });
+    const CancelSignal cancel;
+    auto writer = ConnectWriter(port, {Token(7), 4096, 4096}, Strategy::kCopy, cancel, 2);
+    CHECK_OK(writer);
+    CHECK_OK(writer.value()->BeginEpoch(1));
+    CHECK_OK(writer.value()->Device({}));
+    CHECK_OK(writer.value()->Commit());
+    const double started_ms = MonotonicMs();
+    auto ack = writer.value()->AwaitAck(1);
+    CHECK(MonotonicMs() - started_ms < kPeerSilenceMsMax);
+    over.Cancel();
+    peer.join();
+    return ack;
+  };
+  const auto reset = with(Other::kReset);
+  CHECK_ERROR(reset, ErrorCode::kPeerLost, "peer lost");
+  CHECK_EQ(reset.error().sys_errno, ECONNRESET);
+  CHECK_ERROR(with(Other::kClosed), ErrorCode::kPeerLost, "closed");
+  CHECK_ERROR(with(Other::kRefuses), ErrorCode::kFenced, "taken over");
+  CHECK_OK(with(Other::kClosedAfterAnswer));
 }
 
 }  // namespace

@@ -116,6 +116,10 @@ describe('status', () => {
     const sender = { strategy: 'splice', reason: 'auto: first choice, not measured yet' };
     const text = daemonText({ name: 'web1', status: { ...primaryStatus, sender } });
     expect(text).toMatch(/^ {2}sender {6}splice \(auto: first choice, not measured yet\)$/m);
+    const reason = 'auto: 1 ms CPU; fragments of 2 pages; not uring: missing';
+    expect(daemonText({ name: 'web1', status: { ...primaryStatus, sender: { ...sender, reason } } })).toMatch(
+      /^ {2}sender {6}splice \(auto: 1 ms CPU\)\n {14}fragments of 2 pages\n {14}not uring: missing$/m,
+    );
     const settings = { streams: 3, verify: false };
     expect(daemonText({ name: 'web1', status: { ...primaryStatus, sender, settings } })).toContain(
       'splice over 3 streams, not verified (auto: ',

@@ -79,13 +79,19 @@ describe('01 connecting', () => {
     expect(client.greeting.version.qemu.major).toBe(7);
   });
 
-  test('gives up at the deadline, naming the socket', async () => {
-    await expect(QmpClient.connect(path, { timeoutMs: 50 })).rejects.toThrow(path);
+  test('gives up at the deadline, naming the socket, and what would listen there', async () => {
+    await expect(QmpClient.connect(path, { timeoutMs: 50 })).rejects.toMatchObject({
+      message: expect.stringContaining(path),
+      cure: expect.stringContaining(`-qmp unix:${path},server=on`),
+    });
   });
 
   test('a peer that does not greet is not waited for beyond the deadline', async () => {
     await listen(silent, '');
-    await expect(QmpClient.connect(path, { timeoutMs: 50 })).rejects.toThrow(/no QMP greeting/);
+    await expect(QmpClient.connect(path, { timeoutMs: 50 })).rejects.toMatchObject({
+      message: expect.stringContaining('no QMP greeting'),
+      cure: expect.stringContaining('one client at a time'),
+    });
   });
 
   test('a peer that is not QMP', async () => {

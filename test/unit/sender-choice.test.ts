@@ -186,7 +186,21 @@ describe('auto', () => {
           }
         },
       ),
-      { numRuns: 50 },
+      {
+        numRuns: 50,
+        // Busier, then quieter again: the border is in the middle of a contest.
+        examples: [
+          [
+            [
+              [296, 0.5],
+              [143, 0.5],
+              [233, 0.5],
+              [20, 0.7936507936507938],
+              [20, 0.5],
+            ],
+          ],
+        ],
+      },
     );
   });
 

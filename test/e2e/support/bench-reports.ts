@@ -19,7 +19,6 @@ const report = (
     kernel: '6.18.0',
     qemu: 'QEMU emulator version 7.2.22',
     node: 'v20.19.0',
-    accelerator: 'tcg',
   },
   smoke: false,
   results,
