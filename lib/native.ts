@@ -349,6 +349,8 @@ export interface RelayOptions {
   readonly controlSocket: string;
   /** From 128 KiB; at it QEMU's socket is read no more until a release. docs/relay.md has the rest. */
   readonly heldBytesMax: number;
+  /** Room that QEMU's end of its socket is given (default 4 MiB); 0: left as it is. */
+  readonly qemuSocketBytes?: number | undefined;
   /** Hold from the first frame on, rather than from the first HOLD. */
   readonly hold: boolean;
   readonly onEvent: (event: RelayEvent) => void;
@@ -362,8 +364,8 @@ export type RelayEvent =
   | { readonly type: 'target-lost'; readonly errno: number }
   | { readonly type: 'target-found' }
   | { readonly type: 'controller'; readonly connected: boolean }
-  /** Last of all, after close(), or because the relay cannot go on: then errno is not 0. */
-  | { readonly type: 'ended'; readonly errno: number; readonly syscall: string };
+  /** Last of all, after close(). */
+  | { readonly type: 'ended' };
 
 /**
  * The packet gate between QEMU and the network: a thread of its own that holds

@@ -1,7 +1,7 @@
 /**
  * A connection to the control socket of a VM's relay (docs/relay.md).
  *
- *   connect() ──► HELLO ◄── relay         hold, boundary, release, open, stats: answered in order
+ *   connect() ──► HELLO ◄── relay         hold, prepare, boundary, release, open, stats: answered in order
  *                 OUTPUT ◄── relay        once per epoch, when its first frame is held
  *
  * The relay has one controller: a new connection replaces the old one, which finds itself closed. Losing
@@ -120,6 +120,15 @@ export class RelayControl implements AsyncDisposable {
     const { frames } = await this.#ask('hold');
     this.#holding = true;
     return frames;
+  }
+
+  /**
+   * VM about to be stopped: reads what QEMU has, past the bound, until the next boundary. To be awaited
+   * before `stop` is sent, for a QEMU that waits for room in the socket drops that frame when it stops.
+   * @returns frames that are held.
+   */
+  async prepare(): Promise<number> {
+    return (await this.#ask('prepare')).frames;
   }
 
   /**

@@ -10,7 +10,7 @@ export const RELAY_PROTOCOL_VERSION = 1;
 export const RELAY_MESSAGE_BYTES = 16;
 export const RELAY_STATS_BYTES = 96;
 
-export const relayRequests = { hold: 1, boundary: 2, release: 3, open: 4, stats: 5 } as const;
+export const relayRequests = { hold: 1, boundary: 2, release: 3, open: 4, stats: 5, prepare: 6 } as const;
 export type RelayRequest = keyof typeof relayRequests;
 
 const ANSWER = 0x100;
@@ -31,7 +31,7 @@ export interface RelayStats {
   /** Target to guest. */
   readonly inFrames: number;
   readonly inBytes: number;
-  /** Frames of either direction that had nowhere to go: the target refused them, or was gone. */
+  /** Released frames that had nowhere to go: the target refused them, or was gone. */
   readonly droppedFrames: number;
   /** errno of the last of them; 0: none. */
   readonly lastDropErrno: number;
@@ -40,6 +40,8 @@ export interface RelayStats {
   readonly targetConnected: boolean;
   /** The bound is reached: QEMU's socket is not read. */
   readonly stalled: boolean;
+  /** QEMU's end of the socket was given room for a burst; without, `stop` can cost a frame (docs/relay.md). */
+  readonly socketWide: boolean;
   readonly stalledMs: number;
   /** How often the bound was reached. */
   readonly stalls: number;
@@ -85,6 +87,7 @@ const decodeStats = (bytes: Buffer): RelayStats => {
     qemuConnected: (flags & 2) !== 0,
     targetConnected: (flags & 4) !== 0,
     stalled: (flags & 8) !== 0,
+    socketWide: (flags & 16) !== 0,
     stalledMs: count(80) / 1000,
     stalls: bytes.readUInt32LE(88),
     discardedFrames: bytes.readUInt32LE(92),
