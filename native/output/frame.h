@@ -7,8 +7,8 @@
 
 namespace holdfast {
 
-inline constexpr size_t kFrameHeaderBytes = 4;
+inline constexpr size_t kPacketLengthBytes = 4;
 // NET_BUFSIZE of QEMU, which ends a connection that announces more.
-inline constexpr uint32_t kFrameBytesMax = 4096 + 65536;
+inline constexpr uint32_t kPacketBytesMax = 4096 + 65536;
 
 }  // namespace holdfast

@@ -8,7 +8,7 @@
 namespace holdfast {
 
 Result<FrameRing> FrameRing::Create(size_t capacity) {
-  HF_ASSERT(capacity >= kFrameHeaderBytes + kFrameBytesMax);
+  HF_ASSERT(capacity >= kPacketLengthBytes + kPacketBytesMax);
   void* const memory = ::mmap(nullptr, capacity, PROT_READ | PROT_WRITE,
                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) {
@@ -20,27 +20,27 @@ Result<FrameRing> FrameRing::Create(size_t capacity) {
 bool FrameRing::Append(uint64_t bytes) {
   HF_ASSERT(bytes <= room());
   end_ += bytes;
-  while (end_ - whole_.position >= kFrameHeaderBytes) {
+  while (end_ - whole_.position >= kPacketLengthBytes) {
     const uint32_t length = LengthAt(whole_.position);
-    if (length == 0 || length > kFrameBytesMax) return false;
-    if (end_ - whole_.position < kFrameHeaderBytes + length) break;
-    whole_.position += kFrameHeaderBytes + length;
+    if (length == 0 || length > kPacketBytesMax) return false;
+    if (end_ - whole_.position < kPacketLengthBytes + length) break;
+    whole_.position += kPacketLengthBytes + length;
     whole_.frames++;
   }
   return true;
 }
 
 void FrameRing::AppendFrame(uint32_t bytes) {
-  HF_ASSERT(bytes > 0 && bytes <= kFrameBytesMax && end_ == whole_.position);
-  for (size_t i = 0; i < kFrameHeaderBytes; ++i) {
+  HF_ASSERT(bytes > 0 && bytes <= kPacketBytesMax && end_ == whole_.position);
+  for (size_t i = 0; i < kPacketLengthBytes; ++i) {
     memory_.data()[Offset(end_ + i)] = static_cast<std::byte>(bytes >> (24 - 8 * i));
   }
-  HF_ASSERT(Append(kFrameHeaderBytes + bytes));
+  HF_ASSERT(Append(kPacketLengthBytes + bytes));
 }
 
 RingParts FrameRing::FirstPayload() const {
   HF_ASSERT(head_frame_left_ == 0 && whole_.position > head_.position);
-  return Parts(head_.position + kFrameHeaderBytes, LengthAt(head_.position));
+  return Parts(head_.position + kPacketLengthBytes, LengthAt(head_.position));
 }
 
 uint64_t FrameRing::Consume(uint64_t bytes) {
@@ -81,14 +81,14 @@ RingParts FrameRing::Parts(uint64_t position, uint64_t bytes) const {
 
 uint32_t FrameRing::LengthAt(uint64_t position) const {
   uint32_t length = 0;
-  for (size_t i = 0; i < kFrameHeaderBytes; ++i) {
+  for (size_t i = 0; i < kPacketLengthBytes; ++i) {
     length = length << 8 | static_cast<uint32_t>(memory_.data()[Offset(position + i)]);
   }
   return length;
 }
 
 uint64_t FrameRing::head_frame_left() const {
-  return head_frame_left_ > 0 ? head_frame_left_ : kFrameHeaderBytes + LengthAt(head_.position);
+  return head_frame_left_ > 0 ? head_frame_left_ : kPacketLengthBytes + LengthAt(head_.position);
 }
 
 }  // namespace holdfast

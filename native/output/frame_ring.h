@@ -46,13 +46,13 @@ class FrameRing {
 
   // Where the next bytes go, at most so many of them.
   RingParts Room(uint64_t bytes_max) const { return Parts(end_, bytes_max); }
-  // They are there now. False: a length is zero or over kFrameBytesMax; the
+  // They are there now. False: a length is zero or over kPacketBytesMax; the
   // ring then has the whole frames before it, and can only be truncated.
   bool Append(uint64_t bytes);
 
   // The same for sources without lengths, a frame at a time: room() must be
-  // kFrameHeaderBytes + kFrameBytesMax at least.
-  RingParts PayloadRoom() const { return Parts(end_ + kFrameHeaderBytes, kFrameBytesMax); }
+  // kPacketLengthBytes + kPacketBytesMax at least.
+  RingParts PayloadRoom() const { return Parts(end_ + kPacketLengthBytes, kPacketBytesMax); }
   void AppendFrame(uint32_t bytes);
 
   // What lies from the head up to a position: for sending the stream as it is.

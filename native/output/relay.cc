@@ -38,7 +38,6 @@ Result<std::unique_ptr<Relay>> Relay::Start(Options options) {
   }
   const Status target = relay->options_.target->Open();
   if (!target.ok() && !relay->options_.target->MayAppear(target.error())) return target.error();
-  relay->options_.target->Close();  // the thread opens it, watches it, and tells
   HF_TRY(relay->control_.Listen(relay->poller_));
   relay->thread_ = Thread("hf-relay", [self = relay.get()] { self->Loop(); });
   return relay;
@@ -67,6 +66,7 @@ void Relay::Loop() {
   std::array<epoll_event, 8> events;
   qemu_retry_.Begin(MonotonicMs());
   target_retry_.Begin(MonotonicMs());
+  if (options_.target->open()) WatchTarget();
   while (!stop_.cancelled()) {
     Connect();
     SendReleased();
@@ -168,7 +168,7 @@ void Relay::SendInbound() {
   if (sent < 0) return;
   const uint64_t frames = inbound_.Consume(static_cast<uint64_t>(sent));
   counts_.in_frames += frames;
-  counts_.in_bytes += static_cast<uint64_t>(sent) - kFrameHeaderBytes * frames;
+  counts_.in_bytes += static_cast<uint64_t>(sent) - kPacketLengthBytes * frames;
 }
 
 void Relay::TellOutput() {
@@ -196,7 +196,7 @@ void Relay::WatchAgain() {
     qemu_watch_.Set((full ? 0u : EPOLLIN) | (qemu_blocked_ ? EPOLLOUT : 0u));
   }
   if (options_.target->open()) {
-    const bool room = inbound_.room() >= kFrameHeaderBytes + kFrameBytesMax;
+    const bool room = inbound_.room() >= kPacketLengthBytes + kPacketBytesMax;
     target_watch_.Set((room ? EPOLLIN : 0u) | (target_blocked_ ? EPOLLOUT : 0u));
   }
 }
@@ -257,19 +257,19 @@ void Relay::LoseQemu() {
 }
 
 void Relay::OpenTarget() {
-  const double now_ms = MonotonicMs();
-  Target& target = *options_.target;
-  const Status opened = target.Open();
-  if (opened.ok() && target_watch_.Add(poller_, target.fd(), 0)) {
-    target_blocked_ = false;
-    target_told_lost_ = false;
-    return Tell({.type = RelayEvent::Type::kTargetFound});
-  }
-  target.Close();
-  target_retry_.Failed(now_ms);
+  const Status opened = options_.target->Open();
+  if (opened.ok()) return WatchTarget();
+  target_retry_.Failed(MonotonicMs());
   if (std::exchange(target_told_lost_, true)) return;
-  target_errno_ = opened.ok() ? EIO : opened.error().sys_errno;
+  target_errno_ = opened.error().sys_errno;
   Tell({.type = RelayEvent::Type::kTargetLost, .sys_errno = target_errno_});
+}
+
+void Relay::WatchTarget() {
+  if (!target_watch_.Add(poller_, options_.target->fd(), 0)) return LoseTarget(errno);
+  target_blocked_ = false;
+  target_told_lost_ = false;
+  Tell({.type = RelayEvent::Type::kTargetFound});
 }
 
 void Relay::OnTarget(uint32_t events) {

@@ -98,6 +98,7 @@ class Relay {
   bool ReadQemu(bool past_bound);
   void LoseQemu();
   void OpenTarget();
+  void WatchTarget();
   void OnTarget(uint32_t events);
   void LoseTarget(int sys_errno);
   bool OnRequest(const ControlMessage& request);

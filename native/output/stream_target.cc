@@ -44,7 +44,7 @@ class StreamTarget : public Target {
     }
     outcome.frames = ring.Consume(static_cast<uint64_t>(sent));
     // A length that left with an earlier call is taken off here: right in the sum, modulo 2^64.
-    outcome.bytes = static_cast<uint64_t>(sent) - kFrameHeaderBytes * outcome.frames;
+    outcome.bytes = static_cast<uint64_t>(sent) - kPacketLengthBytes * outcome.frames;
     outcome.blocked = static_cast<uint64_t>(sent) < parts.bytes;
     return outcome;
   }

@@ -77,7 +77,7 @@ class TapTarget : public Target {
   }
 
   ReceiveOutcome Receive(FrameRing& ring) override {
-    while (ring.room() >= kFrameHeaderBytes + kFrameBytesMax) {
+    while (ring.room() >= kPacketLengthBytes + kPacketBytesMax) {
       const RingParts room = ring.PayloadRoom();
       const ssize_t bytes = ::readv(fd(), room.parts.data(), room.count);
       if (bytes > 0) {
