@@ -11,7 +11,7 @@
 
 #include "base/clock.h"
 #include "base/unix_socket.h"
-#include "output/send_buffer.h"
+#include "output/peer_socket.h"
 
 namespace holdfast {
 namespace {
@@ -237,7 +237,7 @@ bool Relay::ReadQemu(bool past_bound) {
     return false;
   }
   if (!std::exchange(qemu_seen_, true) && options_.qemu_socket_bytes > 0 &&
-      WidenPeerSendBuffer(qemu_.get(), options_.qemu_socket, options_.qemu_socket_bytes).ok()) {
+      FitPeerSocket(qemu_.get(), options_.qemu_socket, options_.qemu_socket_bytes).ok()) {
     counts_.flags |= kRelaySocketWide;
   }
   return true;

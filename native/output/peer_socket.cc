@@ -1,6 +1,7 @@
-#include "output/send_buffer.h"
+#include "output/peer_socket.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -40,7 +41,7 @@ struct CloseDir {
 
 }  // namespace
 
-Status WidenPeerSendBuffer(int socket_fd, const std::string& path, int bytes) {
+Status FitPeerSocket(int socket_fd, const std::string& path, int bytes) {
   const auto pid = PeerPid(socket_fd);
   if (!pid.ok()) return pid.error();
   const Descriptor process(abi::PidfdOpen(pid.value()));
@@ -60,6 +61,11 @@ Status WidenPeerSendBuffer(int socket_fd, const std::string& path, int bytes) {
       return Error::FromErrno("pidfd_getfd", "QEMU's socket");
     }
     if (!IsOurPeer(fetched.get(), path)) continue;
+    // The flags belong to the open socket, not to the descriptor: QEMU's has them, too.
+    const int flags = ::fcntl(fetched.get(), F_GETFL);
+    if (flags < 0 || ::fcntl(fetched.get(), F_SETFL, flags | O_NONBLOCK) != 0) {
+      return Error::FromErrno("fcntl", "O_NONBLOCK");
+    }
     if (::setsockopt(fetched.get(), SOL_SOCKET, SO_SNDBUFFORCE, &bytes, sizeof bytes) != 0) {
       return Error::FromErrno("setsockopt", "SO_SNDBUFFORCE");
     }
