@@ -157,7 +157,10 @@ export class RelayControl implements AsyncDisposable {
     return stats;
   }
 
-  /** One listener: the first frame of the running epoch is held. At most once between two boundaries. */
+  /**
+   * One listener: the first frame of the running epoch is held. At most once between two boundaries, and
+   * for an epoch that has begun with a boundary only after what awaits that boundary() has run.
+   */
   onOutput(listener: () => void): void {
     this.#outputListener = listener;
     if (!this.#outputUnheard) return;
@@ -191,21 +194,30 @@ export class RelayControl implements AsyncDisposable {
   #receive(chunk: Buffer): void {
     if (this.#end !== undefined) return;
     try {
-      for (const message of this.#decoder.push(chunk)) this.#handle(message);
+      let behindBoundary = false;
+      for (const message of this.#decoder.push(chunk)) {
+        if (message.type === 'answer' && message.request === 'boundary') behindBoundary = true;
+        if (message.type !== 'output') this.#handle(message);
+        // Of the next epoch: whoever awaits the boundary is to know of that first.
+        else if (behindBoundary) setImmediate(() => this.#output());
+        else this.#output();
+      }
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error;
       this.#finish(error);
     }
   }
 
-  #handle(message: RelayMessage): void {
+  #output(): void {
+    if (this.#end !== undefined) return;
+    if (this.#outputListener === noListener) this.#outputUnheard = true;
+    this.#outputListener();
+  }
+
+  #handle(message: Exclude<RelayMessage, { readonly type: 'output' }>): void {
     switch (message.type) {
       case 'hello':
         this.#hello(message);
-        return;
-      case 'output':
-        if (this.#outputListener === noListener) this.#outputUnheard = true;
-        this.#outputListener();
         return;
       case 'answer': {
         const waiting = this.#waiting.shift();

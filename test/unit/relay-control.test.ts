@@ -149,6 +149,17 @@ describe('relay control', () => {
     expect(heard).toBe(2);
   });
 
+  it('tells of the next epoch only when the boundary is known', async () => {
+    await using control = await RelayControl.connect(path);
+    answer = (type, socket) => socket.write(Buffer.concat([output, message(type | 0x100, 1n), output]));
+    const order: string[] = [];
+    control.onOutput(() => order.push('output'));
+    await control.boundary();
+    order.push('boundary');
+    await new Promise(setImmediate);
+    expect(order).toEqual(['output', 'boundary', 'output']);
+  });
+
   it('says what to do when there is no relay', async () => {
     await expect(RelayControl.connect(join(directory, 'none'))).rejects.toMatchObject({
       code: 'HOLDFAST_E_CONNECT',
