@@ -430,14 +430,11 @@ TEST("relay: at its bound it reads no more, and goes on after the release; nothi
     // QEMU writes until it is blocked: the bound is reached and the socket is full.
     const double deadline_ms = MonotonicMs() + kDeadlineMs;
     for (;;) {
-      sent += WriteNow(lab.qemu, std::span(flood).subspan(sent));
-      if (sent == flood.size()) break;
-      const RelayStats stats = lab.relay().Stats();
-      CHECK(stats.held_bytes <= kHeldBytesMaxMin);
-      if ((stats.flags & kRelayStalled) != 0 &&
-          WriteNow(lab.qemu, std::span(flood).subspan(sent).first(1)) == 0) {
-        break;
-      }
+      const bool stalled = (lab.relay().Stats().flags & kRelayStalled) != 0;
+      const size_t written = WriteNow(lab.qemu, std::span(flood).subspan(sent));
+      sent += written;
+      if (sent == flood.size() || (stalled && written == 0)) break;
+      CHECK(lab.relay().Stats().held_bytes <= kHeldBytesMaxMin);
       CHECK(MonotonicMs() < deadline_ms);
     }
     CHECK(Silent(lab.target));
