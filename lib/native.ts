@@ -16,6 +16,7 @@ import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import type { RelayStats } from './output/relay-protocol.js';
 
 /** Stable codes of native failures. */
 export type NativeErrorCode =
@@ -379,6 +380,44 @@ export interface Receiver {
   close(): Promise<void>;
 }
 
+export interface RelayOptions {
+  /** QEMU's `-netdev stream,addr.type=unix,server=on` socket. */
+  readonly qemuSocket: string;
+  /** Where released frames go: an existing tap device of this network namespace, or a socket with QEMU's framing. */
+  readonly target: { readonly tap: string } | { readonly unix: string };
+  /** The control socket to listen on; a stale socket of that name is replaced. */
+  readonly controlSocket: string;
+  /** From 128 KiB; at it QEMU's socket is read no more until a release. docs/relay.md has the rest. */
+  readonly heldBytesMax: number;
+  /** Room that QEMU's end of its socket is given (default 4 MiB); 0: left as it is. */
+  readonly qemuSocketBytes?: number | undefined;
+  /** Hold from the first frame on, rather than from the first HOLD. */
+  readonly hold: boolean;
+  readonly onEvent: (event: RelayEvent) => void;
+}
+
+export type RelayEvent =
+  | { readonly type: 'connected' }
+  /** QEMU's connection ended; `discardedFrames` were held and will never leave. */
+  | { readonly type: 'disconnected'; readonly discardedFrames: number }
+  /** The target is gone or cannot be opened; it is tried again. Said once until it is back. */
+  | { readonly type: 'target-lost'; readonly errno: number }
+  | { readonly type: 'target-found' }
+  | { readonly type: 'controller'; readonly connected: boolean }
+  /** Last of all, after close(). */
+  | { readonly type: 'ended' };
+
+/**
+ * The packet gate between QEMU and the network: a thread of its own that holds
+ * and releases what the guest sends, told so through its control socket, not
+ * through this object (docs/relay.md). It keeps node running until close().
+ */
+export interface Relay {
+  stats(): RelayStats;
+  /** Ends the thread; what is held is gone with it. Idempotent. */
+  close(): Promise<void>;
+}
+
 export interface NativeBinding {
   probeKernel(): Promise<KernelProbe>;
   /** Takes well under a millisecond and waits for nothing. */
@@ -403,6 +442,7 @@ export interface NativeBinding {
   debugCounters(): { readonly threads: number; readonly engines: number; readonly descriptors: number };
   readonly PrimaryEngine: new (options: PrimaryEngineOptions) => PrimaryEngine;
   readonly Receiver: new (options: ReceiverOptions) => Receiver;
+  readonly Relay: new (options: RelayOptions) => Relay;
 }
 
 /** Nearest directory upwards that holds package.json: the same from lib/ and from dist/lib/. */

@@ -7,6 +7,7 @@
 #include "js/functions.h"
 #include "js/primary_engine.h"
 #include "js/receiver.h"
+#include "js/relay.h"
 #include "js/transfer_receiver.h"
 #include "js/transfer_sender.h"
 
@@ -26,6 +27,7 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   exports.Set("debugCounters", Napi::Function::New(env, js::DebugCounters, "debugCounters"));
   exports.Set("PrimaryEngine", js::PrimaryEngine::Define(env));
   exports.Set("Receiver", js::ReceiverObject::Define(env));
+  exports.Set("Relay", js::RelayObject::Define(env));
   exports.Set("TransferSender", js::TransferSender::Define(env));
   exports.Set("TransferReceiver", js::TransferReceiver::Define(env));
   return exports;

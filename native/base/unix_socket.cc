@@ -2,7 +2,9 @@
 
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/un.h>
 
 #include <cstring>
 
@@ -12,6 +14,23 @@ namespace holdfast {
 namespace {
 
 constexpr double kSendMsMax = 1000;
+
+Result<sockaddr_un> AddressOf(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.empty() || path.size() >= sizeof address.sun_path) {
+    errno = path.empty() ? ENOENT : ENAMETOOLONG;
+    return Error::FromErrno("connect", "path of a Unix socket: " + path);
+  }
+  std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+  return address;
+}
+
+Result<Descriptor> NewSocket() {
+  Descriptor socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!socket.valid()) return Error::FromErrno("socket", "Unix socket");
+  return socket;
+}
 
 }  // namespace
 
@@ -66,6 +85,38 @@ Status SendWithFd(int socket_fd, std::span<const std::byte> bytes, int fd) {
     ::poll(&room, 1, static_cast<int>(left_ms) + 1);
   }
   return {};
+}
+
+Result<Descriptor> ConnectUnixNow(const std::string& path) {
+  const auto address = AddressOf(path);
+  if (!address.ok()) return address.error();
+  auto socket = NewSocket();
+  if (!socket.ok()) return socket.error();
+  if (::connect(socket.value().get(), reinterpret_cast<const sockaddr*>(&address.value()),
+                sizeof address.value()) != 0) {
+    return Error::FromErrno("connect", "connecting to " + path);
+  }
+  return socket;
+}
+
+Result<Descriptor> ListenUnix(const std::string& path) {
+  const auto address = AddressOf(path);
+  if (!address.ok()) return address.error();
+  const auto occupant = ConnectUnixNow(path);
+  if (occupant.ok() || occupant.error().sys_errno == EAGAIN) {
+    errno = EADDRINUSE;
+    return Error::FromErrno("bind", "another process listens at " + path);
+  }
+  if (occupant.error().sys_errno == ECONNREFUSED) ::unlink(path.c_str());
+  auto socket = NewSocket();
+  if (!socket.ok()) return socket.error();
+  const int fd = socket.value().get();
+  ::fchmod(fd, S_IRUSR | S_IWUSR);  // before bind: the file has this mode from its first moment
+  if (::bind(fd, reinterpret_cast<const sockaddr*>(&address.value()), sizeof address.value()) != 0) {
+    return Error::FromErrno("bind", "listening at " + path);
+  }
+  if (::listen(fd, 8) != 0) return Error::FromErrno("listen", "listening at " + path);
+  return socket;
 }
 
 }  // namespace holdfast

@@ -1,12 +1,8 @@
 #include "js/event_channel.h"
 
-#include <algorithm>
-#include <utility>
-
 #include "js/result_object.h"
 
 namespace holdfast::js {
-namespace {
 
 Napi::Object ToObject(Napi::Env env, const ReceiverEvent& event) {
   ResultObject object(env);
@@ -49,43 +45,6 @@ Napi::Object ToObject(Napi::Env env, const ReceiverEvent& event) {
     }
   }
   return object.object();
-}
-
-}  // namespace
-
-void EventChannel::Push(const ReceiverEvent& event) {
-  const std::lock_guard lock(mutex_);
-  if (events_.size() >= kEventsMax) {
-    const auto same = std::find_if(events_.rbegin(), events_.rend(),
-                                   [&](const auto& queued) { return queued.type == event.type; });
-    if (same != events_.rend()) {
-      events_.erase(std::next(same).base());
-    } else {
-      events_.pop_front();
-    }
-  }
-  events_.push_back(event);
-  if (std::exchange(wake_posted_, true)) return;
-  bridge_->Post([self = shared_from_this()](Napi::Env env) { self->Deliver(env); });
-}
-
-void EventChannel::Deliver(Napi::Env env) {
-  std::deque<ReceiverEvent> ready;
-  {
-    const std::lock_guard lock(mutex_);
-    ready.swap(events_);
-    wake_posted_ = false;
-  }
-  for (const ReceiverEvent& event : ready) {
-    if (listener_.IsEmpty()) return;
-    const Napi::HandleScope scope(env);
-    listener_.Call({ToObject(env, event)});
-    // One listener's exception must not swallow the events behind it.
-    if (env.IsExceptionPending()) {
-      const Napi::Error thrown = env.GetAndClearPendingException();
-      napi_fatal_exception(env, thrown.Value());
-    }
-  }
 }
 
 }  // namespace holdfast::js

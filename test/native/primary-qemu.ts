@@ -78,7 +78,8 @@ export class SmallQemu {
     qmpSocket.on('error', () => {});
   }
 
-  static async start(ramMiB = 64): Promise<SmallQemu> {
+  /** `args`: further ones for QEMU. */
+  static async start(ramMiB = 64, args: readonly string[] = []): Promise<SmallQemu> {
     const name = `holdfast-native-${process.pid}-${++serial}`;
     const ramPath = `/dev/shm/${name}`;
     const qmpPath = join(tmpdir(), `${name}.qmp`);
@@ -87,6 +88,7 @@ export class SmallQemu {
       [
         ...['-M', 'q35', '-nodefaults', '-vga', 'none', '-display', 'none', '-accel', 'tcg'],
         ...['-m', String(ramMiB), '-machine', 'memory-backend=ram'],
+        ...args,
         ...['-object', `memory-backend-file,id=ram,size=${ramMiB}M,mem-path=${ramPath},share=on`],
         ...['-qmp', `unix:${qmpPath},server=on,wait=off`],
       ],
