@@ -223,7 +223,8 @@ constexpr uint16_t kProtocol = 0x88b5;
 // A tap with somebody who listens behind it, in a network namespace of the calling thread's own.
 class TapLab {
  public:
-  explicit TapLab(const char* name) : messages(Library()), socket_(OpenSocket()) {
+  // `bridge`: has the tap as its port, and is where frames are to arrive.
+  explicit TapLab(const char* name, const char* bridge = nullptr) : messages(Library()), socket_(OpenSocket()) {
     tap_ = Descriptor(::open("/dev/net/tun", O_RDWR | O_CLOEXEC));
     ifreq request{};
     std::snprintf(request.ifr_name, sizeof request.ifr_name, "%s", name);
@@ -234,11 +235,21 @@ class TapLab {
     CHECK_OK(link);
     index_ = link.value()->index;
     CHECK_OK(ExecuteBuilt(messages, socket_, messages.SetLinkUp(index_), "up"));
+    int arrival = index_;
+    if (bridge != nullptr) {
+      const std::string made = std::string("ip link add ") + bridge +
+                               " type bridge forward_delay 0 stp_state 0 && ip link set " + name +
+                               " master " + bridge + " && ip link set " + bridge + " up";
+      CHECK_EQ(std::system(made.c_str()), 0);
+      const auto found = detour.Link(bridge);
+      CHECK_OK(found);
+      arrival = found.value()->index;
+    }
     listener_ = Descriptor(::socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, htons(kProtocol)));
     sockaddr_ll address{};
     address.sll_family = AF_PACKET;
     address.sll_protocol = htons(kProtocol);
-    address.sll_ifindex = index_;
+    address.sll_ifindex = arrival;
     CHECK_EQ(::bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
   }
 
@@ -294,9 +305,9 @@ void CheckState(TapDetour& detour, State expected) {
   CHECK_EQ(static_cast<int>(state.value()), static_cast<int>(expected));
 }
 
-TEST("frames take the detour, in order, and the tap is then as it was") {
-  InNamespace([] {
-    TapLab lab("tap7");
+void CheckDetour(const char* behind) {
+  InNamespace([behind] {
+    TapLab lab("tap7", behind);
     TapDetour detour(lab.messages, lab.socket(), "tap7");
     CheckState(detour, State::kAbsent);
     lab.Send(1);
@@ -330,6 +341,10 @@ TEST("frames take the detour, in order, and the tap is then as it was") {
     CHECK_EQ(lab.Receive(0), -1);
   });
 }
+
+TEST("frames take the detour, in order, and the tap is then as it was") { CheckDetour(nullptr); }
+
+TEST("so they do where the tap is a bridge's port") { CheckDetour("br7"); }
 
 TEST("what the ifb's qdisc holds is counted, and not drained") {
   InNamespace([] {
