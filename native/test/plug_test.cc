@@ -225,7 +225,7 @@ class TapLab {
  public:
   // `bridge`: has the tap as its port, and is where frames are to arrive.
   explicit TapLab(const char* name, const char* bridge = nullptr) : messages(Library()), socket_(OpenSocket()) {
-    tap_ = Descriptor(::open("/dev/net/tun", O_RDWR | O_CLOEXEC));
+    tap_ = Descriptor(::open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC));
     ifreq request{};
     std::snprintf(request.ifr_name, sizeof request.ifr_name, "%s", name);
     request.ifr_flags = IFF_TAP | IFF_NO_PI;
@@ -253,15 +253,22 @@ class TapLab {
     CHECK_EQ(::bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
   }
 
-  void Send(uint8_t number) {
+  void Send(uint8_t number) { CHECK(TrySend(number)); }
+  // False: the tap takes no more for now, and its writer would wait.
+  bool TrySend(uint8_t number) {
     std::array<uint8_t, 64> frame{};
     std::fill_n(frame.begin(), 6, 0xff);
     frame[6] = 0x02;
     frame[12] = kProtocol >> 8;
     frame[13] = kProtocol & 0xff;
     frame[14] = number;
-    CHECK_EQ(::write(tap_.get(), frame.data(), frame.size()), ssize_t{64});
+    const ssize_t written = ::write(tap_.get(), frame.data(), frame.size());
+    if (written < 0 && errno == EAGAIN) return false;
+    CHECK_EQ(written, ssize_t{64});
+    return true;
   }
+  // As -netdev tap,sndbuf= does.
+  void BoundTo(int bytes) { CHECK_EQ(::ioctl(tap_.get(), TUNSETSNDBUF, &bytes), 0); }
   // Of the next frame that gets past the tap; -1 if none does within the time.
   int Receive(int timeout_ms = kDeadlineMs) {
     pollfd ready{.fd = listener_.get(), .events = POLLIN, .revents = 0};
@@ -369,6 +376,29 @@ TEST("what the ifb's qdisc holds is counted, and not drained") {
     CHECK(held.value()->dropped_frames > 0);
     CHECK_OK(detour.StopDiverting());
     CHECK_OK(detour.Delete());
+  });
+}
+
+TEST("what is held counts against the tap's sndbuf, so that QEMU waits before anything is dropped") {
+  InNamespace([] {
+    TapLab lab("tap7");
+    TapDetour detour(lab.messages, lab.socket(), "tap7");
+    CheckState(detour, State::kAbsent);
+    CHECK_OK(detour.Create());
+    const std::string bucket = "tc qdisc add dev " + TapDetour::IfbName("tap7") +
+                               " root tbf rate 100bit burst 100b limit 1mb";
+    CHECK_EQ(std::system(bucket.c_str()), 0);
+    CHECK_OK(detour.Divert());
+    lab.BoundTo(64 << 10);
+    int taken = 0;
+    while (taken < 10'000 && lab.TrySend(0)) ++taken;
+    CHECK(taken > 10 && taken < 1'000);
+    const auto held = FindQdisc(lab.socket(), detour.ifb(), TC_H_ROOT);
+    CHECK_OK(held);
+    CHECK_EQ(held.value()->dropped_frames, uint64_t{0});
+    CHECK_OK(detour.StopDiverting());
+    CHECK_OK(detour.Delete());  // gives back what they took
+    CHECK(lab.TrySend(1));
   });
 }
 
