@@ -26,9 +26,9 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   exports.Set("hashFile", Napi::Function::New(env, js::HashFileAsync, "hashFile"));
   exports.Set("compareFiles", Napi::Function::New(env, js::CompareFilesAsync, "compareFiles"));
   exports.Set("debugCounters", Napi::Function::New(env, js::DebugCounters, "debugCounters"));
+  exports.Set("Plug", js::PlugObject::Define(env));
   exports.Set("PrimaryEngine", js::PrimaryEngine::Define(env));
   exports.Set("Receiver", js::ReceiverObject::Define(env));
-  exports.Set("Plug", js::PlugObject::Define(env));
   exports.Set("TransferSender", js::TransferSender::Define(env));
   exports.Set("TransferReceiver", js::TransferReceiver::Define(env));
   return exports;

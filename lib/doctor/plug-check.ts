@@ -1,9 +1,9 @@
 /** The kernel's own output gate. Only `--gate plug` needs it, so a lack is a warning. */
-import type { NativeBinding } from '../native.js';
 import { plugCures } from '../output/open-plug-gate.js';
+import type { PlugBinding } from '../output/plug-binding.js';
 import type { DoctorCheck } from './doctor.js';
 
-export const checkPlugQdisc = async (native: Pick<NativeBinding, 'probePlug'>): Promise<DoctorCheck> => {
+export const checkPlugQdisc = async (native: Pick<PlugBinding, 'probePlug'>): Promise<DoctorCheck> => {
   const base = { id: 'sch-plug', title: 'plug qdisc' };
   try {
     const { ok, lacks, reason } = await native.probePlug();

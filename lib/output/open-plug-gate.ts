@@ -2,8 +2,8 @@
 import { readdir, readFile } from 'node:fs/promises';
 import { ConfigError, UnsupportedHostError } from '../errors.js';
 import type { Logger } from '../log.js';
-import type { NativeBinding, PlugProbe } from '../native.js';
 import type { VmDescription } from '../vm/describe.js';
+import type { PlugBinding, PlugProbe } from './plug-binding.js';
 import { PlugGate } from './plug-gate.js';
 
 type VmWithTaps = Pick<VmDescription, 'netdevs' | 'process'>;
@@ -31,7 +31,7 @@ export const openPlugGate = async ({
   log,
 }: {
   readonly vm: VmWithTaps;
-  readonly native: Pick<NativeBinding, 'Plug' | 'probePlug'>;
+  readonly native: PlugBinding;
   readonly log: Pick<Logger, 'warn'>;
 }): Promise<PlugGate> => {
   const taps = await tapsOf(vm);
@@ -61,7 +61,7 @@ export const openPlugGate = async ({
  * Whether a plug gate of an earlier run holds this VM's output: then another gate would wait for
  * releases that only that one is told of. Where it can't be known, there is none: it needs what is missing.
  */
-export const isPlugged = async (vm: VmWithTaps, native: Pick<NativeBinding, 'Plug'>): Promise<boolean> => {
+export const isPlugged = async (vm: VmWithTaps, native: Pick<PlugBinding, 'Plug'>): Promise<boolean> => {
   if (!vm.netdevs.some(({ type }) => type === 'tap')) return false;
   const taps = await openTaps(vm.process.pid);
   if (taps.length === 0) return false;

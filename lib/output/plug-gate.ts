@@ -17,14 +17,14 @@
  */
 import { type HoldfastError, toHoldfastError, UnsupportedHostError } from '../errors.js';
 import type { Logger } from '../log.js';
-import type { NativeBinding, Plug, PlugStats } from '../native.js';
 import type { GateStats, OutputGate } from './gate.js';
+import type { Plug, PlugBinding, PlugStats } from './plug-binding.js';
 
 /** Of each tap. Small frames take ten times as much of the kernel's memory. */
 export const PLUG_HELD_BYTES_MAX = 64 * 2 ** 20;
 
 export interface PlugGateOptions {
-  readonly native: Pick<NativeBinding, 'Plug'>;
+  readonly native: Pick<PlugBinding, 'Plug'>;
   /** Tap devices of all of the VM's network backends, in this network namespace. */
   readonly taps: readonly string[];
   readonly log: Pick<Logger, 'warn'>;

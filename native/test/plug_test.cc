@@ -72,8 +72,9 @@ class Expected {
  private:
   template <typename T>
   void Append(const T& value) {
-    const auto* first = reinterpret_cast<const std::byte*>(&value);
-    bytes_.insert(bytes_.end(), first, first + sizeof value);
+    const size_t start = bytes_.size();
+    bytes_.resize(start + sizeof value);
+    std::memcpy(&bytes_[start], &value, sizeof value);
   }
   Bytes bytes_;
 };

@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { checkPlugQdisc } from '../../lib/doctor/plug-check.js';
-import type { PlugProbe } from '../../lib/native.js';
 import { openPlugGate } from '../../lib/output/open-plug-gate.js';
+import type { PlugProbe } from '../../lib/output/plug-binding.js';
 
 const checked = (probe: PlugProbe) => checkPlugQdisc({ probePlug: async () => probe });
 

@@ -1,7 +1,7 @@
 /** The plug gate over a model of the kernel's sch_plug: nothing leaves early, nothing is left behind. */
 import fc from 'fast-check';
 import { describe, expect, it, vi } from 'vitest';
-import type { NativeBinding, Plug, PlugOptions, PlugStats } from '../../lib/native.js';
+import type { Plug, PlugBinding, PlugOptions, PlugStats } from '../../lib/output/plug-binding.js';
 import { PlugGate } from '../../lib/output/plug-gate.js';
 
 /** net/sched/sch_plug.c by its counters, one frame a byte; outlives the process that installed it. */
@@ -24,7 +24,7 @@ class Kernel {
     }
   }
 
-  get native(): Pick<NativeBinding, 'Plug'> {
+  get native(): Pick<PlugBinding, 'Plug'> {
     const kernel = this;
     return {
       Plug: class implements Plug {
