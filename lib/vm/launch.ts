@@ -35,6 +35,8 @@ export interface LaunchOptions {
   /** The addon's functions; both optional (see QmpClient.passDescriptor; peerPid proves whose QMP it is). */
   readonly sendWithFd?: NativeBinding['sendWithFd'] | undefined;
   readonly peerPid?: NativeBinding['peerPid'] | undefined;
+  /** What belongs to the VM and can begin as soon as its process exists; if it fails, the launch does. */
+  readonly beside?: ((vm: ProcessIdentity) => Promise<void>) | undefined;
 }
 
 export interface VmExit {
@@ -99,6 +101,8 @@ export const launchVm = async (options: LaunchOptions): Promise<LaunchedVm> => {
   });
   try {
     const identity = await identifyProcess(pid);
+    const beside = options.beside?.(identity);
+    beside?.catch(() => {}); // awaited below; QEMU's own failure comes first
     const qmp = await QmpClient.connect(options.qmpPath, {
       timeoutMs: options.timeoutMs ?? START_TIMEOUT_MS,
       signal: connecting.signal,
@@ -109,6 +113,7 @@ export const launchVm = async (options: LaunchOptions): Promise<LaunchedVm> => {
       await qmp.close();
       throw new QmpConnectionError(`process ${listener}, not the QEMU just started, listens on ${qmp.path}`);
     }
+    await beside;
     return {
       pid,
       identity,
