@@ -23,6 +23,8 @@
       'cflags_cc': [
         '-std=gnu++20',
         '-fvisibility-inlines-hidden',
+        # Headers only: the gate `plug` opens libnl-route-3 at run time.
+        '-isystem /usr/include/libnl3',
         '-isystem <!(node -p "require(\'path\').resolve(require(\'node-addon-api\').include_dir)")'
       ],
       'conditions': [

@@ -11,11 +11,13 @@ import { type Campaign, renderMarkdown } from './markdown.js';
 import { runPeersSuite } from './peers.js';
 import { type BenchReport, makeReport, type RunSuite, renderReport } from './report.js';
 import { runSendSuite } from './send.js';
+import { runTimeSuite } from './time.js';
 
 const suites: Readonly<Record<string, RunSuite>> = {
   epoch: runEpochSuite,
   peers: runPeersSuite,
   send: runSendSuite,
+  time: runTimeSuite,
 };
 
 interface Outputs {

@@ -134,6 +134,12 @@ export class LimitError extends HoldfastError {
   override readonly exitCode = 7;
 }
 
+/** The packet relay of a VM could not be started, or does not answer. */
+export class RelayError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_RELAY';
+  override readonly exitCode = 4;
+}
+
 /** The standby QEMU could not be started, or did not take the device state. */
 export class StandbyError extends HoldfastError {
   override readonly code = 'HOLDFAST_E_STATE_LOAD';
@@ -190,6 +196,7 @@ const byCode: Readonly<
   HOLDFAST_E_AUTH: AuthError,
   HOLDFAST_E_NO_SPACE: NoSpaceError,
   HOLDFAST_E_LIMIT: LimitError,
+  HOLDFAST_E_RELAY: RelayError,
   HOLDFAST_E_STATE_LOAD: StandbyError,
   HOLDFAST_E_FENCED: FencedError,
   HOLDFAST_E_NOT_PROTECTED: NotProtectedError,

@@ -64,6 +64,7 @@ export {
   QmpConnectionError,
   QmpError,
   RamMappingError,
+  RelayError,
   StandbyError,
   SystemError,
   TimeoutError,
@@ -75,6 +76,10 @@ export {
 } from './errors.js';
 export type { Logger } from './log.js';
 export { type KernelProbe, type NativeBinding, native, type RamMapping } from './native.js';
+// Packet relays
+export type { GateStats, OutputGate } from './output/gate.js';
+export { type RelayRecord, type RelaySpec, relaysOf, runningRelay } from './output/relay-files.js';
+export { endRelay, startRelay } from './output/relay-process.js';
 export type { RoundStats } from './primary/convergence.js';
 export type { Distribution, EpochReport, EpochSummary, MeasuredPart } from './primary/epoch-report.js';
 export type {
@@ -131,5 +136,6 @@ export {
   quitVm,
   type VmExit,
 } from './vm/launch.js';
+export { overRelays, type Relayed, type RelayedTap } from './vm/netdevs.js';
 export { assertProtectable, type Refusal, refusals } from './vm/preflight.js';
 export { isAlive, type ProcessIdentity } from './vm/process.js';

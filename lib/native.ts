@@ -12,11 +12,10 @@
  * failing call, or ''). `lib/errors.ts` wraps them into the public classes.
  */
 
-import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import type { PlugBinding } from './output/plug-binding.js';
 import type { RelayStats } from './output/relay-protocol.js';
+import { packageRoot } from './package-root.js';
 
 /** Stable codes of native failures. */
 export type NativeErrorCode =
@@ -418,7 +417,7 @@ export interface Relay {
   close(): Promise<void>;
 }
 
-export interface NativeBinding {
+export interface NativeBinding extends PlugBinding {
   probeKernel(): Promise<KernelProbe>;
   /** Takes well under a millisecond and waits for nothing. */
   probeSenders(): SenderProbe;
@@ -444,17 +443,6 @@ export interface NativeBinding {
   readonly Receiver: new (options: ReceiverOptions) => Receiver;
   readonly Relay: new (options: RelayOptions) => Relay;
 }
-
-/** Nearest directory upwards that holds package.json: the same from lib/ and from dist/lib/. */
-const packageRoot = (): string => {
-  let dir = dirname(fileURLToPath(import.meta.url));
-  while (!existsSync(join(dir, 'package.json'))) {
-    const parent = dirname(dir);
-    if (parent === dir) throw new Error('holdfast: package.json not found above the installed files');
-    dir = parent;
-  }
-  return dir;
-};
 
 const load = createRequire(import.meta.url)('node-gyp-build') as (dir: string) => NativeBinding;
 

@@ -5,6 +5,7 @@
 
 #include "js/bridge.h"
 #include "js/functions.h"
+#include "js/plug.h"
 #include "js/primary_engine.h"
 #include "js/receiver.h"
 #include "js/relay.h"
@@ -18,6 +19,7 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   js::Bridge::Create(env);
   exports.Set("probeKernel", Napi::Function::New(env, js::ProbeKernelAsync, "probeKernel"));
   exports.Set("probeSenders", Napi::Function::New(env, js::ProbeSendersSync, "probeSenders"));
+  exports.Set("probePlug", Napi::Function::New(env, js::ProbePlugAsync, "probePlug"));
   exports.Set("findRamMappings",
               Napi::Function::New(env, js::FindRamMappingsAsync, "findRamMappings"));
   exports.Set("peerPid", Napi::Function::New(env, js::PeerPidSync, "peerPid"));
@@ -25,6 +27,7 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   exports.Set("hashFile", Napi::Function::New(env, js::HashFileAsync, "hashFile"));
   exports.Set("compareFiles", Napi::Function::New(env, js::CompareFilesAsync, "compareFiles"));
   exports.Set("debugCounters", Napi::Function::New(env, js::DebugCounters, "debugCounters"));
+  exports.Set("Plug", js::PlugObject::Define(env));
   exports.Set("PrimaryEngine", js::PrimaryEngine::Define(env));
   exports.Set("Receiver", js::ReceiverObject::Define(env));
   exports.Set("Relay", js::RelayObject::Define(env));

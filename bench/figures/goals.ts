@@ -62,6 +62,10 @@ const ratios: Readonly<Record<string, Ratio>> = {
   baseSyncVsQemuMigrateNoPrealloc: {
     meaning: 'throughput of the same RAM, base sync ÷ QEMU’s best migrate without prealloc=on',
   },
+  timeDriftUnprotectedPpm: { meaning: 'guest’s clock against the host’s, unprotected, in millionths' },
+  timeDriftProtectedPpm: { meaning: 'the same, with a checkpoint every 20 ms' },
+  timeDriftAfterFailoverPpm: { meaning: 'the same, on the backup after a failover' },
+  timeStepAtFailoverMs: { meaning: 'by how much the guest’s clock jumped at a failover, ms' },
   pauseDirectVsStaged: { meaning: 'median pause, direct ÷ staged capture' },
 };
 

@@ -27,6 +27,7 @@ const units: readonly (readonly [suffix: string, unit: string])[] = [
   ['GbPerS', 'GB/s'],
   ['MbPerS', 'MB/s'],
   ['PerMb', 'per MB'],
+  ['Ppm', 'ppm'],
   ['PerS', 'per s'],
   ['Percent', '%'],
   ['Share', 'share'],

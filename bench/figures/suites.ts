@@ -5,6 +5,7 @@ import { epochFigures } from './epoch.js';
 import { peersFigures } from './peers.js';
 import { sendFigures } from './send.js';
 import { type Table, tablesByShape } from './table.js';
+import { timeFigures } from './time.js';
 
 export interface SuiteFigures {
   readonly title: string;
@@ -27,6 +28,7 @@ const suites: Readonly<Record<string, SuiteFigures>> = {
   send: sendFigures,
   epoch: epochFigures,
   peers: peersFigures,
+  time: timeFigures,
 };
 
 export const figuresOf = (suite: string): SuiteFigures => suites[suite] ?? { ...plain, title: suite };

@@ -80,6 +80,15 @@ export const daemonStatus = z.discriminatedUnion('role', [
     epoch: z.number(),
     committedEpoch: z.number(),
     outputHeld: z.boolean(),
+    gate: z
+      .looseObject({
+        kind: z.string(),
+        heldBytesMax: z.number().optional(),
+        backPressure: z.number().optional(),
+        stalledMs: z.number().optional(),
+        droppedFrames: z.number().optional(),
+      })
+      .optional(),
     baseRounds: z.number(),
     sender: z.looseObject({ strategy: z.string(), reason: z.string() }).optional(),
     settings: z.looseObject({ streams: z.number().optional(), verify: z.boolean().optional() }).optional(),

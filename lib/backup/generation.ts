@@ -26,8 +26,10 @@ import {
 } from '../qmp/recipes.js';
 import { forStandby } from '../vm/command-line.js';
 import { killVm, type LaunchedVm, launchVm } from '../vm/launch.js';
+import { moveSockets } from '../vm/netdevs.js';
 import { isAlive, type ProcessIdentity } from '../vm/process.js';
 import { findStandbyBinary } from './standby-binary.js';
+import { StandbyRelays } from './standby-relays.js';
 
 /** A standby that died is replaced this often at a takeover before it is given up. */
 const STANDBY_ATTEMPTS_MAX = 3;
@@ -58,6 +60,7 @@ export interface Resumed {
 interface Standby {
   readonly vm: LaunchedVm;
   readonly qmp: QmpClient;
+  readonly relays: StandbyRelays;
   readonly incomingPath: string;
 }
 
@@ -226,6 +229,7 @@ export class Generation {
   /** After the VM of a running generation has ended. */
   async removeFiles(): Promise<void> {
     await this.#standby?.qmp.close();
+    await this.#standby?.relays.end();
     await rm(this.ramPath, { force: true });
     await rm(this.#dir, { recursive: true, force: true });
   }
@@ -238,14 +242,23 @@ export class Generation {
     const daemonQmpPath = join(this.#dir, `qmp-daemon-${this.#launches}.sock`);
     const incomingPath = join(this.#dir, `incoming-${this.#launches}.sock`);
     await rm(this.qmpPath, { force: true });
+    const replacements = [...standby.replacements, ...this.#options.replacements];
+    const relays = new StandbyRelays({
+      asked: standby.relays ?? [],
+      replacements,
+      dir: this.#dir,
+      launch: this.#launches,
+      log: this.#options.logger,
+    });
+    const ownArgv = forStandby(standby.argv, {
+      machineType: standby.machineType,
+      ramId: standby.backendId,
+      ramPath: this.ramPath,
+      qmpPath: daemonQmpPath,
+      replacements,
+    });
     const argv = [
-      ...forStandby(standby.argv, {
-        machineType: standby.machineType,
-        ramId: standby.backendId,
-        ramPath: this.ramPath,
-        qmpPath: daemonQmpPath,
-        replacements: [...standby.replacements, ...this.#options.replacements],
-      }),
+      ...moveSockets(ownArgv, relays.sockets),
       '-qmp',
       `unix:${this.qmpPath.replaceAll(',', ',,')},server=on,wait=off`,
     ];
@@ -257,8 +270,9 @@ export class Generation {
       cwd: existsSync(standby.cwd) ? standby.cwd : '/',
       sendWithFd: native.sendWithFd,
       peerPid: native.peerPid,
+      beside: (identity) => relays.start(identity),
     });
-    this.#standby = { vm, qmp: vm.qmp, incomingPath };
+    this.#standby = { vm, qmp: vm.qmp, relays, incomingPath };
     void vm.exited.then((exit) => {
       if (this.#standby?.vm !== vm) return; // ended by us
       const how = exit.signal === null ? `exit code ${exit.code}` : `signal ${exit.signal}`;
@@ -291,6 +305,7 @@ export class Generation {
     this.#standby = undefined;
     if (standby === undefined) return;
     await killVm(standby.vm.identity);
+    await standby.relays.end(); // the next standby's need their taps
     await standby.qmp.close();
   }
 

@@ -3,7 +3,7 @@
  * daemon, so what is needed to find it again, and to clean up after it, is in
  * a record beside its sockets:
  *
- *   <runDir>/vm-<name>/   launched.json  qmp.sock  qemu.log
+ *   <runDir>/vm-<name>/   launched.json  qmp.sock  qemu.log  <netdev>.sock… (relays)
  *   <ramDir>/vm-<name>-<random>.holdfast.ram
  *
  *   first run      → launch, record
@@ -16,8 +16,12 @@ import { basename, dirname, join } from 'node:path';
 import { z } from 'zod';
 import { ConfigError } from '../errors.js';
 import type { NativeBinding } from '../native.js';
+import { controlSocketOf } from '../output/relay-files.js';
+import { endRelay, startRelay } from '../output/relay-process.js';
+import type { PrimarySettings } from '../primary/options.js';
 import { forPrimary } from '../vm/command-line.js';
 import { launchVm, quitVm } from '../vm/launch.js';
+import { type NetdevRefusal, overRelays, type RelayedTap } from '../vm/netdevs.js';
 import { isAlive, waitForExit } from '../vm/process.js';
 
 /** From QEMU's last word on its monitor to the end of its process: freeing the RAM of a large VM takes a while. */
@@ -31,6 +35,8 @@ const launchRecord = z.strictObject({
   qmpPath: z.string(),
   /** Absent if the command line names a RAM file of its own. */
   ramPath: z.string().optional(),
+  /** The relays that were started with it: netdev, tap, and where QEMU listens for the relay. */
+  relays: z.array(z.strictObject({ netdev: z.string(), tap: z.string(), socket: z.string() })).default([]),
 });
 type LaunchRecord = z.infer<typeof launchRecord>;
 
@@ -39,11 +45,19 @@ export class LaunchedVm {
   readonly #record: LaunchRecord;
   /** False if it ran before this daemon started. */
   readonly isNew: boolean;
+  /** Why it was not launched over relays, where that was tried. */
+  readonly notRelayed: readonly NetdevRefusal[];
 
-  private constructor(dir: string, record: LaunchRecord, isNew: boolean) {
+  private constructor(
+    dir: string,
+    record: LaunchRecord,
+    isNew: boolean,
+    notRelayed: readonly NetdevRefusal[] = [],
+  ) {
     this.#dir = dir;
     this.#record = record;
     this.isNew = isNew;
+    this.notRelayed = notRelayed;
   }
 
   get pid(): number {
@@ -52,6 +66,10 @@ export class LaunchedVm {
 
   get qmpPath(): string {
     return this.#record.qmpPath;
+  }
+
+  get relays(): readonly RelayedTap[] {
+    return this.#record.relays;
   }
 
   get logPath(): string {
@@ -67,6 +85,8 @@ export class LaunchedVm {
     readonly ramDir: string;
     readonly name: string;
     readonly commandLine: readonly string[];
+    readonly gate: PrimarySettings['gate'];
+    readonly heldBytesMax: number;
     readonly native: Pick<NativeBinding, 'sendWithFd' | 'peerPid'>;
     readonly signal?: AbortSignal;
   }): Promise<LaunchedVm> {
@@ -101,29 +121,45 @@ export class LaunchedVm {
     await mkdir(dir, { recursive: true, mode: 0o700 });
     const qmpPath = join(dir, 'qmp.sock');
     const ramPath = join(ramDir, `vm-${name}-${randomBytes(4).toString('hex')}.holdfast.ram`);
-    const { argv: fullArgv, ram } = forPrimary(argv, { ramPath, qmpPath });
+    const { argv: ownArgv, ram } = forPrimary(argv, { ramPath, qmpPath });
+    const network = await networkOf(ownArgv, options.gate, dir);
     const planned: LaunchRecord = {
       process: null,
       commandLine: [...commandLine],
       qmpPath,
       ...(ram.added ? { ramPath } : {}),
+      relays: [...network.taps],
     };
     // Written before the launch too: a daemon killed in between leaves no RAM file that nobody knows of.
     await writeRecord(dir, planned);
     try {
       const vm = await launchVm({
         binary,
-        argv: fullArgv,
+        argv: network.argv,
         qmpPath,
         logPath: join(dir, 'qemu.log'),
         sendWithFd: native.sendWithFd,
         peerPid: native.peerPid,
         signal,
+        beside: async (process) => {
+          const start = network.taps.map(({ tap, socket }) => {
+            const control = controlSocketOf(socket);
+            const spec = {
+              socket,
+              control,
+              target: { tap },
+              heldBytesMax: options.heldBytesMax,
+              vm: process,
+            };
+            return startRelay(spec, { signal });
+          });
+          await Promise.all(start);
+        },
       });
       await vm.qmp.close(); // one client at a time: the primary is next
       const record = { ...planned, process: { ...vm.identity } };
       await writeRecord(dir, record);
-      return new LaunchedVm(dir, record, true);
+      return new LaunchedVm(dir, record, true, network.refused);
     } catch (error) {
       await rm(ramPath, { force: true });
       await rm(join(dir, 'launched.json'), { force: true }); // the log stays: the error names it
@@ -152,6 +188,51 @@ export class LaunchedVm {
   }
 }
 
+interface Network {
+  readonly argv: readonly string[];
+  readonly taps: readonly RelayedTap[];
+  readonly refused: readonly NetdevRefusal[];
+}
+
+/**
+ * The command line over relays, where the gate is to be one and every netdev allows it.
+ * @throws ConfigError if it must be and a netdev does not
+ */
+const networkOf = async (
+  argv: readonly string[],
+  gate: PrimarySettings['gate'],
+  dir: string,
+): Promise<Network> => {
+  if (gate !== 'auto' && gate !== 'relay') return { argv, taps: [], refused: [] };
+  const relayed = overRelays(argv, (netdev) => join(dir, `${netdev}.sock`));
+  const refused = 'refused' in relayed ? relayed.refused : await absentTaps(relayed.taps);
+  if (!('refused' in relayed) && refused.length === 0) return { ...relayed, refused };
+  if (gate === 'auto') return { argv, taps: [], refused };
+  const reasons = refused.map(({ netdev, reason }) => `${netdev}: ${reason}`).join('; ');
+  throw new ConfigError(`gate: relay, but not every network backend can go over one: ${reasons}`, {
+    cure: 'Use -netdev tap,id=…,ifname=…,script=no,downscript=no with a tap that is set up, or --gate filter-buffer.',
+    details: { refused },
+  });
+};
+
+/** QEMU makes a tap that is not there, as root; a relay has to find it. */
+const absentTaps = async (taps: readonly RelayedTap[]): Promise<NetdevRefusal[]> => {
+  if (taps.length === 0) return [];
+  // Not /sys/class/net: that shows the network namespace in which it was mounted.
+  const interfaces = await readFile('/proc/net/dev', 'utf8');
+  const names = new Set(interfaces.split('\n').map((line) => line.split(':')[0]!.trim()));
+  return taps.flatMap(({ netdev, tap }) =>
+    names.has(tap)
+      ? []
+      : [
+          {
+            netdev,
+            reason: `there is no tap device ${tap} on this host (ip tuntap add dev ${tap} mode tap)`,
+          },
+        ],
+  );
+};
+
 const runs = async ({ process }: LaunchRecord): Promise<boolean> =>
   process !== null && (await isAlive(process));
 
@@ -173,6 +254,7 @@ const writeRecord = async (dir: string, record: LaunchRecord): Promise<void> => 
 
 /** Only what we made: a directory that merely holds such a record is not removed. */
 const removeFiles = async (dir: string, record: LaunchRecord): Promise<void> => {
+  await Promise.all(record.relays.map(({ socket }) => endRelay(socket))); // ending by themselves already
   if (record.ramPath !== undefined) await rm(record.ramPath, { force: true });
   if (basename(dir).startsWith('vm-')) await rm(dir, { recursive: true, force: true });
 };

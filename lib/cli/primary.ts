@@ -192,19 +192,28 @@ const notProtected = (phase: string): NotProtectedError =>
 
 /** The VM if Holdfast launched it, now or earlier; undefined for a stranger behind --qmp. */
 const findVm = async (
-  { qmp, qemu, runDir, ramDir, name }: PrimaryCommandSettings,
+  { qmp, qemu, runDir, ramDir, name, gate, heldMiB }: PrimaryCommandSettings,
   signal: AbortSignal,
   console: CommandConsole,
 ): Promise<LaunchedVm | undefined> => {
   if (qemu === undefined) return await LaunchedVm.atSocket(qmp!);
   const { native } = await loadDataPlane(() => import('../native.js'));
-  const vm = await LaunchedVm.ensure({ runDir, ramDir, name, commandLine: qemu, native, signal });
+  const heldBytesMax = heldMiB * (1 << 20);
+  const vm = await LaunchedVm.ensure({
+    ...{ runDir, ramDir, name, commandLine: qemu, gate, heldBytesMax, native, signal },
+  });
   console.tell(
     vm.isNew
       ? `launched the VM: process ${vm.pid}, QMP ${vm.qmpPath}, log ${vm.logPath}`
       : `the VM runs already: process ${vm.pid}, QMP ${vm.qmpPath}; attaching to it`,
-    { event: vm.isNew ? 'launched' : 'found', pid: vm.pid, qmp: vm.qmpPath, log: vm.logPath },
+    {
+      event: vm.isNew ? 'launched' : 'found',
+      ...{ pid: vm.pid, qmp: vm.qmpPath, log: vm.logPath, relays: vm.relays },
+    },
   );
+  for (const { netdev, reason } of vm.notRelayed) {
+    console.hint(`netdev ${netdev} does not go over a relay: ${reason}`);
+  }
   return vm;
 };
 

@@ -7,6 +7,7 @@ import { CommandConsole } from './console.js';
 import { addDetachCommand } from './detach.js';
 import { addDoctorCommand } from './doctor.js';
 import { addPrimaryCommand } from './primary.js';
+import { addRelayCommand } from './relay.js';
 import { addStatusCommand } from './status.js';
 import { addSwitchoverCommand } from './switchover.js';
 import { addTakeoverCommand } from './takeover.js';
@@ -31,6 +32,7 @@ export const buildProgram = (finish: Finish): Command => {
   addDoctorCommand(program, finish);
   addBackupCommand(program, finish);
   addPrimaryCommand(program, finish);
+  addRelayCommand(program, finish);
   addStatusCommand(program, finish);
   addSwitchoverCommand(program, finish);
   addDetachCommand(program, finish);

@@ -46,10 +46,23 @@ const primaryLines = (status: PrimaryView): string[] => {
     row('backup', status.backup),
     row('term', String(status.term)),
     row('epoch', `${status.epoch}, committed ${status.committedEpoch}`),
-    row('output', status.outputHeld ? 'held until acknowledged' : 'not held'),
+    row('output', outputText(status)),
     ...senderRow(status),
     ...table,
   ];
+};
+
+const outputText = ({ outputHeld, gate }: PrimaryView): string => {
+  if (!outputHeld) return 'not held';
+  if (gate === undefined) return 'held until acknowledged';
+  const { kind, heldBytesMax, backPressure, stalledMs = 0, droppedFrames } = gate;
+  const facts = [
+    kind,
+    ...(heldBytesMax === undefined ? [] : [`at most ${sizeText(heldBytesMax)} so far`]),
+    ...(backPressure ? [`the guest had to wait ${backPressure} times, ${Math.round(stalledMs)} ms`] : []),
+    ...(droppedFrames ? [`${droppedFrames} packets dropped on the way out`] : []),
+  ];
+  return `held until acknowledged (${facts.join('; ')})`;
 };
 
 const senderRow = ({ sender, settings }: PrimaryView): string[] => {

@@ -99,6 +99,12 @@ export const primaryFlags = {
     show: switchText,
   },
   gate: { flag: '--gate <gate>', help: `what holds the guest's output: ${choices('gate')}` },
+  heldMiB: {
+    flag: '--held-max <size>',
+    help: 'limit of the output that a relay of a launched VM holds; at it the guest has to wait',
+    parse: parseSizeMiB,
+    show: (mib: number) => `${mib}M`,
+  },
   onBackupLost: {
     flag: '--on-backup-lost <policy>',
     help: 'hold: stop the VM until a backup is back; release: run on unprotected',

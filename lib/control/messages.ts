@@ -36,6 +36,21 @@ export const standbySpec = z.strictObject({
   machineType: text,
   backendId: text,
   replacements: z.array(z.strictObject({ from: z.string().min(1), to: z.string() })).max(256),
+  /** The netdevs that a packet relay serves, and what it connects them to; the standby needs one for each. */
+  relays: z
+    .array(
+      z.strictObject({
+        netdev: z.string().regex(/^[A-Za-z][A-Za-z0-9._-]{0,63}$/),
+        target: z.union([z.strictObject({ tap: text }), z.strictObject({ unix: text })]),
+        heldBytesMax: z
+          .number()
+          .int()
+          .min(2 ** 17)
+          .max(2 ** 30),
+      }),
+    )
+    .max(64)
+    .optional(),
 });
 export type StandbySpec = z.infer<typeof standbySpec>;
 

@@ -12,6 +12,7 @@ import type { QmpClient } from '../qmp/client.js';
 import { versionText } from '../qmp/recipes.js';
 import { launchVm, quitVm } from '../vm/launch.js';
 import { reservedHugePages } from './huge-pages.js';
+import { checkPlugQdisc } from './plug-check.js';
 import { checkSenders } from './sender-checks.js';
 
 export type CheckStatus = 'ok' | 'warn' | 'fail';
@@ -33,7 +34,7 @@ export interface DoctorReport {
 
 export interface DoctorOptions {
   /** The addon, or the error with which loading it failed. */
-  readonly native: Pick<NativeBinding, 'probeKernel' | 'probeSenders'> | Error;
+  readonly native: Pick<NativeBinding, 'probeKernel' | 'probeSenders' | 'probePlug'> | Error;
   /** Default: qemu-system-x86_64. */
   readonly qemuBinary?: string;
   /** Where guest RAM and replicas are kept (default /dev/shm). */
@@ -59,7 +60,7 @@ export const runDoctor = async (options: DoctorOptions): Promise<DoctorReport> =
     checkQemu(qemuBinary, signal),
     checkKvm(),
     checkRamDir(ramDir),
-    checkPlugQdisc(),
+    native instanceof Error ? [] : checkPlugQdisc(native),
   ]);
   const checks = groups.flat();
   return { ok: checks.every(({ status }) => status !== 'fail'), checks };
@@ -356,43 +357,6 @@ const checkHugePages = async (dir: string, title: string, pageBytes: number): Pr
     `${dir}: ${formatBytes(freeBytes)} of ${formatBytes(totalBytes)} of huge pages free`,
     'Each VM or replica needs its RAM there; reserve more: sysctl vm.nr_hugepages=…',
   );
-};
-
-/** The kernel's own output gate. Optional: QEMU's filters do the same in user space. */
-const checkPlugQdisc = async (): Promise<DoctorCheck> => {
-  const modules = ['sch_plug', 'ifb'];
-  const present = await Promise.all(modules.map(hasModule));
-  const missing = modules.filter((_, index) => !present[index]);
-  return check(
-    'sch-plug',
-    'plug qdisc',
-    missing.length === 0 ? 'ok' : 'warn',
-    missing.length === 0 ? modules.join(', ') : `kernel has no ${missing.join(', ')}`,
-    "Not needed with the default output gate (QEMU's filter-buffer).",
-  );
-};
-
-const hasModule = async (name: string): Promise<boolean> => {
-  if (
-    await access(`/sys/module/${name}`).then(
-      () => true,
-      () => false,
-    )
-  )
-    return true;
-  for (const list of ['modules.builtin', 'modules.dep']) {
-    const text = await readFile(`/lib/modules/${kernelRelease()}/${list}`, 'utf8').catch(() => '');
-    if (
-      text.split('\n').some((line) =>
-        line
-          .split(':')[0]!
-          .replace(/\.ko.*$/, '')
-          .endsWith(`/${name}`),
-      )
-    )
-      return true;
-  }
-  return false;
 };
 
 const formatBytes = (bytes: number): string => {

@@ -15,7 +15,7 @@
 import { QmpError } from '../errors.js';
 import type { QmpClient } from '../qmp/client.js';
 import type { QmpRequest } from '../qmp/commands.js';
-import type { OutputGate } from './gate.js';
+import type { GateStats, OutputGate } from './gate.js';
 
 const INTERVAL_NEVER = 4_294_967_295;
 
@@ -34,6 +34,7 @@ const setStatus = (id: string, status: 'on' | 'off'): QmpRequest => ({
 
 export class FilterBufferGate implements OutputGate {
   readonly kind = 'filter-buffer';
+  readonly seesOutput = false;
   readonly #netdevs: readonly string[];
   #installed = false;
 
@@ -44,6 +45,11 @@ export class FilterBufferGate implements OutputGate {
 
   get installed(): boolean {
     return this.#installed;
+  }
+
+  /** Whether an earlier run of ours left filters in QEMU. */
+  async isPresent(qmp: QmpClient): Promise<boolean> {
+    return (await this.#present(qmp)).size > 0;
   }
 
   async adopt(qmp: QmpClient): Promise<boolean> {
@@ -86,6 +92,9 @@ export class FilterBufferGate implements OutputGate {
     ]);
   }
 
+  /** Done by its commands. */
+  async boundary(): Promise<void> {}
+
   async release(qmp: QmpClient): Promise<void> {
     if (!this.#installed) return;
     const commands = this.#netdevs.flatMap((netdev) => [
@@ -109,6 +118,15 @@ export class FilterBufferGate implements OutputGate {
     }
     this.#installed = false;
   }
+
+  /** QEMU tells nobody what its filters hold. */
+  onOutput(): void {}
+
+  stats(): GateStats | undefined {
+    return undefined;
+  }
+
+  async close(): Promise<void> {}
 
   async #present(qmp: QmpClient): Promise<Set<string>> {
     const objects = await qmp.execute('qom-list', { path: '/objects' });

@@ -37,7 +37,10 @@ export const primarySettings = z.strictObject({
   streams: z.number().int().min(1).max(16).default(1),
   /** The backup compares a digest of each epoch before it acknowledges. Off, TCP's checksum is all there is. */
   verify: z.boolean().default(true),
-  gate: z.enum(['filter-buffer', 'none']).default('filter-buffer'),
+  /** What holds the guest's output; `auto`: relays where the VM has them, else QEMU's filters. */
+  gate: z.enum(['auto', 'relay', 'filter-buffer', 'plug', 'none']).default('auto'),
+  /** Limit of what the relays of a launched VM hold, each; at it the guest has to wait. */
+  heldMiB: z.number().int().min(1).max(1_024).default(16),
   onBackupLost: z.enum(['hold', 'release']).default('hold'),
   heartbeatIntervalMs: ms(5, 10_000).default(40),
   heartbeatTimeoutMs: ms(20, 60_000).default(200),

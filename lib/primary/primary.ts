@@ -19,8 +19,9 @@ import {
 } from '../errors.js';
 import { type Logger, NOTHING_LOGGED } from '../log.js';
 import { native, type PrimaryEngine, type RamMapping } from '../native.js';
-import { FilterBufferGate } from '../output/filter-buffer.js';
-import { NoGate, type OutputGate } from '../output/gate.js';
+import { chooseGate } from '../output/choose-gate.js';
+import type { GateStats, OutputGate } from '../output/gate.js';
+import { relaysOf, type VmRelay } from '../output/relay-files.js';
 import { QmpClient } from '../qmp/client.js';
 import { isLocalPeer, usableSenders } from '../send/sender-availability.js';
 import { BASE_STRATEGY, type SenderExplanation, type UnavailableSenders } from '../send/sender-choice.js';
@@ -94,6 +95,8 @@ export interface PrimaryStatus {
   readonly epoch: number;
   readonly committedEpoch: number;
   readonly outputHeld: boolean;
+  /** What holds the output, whether it tells when output waits, and, where it counts, what it counts. */
+  readonly gate: { readonly kind: OutputGate['kind']; readonly seesOutput: boolean } & Partial<GateStats>;
   readonly baseRounds: number;
   readonly settings: Omit<PrimarySettings, 'runDir' | 'replace' | 'name' | 'backup'>;
   /** How the latest epochs were sent, and why so. */
@@ -123,6 +126,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   readonly #records: VmRecords;
   readonly #engine: PrimaryEngine;
   readonly #gate: OutputGate;
+  readonly #relays: readonly VmRelay[];
   readonly #scratchDir: string;
   readonly #driver: VmDriver;
   readonly #log: Logger;
@@ -146,6 +150,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     records: VmRecords;
     engine: PrimaryEngine;
     gate: OutputGate;
+    relays: readonly VmRelay[];
     scratchDir: string;
     unavailable: UnavailableSenders;
     log: Logger;
@@ -163,6 +168,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     this.#records = parts.records;
     this.#engine = parts.engine;
     this.#gate = parts.gate;
+    this.#relays = parts.relays;
     this.#scratchDir = parts.scratchDir;
     this.#log = parts.log;
     let resolve: (outcome: Outcome) => void = () => {};
@@ -231,6 +237,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     const log = logger ?? NOTHING_LOGGED;
     const qmp = await QmpClient.connect(qmpPath, { timeoutMs: 5_000, sendWithFd: native.sendWithFd, signal });
     let engine: PrimaryEngine | undefined;
+    let gate: OutputGate | undefined;
     try {
       const vm = await describeVm({
         qmp,
@@ -250,9 +257,9 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
           'the run directory is not on a tmpfs: pauses get longer by its disk',
         );
       }
-      const gate =
-        settings.gate === 'none' ? new NoGate() : new FilterBufferGate(vm.netdevs.map((netdev) => netdev.id));
-      const adopted = await gate.adopt(qmp);
+      const relays = await relaysOf(vm);
+      gate = await chooseGate({ setting: settings.gate, vm, relays, qmp, native, log });
+      const adopted = gate.installed;
       const { running } = await qmp.execute('query-status');
       engine = new native.PrimaryEngine({
         pid: vm.process.pid,
@@ -263,7 +270,13 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       });
       const attached = await engine.attach();
       log.info(
-        { pid: vm.process.pid, adopted: attached.adopted, injectMs: attached.injectMs, gateAdopted: adopted },
+        {
+          pid: vm.process.pid,
+          adopted: attached.adopted,
+          injectMs: attached.injectMs,
+          gateAdopted: adopted,
+          gate: gate.kind,
+        },
         'attached to the VM',
       );
       const ours = attached.adopted || adopted; // then a stopped VM is one that our own pause left stopped
@@ -277,6 +290,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         records,
         engine,
         gate,
+        relays,
         scratchDir,
         unavailable,
         log,
@@ -289,6 +303,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     } catch (error) {
       await engine?.detach().catch(() => {});
       await engine?.close();
+      await gate?.close();
       await qmp.close();
       throw toHoldfastError(error);
     }
@@ -379,6 +394,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       epoch: this.#state.epoch,
       committedEpoch: this.#state.committed,
       outputHeld: this.#gate.installed,
+      gate: { kind: this.#gate.kind, seesOutput: this.#gate.seesOutput, ...this.#gate.stats() },
       baseRounds: phase.name === 'syncing' ? phase.rounds.length : 0,
       settings,
       sender: this.#epochs.explainSender(),
@@ -609,6 +625,15 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         machineType: this.#vm.machineType,
         backendId: this.#ram.id,
         replacements: this.#settings.replace,
+        ...(this.#relays.length === 0
+          ? {}
+          : {
+              relays: this.#relays.map(({ netdev, target, heldBytesMax }) => ({
+                netdev,
+                target,
+                heldBytesMax,
+              })),
+            }),
       },
     };
   }
@@ -718,6 +743,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       this.#log.error({ err: toHoldfastError(error).message }, 'detaching from QEMU');
     });
     await this.#engine.close();
+    await this.#gate.close();
     await this.#qmp.close();
     await rm(this.#scratchDir, { recursive: true, force: true }).catch(() => {});
     this.#ended.resolve(outcome);

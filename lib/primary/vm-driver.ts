@@ -9,7 +9,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { QmpError } from '../errors.js';
 import type { CaptureResult } from '../native.js';
-import type { OutputGate } from '../output/gate.js';
+import { isInQemu, type OutputGate } from '../output/gate.js';
 import type { QmpClient } from '../qmp/client.js';
 import { migrateToFile, saveDeviceStateRequest } from '../qmp/recipes.js';
 import { parseMigrationPrefix, xenSaveHeaderBytes } from '../vm/migration-stream.js';
@@ -113,17 +113,25 @@ export class VmDriver {
 
   stop(): Promise<void> {
     return this.#exclusively(async () => {
+      await this.#gate.prepare?.();
       this.#stoppedByUs = true;
       await this.#qmp.execute('stop');
+      // No checkpoint, but the end of what prepare() began: what is held stays so until one is acknowledged.
+      // A gate that fails here lets nothing out either; the next pause reports it.
+      await this.#gate.boundary().catch(() => {});
     });
   }
 
-  /** Lets out the output of the acknowledged epoch. The VM must run. */
+  /**
+   * Lets out the output of the acknowledged epoch. QEMU's own filters deliver only while the VM runs, so
+   * theirs waits for its turn; a gate beside QEMU releases at once, whatever the VM is doing.
+   */
   release(): Promise<void> {
-    return this.#exclusively(() => this.#gate.release(this.#qmp));
+    const release = () => this.#gate.release(this.#qmp);
+    return isInQemu(this.#gate) ? this.#exclusively(release) : release();
   }
 
-  /** Lets out all output and removes the gate. The VM must run. */
+  /** Lets out all output and holds no more. The VM must run. */
   openGate(): Promise<void> {
     return this.#exclusively(() => this.#gate.open(this.#qmp));
   }
@@ -141,6 +149,7 @@ export class VmDriver {
     // Two files in turn: the sender may still read the last epoch's when this one is written.
     const devicePath = join(scratchDir, `device-${request.epoch % 2}`);
     const xenSave = deviceState === 'xen-save';
+    await this.#gate.prepare?.();
     const pauseStartMs = performance.now();
     this.#stoppedByUs = true;
     this.#resumedByOther = false;
@@ -155,12 +164,17 @@ export class VmDriver {
       stoppedMs = performance.now();
       return request.capture();
     });
+    let boundaryMs = 0;
+    const boundary = stopped.then(async () => {
+      await this.#gate.boundary();
+      boundaryMs = performance.now() - stoppedMs;
+    });
     const doneMs: number[] = [];
     const rest = answers.map(async (answer, index) => {
       await (xenSave && index === 0 ? answer.catch(notSaved(devicePath)) : answer);
       doneMs[index] = performance.now();
     });
-    const [captured] = await allOrFirstFailure([capturing, ...rest]);
+    const [captured] = await allOrFirstFailure([capturing, boundary, ...rest]);
     let deviceDoneMs = doneMs[0] ?? performance.now();
     if (!xenSave) {
       await migrateToFile(this.#qmp, devicePath);
@@ -178,7 +192,7 @@ export class VmDriver {
       pauseStartMs,
       stopMs: stoppedMs - pauseStartMs,
       deviceMs: deviceDoneMs - stoppedMs,
-      gateMs: xenSave ? Math.max(0, (doneMs.at(-1) ?? deviceDoneMs) - deviceDoneMs) : 0,
+      gateMs: Math.max(boundaryMs, xenSave ? (doneMs.at(-1) ?? deviceDoneMs) - deviceDoneMs : 0),
       // The prefix carries magic and version already.
       device: { path: devicePath, skipBytes: xenSave ? xenSaveHeaderBytes : 0 },
       prefix,

@@ -407,7 +407,8 @@ const standbyMachine = (
 /** `unix:/run/a`, `file:/tmp/log`, `pipe:/tmp/p`, `mon:…`: old-style character devices. */
 const CHARDEV_PREFIX = /^((?:mon:)?(?:unix|file|pipe|mon):)(.*)$/s;
 
-const replaceText = (text: string, replacements: readonly Replacement[]): string => {
+/** What a value or a path is called where the replacements apply. */
+export const replaceText = (text: string, replacements: readonly Replacement[]): string => {
   for (const { from, to } of replacements) {
     if (text === from) return to;
     if (text.startsWith(`${from}/`)) return to + text.slice(from.length);

@@ -35,6 +35,8 @@ export interface LaunchOptions {
   /** The addon's functions; both optional (see QmpClient.passDescriptor; peerPid proves whose QMP it is). */
   readonly sendWithFd?: NativeBinding['sendWithFd'] | undefined;
   readonly peerPid?: NativeBinding['peerPid'] | undefined;
+  /** What belongs to the VM and can begin as soon as its process exists; if it fails, the launch does. */
+  readonly beside?: ((vm: ProcessIdentity) => Promise<void>) | undefined;
 }
 
 export interface VmExit {
@@ -99,6 +101,8 @@ export const launchVm = async (options: LaunchOptions): Promise<LaunchedVm> => {
   });
   try {
     const identity = await identifyProcess(pid);
+    const beside = options.beside?.(identity);
+    beside?.catch(() => {}); // awaited below; QEMU's own failure comes first
     const qmp = await QmpClient.connect(options.qmpPath, {
       timeoutMs: options.timeoutMs ?? START_TIMEOUT_MS,
       signal: connecting.signal,
@@ -111,6 +115,7 @@ export const launchVm = async (options: LaunchOptions): Promise<LaunchedVm> => {
         cure: `Process ${listener} has that path already: end it, or choose another.`,
       });
     }
+    await beside;
     return {
       pid,
       identity,

@@ -62,7 +62,7 @@ const primaryStatus = (phase: string) => ({
 const backupStatus = { role: 'backup', name: 'b', phase: 'idle', listen: ':1', term: 0, committedEpoch: 0 };
 
 describe('help', () => {
-  it.each(['doctor', 'backup', 'primary', 'status', 'switchover', 'detach', 'takeover'])(
+  it.each(['doctor', 'backup', 'primary', 'relay', 'status', 'switchover', 'detach', 'takeover'])(
     'of %s teaches: what, examples, exit codes',
     async (command) => {
       const { code, stdout, stderr } = await holdfast(command, '--help');
@@ -77,7 +77,16 @@ describe('help', () => {
   it('lists every command; without a command it is an error', async () => {
     const helped = await holdfast('--help');
     expect(helped.code).toBe(0);
-    for (const command of ['doctor', 'backup', 'primary', 'status', 'switchover', 'detach', 'takeover']) {
+    for (const command of [
+      'doctor',
+      'backup',
+      'primary',
+      'relay',
+      'status',
+      'switchover',
+      'detach',
+      'takeover',
+    ]) {
       expect(helped.stdout).toContain(`\n  ${command} `);
     }
     const bare = await holdfast();
