@@ -86,6 +86,7 @@ export type {
   BackupLostPolicy,
   CaptureMode,
   EpochMode,
+  EpochTrigger,
   Failure,
   Outcome,
 } from './primary/machine.js';
@@ -96,6 +97,8 @@ export {
   primarySettings,
 } from './primary/options.js';
 export { describeOutcome, outcomeError } from './primary/outcome.js';
+export type { PaceMode } from './primary/pace.js';
+export type { Budget, PacingExplanation } from './primary/pacing-report.js';
 export { Primary, type PrimaryOptions, type PrimaryStatus } from './primary/primary.js';
 // VMs
 export { QmpClient, type QmpConnectOptions } from './qmp/client.js';

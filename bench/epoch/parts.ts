@@ -24,7 +24,9 @@ interface EpochCase {
   readonly name: string;
   /** Of the full run; a smoke run takes few of each case. */
   readonly epochs: number;
-  readonly settings: Pick<PrimarySettings, 'intervalMs' | 'captureMode' | 'sender' | 'deviceState'>;
+  readonly settings: Pick<PrimarySettings, 'captureMode' | 'sender' | 'deviceState'> & {
+    readonly intervalMs: number;
+  };
 }
 
 /** Cases on a guest of one dirty rate, one after the other. */

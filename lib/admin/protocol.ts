@@ -48,6 +48,8 @@ export type AdminAnswer = z.infer<typeof adminAnswer>;
 
 const distribution = z.object({ p50: z.number(), p99: z.number(), max: z.number() });
 
+const budget = z.looseObject({ budgetMs: z.number(), measuredMs: z.number(), met: z.boolean() });
+
 const takeoverReport = z.looseObject({
   vmName: z.string(),
   term: z.number(),
@@ -91,6 +93,14 @@ export const daemonStatus = z.discriminatedUnion('role', [
       .optional(),
     baseRounds: z.number(),
     sender: z.looseObject({ strategy: z.string(), reason: z.string() }).optional(),
+    pacing: z
+      .looseObject({
+        reason: z.string(),
+        intervalMs: z.number().optional(),
+        pauseBudget: budget.optional(),
+        delayBudget: budget.optional(),
+      })
+      .optional(),
     settings: z.looseObject({ streams: z.number().optional(), verify: z.boolean().optional() }).optional(),
     epochs: z.number(),
     distributions: z.record(z.string(), distribution),

@@ -30,10 +30,12 @@ const primaryLines = (status: PrimaryView): string[] => {
   const isPausedForEpoch = status.phase === 'protected';
   const table = distributionTable([
     ['pause', status.distributions.pauseMs, 'ms'],
+    ...pauseRows(status),
     ['send', status.distributions.sendMs, 'ms'],
     ['send CPU', status.distributions.sendCpuMs, 'ms'],
     ['ack', status.distributions.ackMs, 'ms'],
     ['output delay', status.distributions.outputDelayMs, 'ms'],
+    ['reply delay', status.distributions.outputWaitMs, 'ms'],
     ['dirty pages', status.distributions.dirtyPages, ''],
   ]);
   return [
@@ -48,9 +50,39 @@ const primaryLines = (status: PrimaryView): string[] => {
     row('epoch', `${status.epoch}, committed ${status.committedEpoch}`),
     row('output', outputText(status)),
     ...senderRow(status),
+    ...pacingRows(status),
     ...table,
   ];
 };
+
+/** The parts of the pause, in their order. Device state and boundary run beside scan and copy. */
+const pauseRows = ({ distributions }: PrimaryView): readonly DistributionRow[] => [
+  ['  stop', distributions.stopMs, 'ms'],
+  ['  device', distributions.deviceMs, 'ms'],
+  ['  scan', distributions.scanMs, 'ms'],
+  ['  copy', distributions.copyMs, 'ms'],
+  ['  boundary', distributions.gateMs, 'ms'],
+  ['  cont', distributions.contMs, 'ms'],
+  ['  the rest', distributions.restMs, 'ms'],
+];
+
+const pacingRows = ({ pacing }: PrimaryView): string[] => {
+  if (pacing === undefined) return [];
+  const every = pacing.intervalMs === undefined ? '' : `every ${pacing.intervalMs.toFixed(1)} ms (median), `;
+  const budgets = [budgetText('pause', pacing.pauseBudget), budgetText('delay', pacing.delayBudget)].filter(
+    (text) => text !== undefined,
+  );
+  return [
+    row('pace', `${every}${pacing.reason}`),
+    ...(budgets.length === 0 ? [] : [row('budgets', budgets.join(', '))]),
+  ];
+};
+
+type BudgetView = NonNullable<PrimaryView['pacing']>['pauseBudget'];
+
+const budgetText = (name: string, budget: BudgetView): string | undefined =>
+  budget &&
+  `${name} ${budget.budgetMs} ms ${budget.met ? 'kept' : 'NOT KEPT'} (${budget.measuredMs.toFixed(1)} ms)`;
 
 const outputText = ({ outputHeld, gate }: PrimaryView): string => {
   if (!outputHeld) return 'not held';

@@ -80,11 +80,35 @@ export const primaryFlags = {
   keyFile,
   qmp: { flag: '--qmp <socket>', help: 'QMP socket of a VM that runs already' },
   name: { flag: '--name <name>', help: 'name of this daemon in `holdfast status`' },
-  intervalMs: { flag: '--interval <duration>', help: 'from checkpoint to checkpoint', ...duration },
+  intervalMs: {
+    flag: '--interval <duration>',
+    help: 'from checkpoint to checkpoint, always; without it checkpoints follow the load',
+    ...duration,
+  },
+  minIntervalMs: {
+    flag: '--min-interval <duration>',
+    help: 'between two checkpoints at least, also where output waits',
+    ...duration,
+  },
+  maxIntervalMs: {
+    flag: '--max-interval <duration>',
+    help: 'between two checkpoints at most, also of an idle guest',
+    ...duration,
+  },
+  pauseBudgetMs: {
+    flag: '--pause-budget <duration>',
+    help: 'a checkpoint is taken before what is dirty makes its pause longer than this',
+    ...duration,
+  },
+  delayBudgetMs: {
+    flag: '--delay-budget <duration>',
+    help: "what holding may add to the guest's replies (default: 10ms; where the gate does not see output, a checkpoint every 25ms)",
+    ...duration,
+  },
   captureMode: { flag: '--capture <mode>', help: `how dirty pages are captured: ${choices('captureMode')}` },
-  prestage: {
-    flag: '--prestage <when>',
-    help: `stage dirty pages before the pause, while the VM runs: ${choices('prestage')}`,
+  speculate: {
+    flag: '--speculate <when>',
+    help: `stage and send dirty pages before the pause, while the VM runs: ${choices('speculate')}`,
   },
   deviceState: {
     flag: '--device-state <path>',
@@ -163,7 +187,7 @@ export const backupFlags = {
   logLevel,
 } as const satisfies Record<keyof BackupCommandSettings, Flag>;
 
-function choices(key: 'captureMode' | 'prestage' | 'deviceState' | 'sender' | 'gate'): string {
+function choices(key: 'captureMode' | 'speculate' | 'deviceState' | 'sender' | 'gate'): string {
   return primarySettings.shape[key].unwrap().options.join(', ');
 }
 

@@ -2,26 +2,46 @@
  * How one epoch after the other is carried out: what machine.ts asks for between
  * `begin-epoch` and `release`, and the choices that are made anew for each.
  *
- *   begin ─ prestage? ─ pause, capture ─► 'captured' ─► resume ─► 'resumed'
- *                                                   └─► send ─► 'acked' ─► release ─► 'released'
+ *   begin ─ last slices? ─ pause, capture ─► 'captured' ─► resume ─► 'resumed'
+ *     ▲                                              └─► send ─► 'acked' ─► release ─► 'released'
+ *     └── 'tick' ◄── EpochTimer (pace.ts) ◄── output, slices (speculation.ts) ◄───────────────┘
  */
 import { toHoldfastError } from '../errors.js';
 import type { Logger } from '../log.js';
 import type { PrimaryEngine } from '../native.js';
+import { isInQemu, type OutputGate } from '../output/gate.js';
 import { SenderChooser, type SenderExplanation, type UnavailableSenders } from '../send/sender-choice.js';
 import { CaptureModeChooser } from './capture-mode.js';
 import { type EpochInProgress, reportOf } from './epoch-in-progress.js';
 import { type EpochReport, EpochStatistics, type EpochSummary } from './epoch-report.js';
+import { EpochTimer } from './epoch-timer.js';
+import { LoadModel } from './load-model.js';
 import type { PrimaryAction, PrimaryEvent, PrimaryState } from './machine.js';
 import type { PrimarySettings } from './options.js';
-import { PrestageChooser } from './prestage.js';
+import { Pace } from './pace.js';
+import { explainPacing, type PacingExplanation } from './pacing-report.js';
 import { sendLoadOf } from './send-load.js';
+import { Slices } from './slices.js';
+import { SpeculationChooser } from './speculation.js';
 import type { VmDriver } from './vm-driver.js';
 
 export interface EpochEffectsOptions {
-  readonly settings: Pick<PrimarySettings, 'captureMode' | 'prestage' | 'sender' | 'ackTimeoutMs'>;
+  readonly settings: Pick<
+    PrimarySettings,
+    | 'captureMode'
+    | 'speculate'
+    | 'sender'
+    | 'ackTimeoutMs'
+    | 'intervalMs'
+    | 'minIntervalMs'
+    | 'maxIntervalMs'
+    | 'pauseBudgetMs'
+    | 'delayBudgetMs'
+    | 'stagingMiB'
+  >;
   readonly engine: Pick<PrimaryEngine, 'prestage' | 'capture' | 'send' | 'abort'>;
   readonly driver: Pick<VmDriver, 'lastResumeMs' | 'pause' | 'resume' | 'release' | 'idle'>;
+  readonly gate: Pick<OutputGate, 'kind' | 'seesOutput' | 'onOutput' | 'stats'>;
   /** Bytes. */
   readonly pageSize: number;
   readonly unavailable: UnavailableSenders;
@@ -41,22 +61,46 @@ export class EpochEffects {
   readonly #engine: EpochEffectsOptions['engine'];
   readonly #driver: EpochEffectsOptions['driver'];
   readonly #modes: CaptureModeChooser;
-  readonly #prestage: PrestageChooser;
   readonly #senders: SenderChooser;
+  readonly #load = new LoadModel();
+  readonly #pace: Pace;
+  readonly #timer: EpochTimer;
+  readonly #speculation: SpeculationChooser;
+  readonly #slices: Slices;
   readonly #statistics = new EpochStatistics();
   #inProgress: EpochInProgress | undefined;
   #lastPauseStartMs: number | undefined;
+  #lastReport: EpochReport | undefined;
 
   constructor(options: EpochEffectsOptions) {
     this.#options = options;
     this.#engine = options.engine;
     this.#driver = options.driver;
     this.#modes = new CaptureModeChooser(options.settings.captureMode);
-    this.#prestage = new PrestageChooser(options.settings.prestage === 'auto');
     this.#senders = new SenderChooser({
       sender: options.settings.sender,
       unavailable: options.unavailable,
     });
+    const { settings, gate, pageSize } = options;
+    const stagingPages = Math.floor((settings.stagingMiB * (1 << 20)) / pageSize);
+    this.#pace = new Pace({ ...settings, seesOutput: gate.seesOutput, stagingPages }, this.#load);
+    this.#timer = new EpochTimer(this.#pace, (trigger) => options.dispatch({ type: 'tick', trigger }));
+    this.#speculation = new SpeculationChooser(
+      { enabled: settings.speculate === 'auto', pageSize, stagingPages },
+      this.#load,
+    );
+    this.#slices = new Slices({
+      engine: options.engine,
+      chooser: this.#speculation,
+      pace: this.#pace,
+      pagesPerMs: () => this.#load.pagesPerMs,
+      pageSize,
+      strategy: (pages) => this.#senders.best({ pages, runs: 1, pageSize, source: 'staged' }),
+      onSlice: () => this.#timer.replan(),
+      // The bulk connection failed, or the tracker: as when an epoch is sent.
+      onFailure: (error, epoch) => options.lostOnBulk(error, `speculative capture of epoch ${epoch}`),
+    });
+    gate.onOutput(() => this.#outputWaits());
   }
 
   /** Epochs released so far. */
@@ -72,32 +116,60 @@ export class EpochEffects {
     return this.#senders.explain();
   }
 
+  explainPacing({ outputWaitMs, outputDelayMs, pauseMs, intervalMs }: EpochSummary): PacingExplanation {
+    const mode = this.#pace.mode;
+    return explainPacing({
+      mode,
+      settings: this.#options.settings,
+      delayBudgetMs: this.#pace.delayBudgetMs,
+      trigger: this.#lastReport?.trigger,
+      intervalMs: intervalMs?.p50,
+      pauseMs: pauseMs?.p50,
+      basePauseMs: this.#load.basePauseMs,
+      delayMs: (mode === 'load' ? outputWaitMs : outputDelayMs)?.p50,
+      releaseDelayMs: this.#load.releaseDelayMs,
+    });
+  }
+
+  /** The machine's `arm-epoch`: a tick will tell when the next epoch is due. */
+  arm(): void {
+    this.#timer.arm();
+  }
+
+  /** No ticks and no slices any more, until armed again. Settles when the slice under way has ended. */
+  async disarm(): Promise<void> {
+    this.#timer.disarm();
+    await this.#slices.stop();
+  }
+
   /** There is a new bulk connection, perhaps to another host. */
   relink(peerIsLocal: boolean): void {
     this.#senders.relink(peerIsLocal);
   }
 
   async begin(action: Extract<PrimaryAction, { type: 'begin-epoch' }>): Promise<void> {
-    const { epoch } = action;
+    const { epoch, trigger } = action;
     const beganMs = this.#driver.lastResumeMs;
     try {
       const mode = this.#modes.next();
-      const prestaged =
-        mode === 'staged' && this.#prestage.next()
-          ? await this.#engine.prestage({ epoch, send: false })
-          : undefined;
-      const prestageMs = prestaged === undefined ? 0 : prestaged.scanMs + prestaged.copyMs;
+      await this.#slices.stop();
+      if (trigger === 'first') this.#slices.reset(performance.now()); // the base sync has just scanned
+      if (mode === 'staged') await this.#slices.finish(epoch);
       const paused = await this.#driver.pause({
         epoch,
         installGate: action.installGate,
         takePrefix: action.takePrefix,
         capture: () => this.#engine.capture({ epoch, mode }),
       });
-      this.#prestage.observe(paused.captured);
+      const { gate } = this.#options;
       this.#inProgress = {
         epoch,
+        trigger,
         paused,
-        prestageMs,
+        slices: this.#slices.totals,
+        outputSinceMs: this.#pace.outputSinceMs,
+        heldFrames: gate.stats()?.heldFrames,
+        gateIsBeside: !isInQemu(gate),
         beganMs: beganMs ?? paused.pauseStartMs,
         intervalMs: this.#lastPauseStartMs === undefined ? 0 : paused.pauseStartMs - this.#lastPauseStartMs,
         contMs: 0,
@@ -105,6 +177,7 @@ export class EpochEffects {
         sent: undefined,
       };
       this.#lastPauseStartMs = paused.pauseStartMs;
+      this.#pace.captured(paused.pauseStartMs);
       this.#options.dispatch({ type: 'captured', epoch, mode: paused.captured.mode });
     } catch (error) {
       await this.#captureFailed(epoch, error);
@@ -123,6 +196,7 @@ export class EpochEffects {
       this.#options.fail(error, 'resuming the VM');
       return;
     }
+    this.#runsClean();
     this.#options.dispatch({ type: 'resumed' });
   }
 
@@ -158,7 +232,8 @@ export class EpochEffects {
             : { path: paused.prefix.path, skipBytes: 0, maxBytes: paused.prefix.bytes },
       });
       inProgress.sent = { ...sent, strategy };
-      this.#senders.observe(inProgress.sent);
+      // Bytes and CPU of what was sent ahead don't belong to this time to the acknowledgement.
+      if (captured.aheadPages === 0) this.#senders.observe(inProgress.sent);
       this.#modes.observe({
         dirtyBytes: captured.dirtyPages * this.#options.pageSize,
         copyMs: captured.copyMs,
@@ -181,12 +256,59 @@ export class EpochEffects {
     }
     const releasedMs = performance.now();
     const inProgress = this.#inProgress;
+    const report =
+      inProgress?.sent === undefined || inProgress.epoch !== epoch
+        ? undefined
+        : reportOf(inProgress, inProgress.sent, releasedMs);
+    if (report !== undefined) this.#learn(report);
     this.#options.dispatch({ type: 'released', epoch });
-    if (inProgress?.sent !== undefined && inProgress.epoch === epoch) {
-      const report = reportOf(inProgress, inProgress.sent, releasedMs);
-      this.#statistics.add(report);
-      this.#options.onReport(report);
-    }
+    this.#speculate();
+    if (report === undefined) return;
+    this.#statistics.add(report);
+    this.#options.onReport(report);
+  }
+
+  #outputWaits(): void {
+    this.#pace.outputWaits(performance.now());
+    this.#timer.replan();
+    this.#slices.replan();
+  }
+
+  /** The VM was resumed; all that it wrote is captured. */
+  #runsClean(): void {
+    const resumedMs = this.#driver.lastResumeMs ?? performance.now();
+    this.#slices.reset(resumedMs);
+    this.#pace.resumed(resumedMs);
+    this.#timer.replan();
+  }
+
+  /** Nothing is under way now: the next epoch may be captured ahead, unless it has begun already. */
+  #speculate(): void {
+    const { phase, operatorPaused, epoch } = this.#options.state();
+    if (phase.name !== 'protected' || phase.cycle.at !== 'idle' || operatorPaused) return;
+    if (this.#modes.next() === 'staged') this.#slices.start(epoch + 1);
+  }
+
+  #learn(report: EpochReport): void {
+    const { captured } = this.#inProgress!.paused;
+    const isDirect = report.mode === 'direct';
+    this.#lastReport = report;
+    this.#load.observe({
+      pauseMs: report.pauseMs,
+      deviceMs: report.deviceMs + (isInQemu(this.#options.gate) ? report.gateMs : 0),
+      scanMs: report.scanMs,
+      copyMs: isDirect ? report.ackMs : report.copyMs,
+      pausePages: report.dirtyPages - (captured.prestagedPages - captured.supersededPages),
+      dirtyPages: report.dirtyPages,
+      ranMs: report.outputDelayMs - report.releaseDelayMs,
+      releaseDelayMs: report.releaseDelayMs,
+      sentPages: report.dirtyPages - report.aheadPages - report.zeroPages,
+      sendMs: report.sendMs,
+      ackMs: report.ackMs,
+      heldFrames: report.heldFrames,
+    });
+    this.#speculation.observe({ ...captured, supersededBytes: report.supersededSentBytes });
+    this.#timer.replan();
   }
 
   /** The pages go back to the tracker's account, the VM runs on. */
@@ -198,6 +320,7 @@ export class EpochEffects {
     try {
       await this.#engine.abort(epoch);
       await this.#driver.resume();
+      this.#slices.reset(this.#driver.lastResumeMs ?? performance.now()); // what they staged was given back
     } catch (second) {
       log.error({ err: toHoldfastError(second).message }, 'the VM could not be resumed');
     }

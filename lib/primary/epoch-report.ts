@@ -5,30 +5,44 @@
  */
 import type { SenderStrategy } from '../native.js';
 import { SampleWindow } from '../stats.js';
-import type { EpochMode } from './machine.js';
+import type { EpochMode, EpochTrigger } from './machine.js';
 
 export interface EpochReport {
   readonly epoch: number;
+  /** Why it ended when it did. */
+  readonly trigger: EpochTrigger;
   readonly mode: EpochMode;
   readonly dirtyPages: number;
   /** Of these, staged before the pause, while the VM ran. */
   readonly prestagedPages: number;
   /** Of those, written again before the pause, and so staged twice. */
   readonly supersededPages: number;
+  /** Of the prestaged, sent before the pause as well, and still valid. */
+  readonly aheadPages: number;
+  /** Written in every slice, and so left for the pause. */
+  readonly heldBackPages: number;
+  /** Slices of speculative capture. */
+  readonly slices: number;
+  /** Page bytes sent ahead in vain: written again before the pause. */
+  readonly supersededSentBytes: number;
   /** Of these, pages that were all zero and did not travel. */
   readonly zeroPages: number;
   /** Bytes on the bulk connection. */
   readonly bytes: number;
+  /** Device state, and what of it travelled: a delta against the last. */
   readonly deviceBytes: number;
-  /** Scan and copy before the pause; 0 where nothing was prestaged. */
+  readonly deviceSentBytes: number;
+  /** Scan and copy of all slices, before the pause; 0 where nothing was prestaged. */
   readonly prestageMs: number;
+  /** Sending of all slices. */
+  readonly aheadSendMs: number;
   /** From sending `stop` to the answer of `cont`: the guest did not run. */
   readonly pauseMs: number;
   /** QMP stop. */
   readonly stopMs: number;
   /** Device state saved by QEMU; from the answer of `stop`. */
   readonly deviceMs: number;
-  /** Output boundary set; from the end of the device state. */
+  /** Output boundary set; from the end of the device state, or beside it from the answer of `stop` (relay, plug). */
   readonly gateMs: number;
   /** PAGEMAP_SCAN with re-protection. */
   readonly scanMs: number;
@@ -36,6 +50,8 @@ export interface EpochReport {
   readonly copyMs: number;
   /** QMP cont. */
   readonly contMs: number;
+  /** What of the pause the parts above leave over. */
+  readonly restMs: number;
   /** First to last byte handed to the kernel. */
   readonly sendMs: number;
   /** First byte handed to the kernel to the backup's acknowledgement. */
@@ -46,6 +62,10 @@ export interface EpochReport {
   readonly releaseDelayMs: number;
   /** From the begin of the epoch to the release: the most any packet of it waited. */
   readonly outputDelayMs: number;
+  /** From the first frame that was held to the release; undefined without output, or where the gate does not see it. */
+  readonly outputWaitMs: number | undefined;
+  /** Frames that were held at the boundary; undefined where the gate does not count. */
+  readonly heldFrames: number | undefined;
   /** Since the pause before this one began. */
   readonly intervalMs: number;
   /** How the pages were sent; in a turn of another than `status` names, that one. */
@@ -68,6 +88,7 @@ export interface Distribution {
 /** Every figure of a report that has a distribution. */
 export const measured = [
   'prestageMs',
+  'aheadSendMs',
   'pauseMs',
   'stopMs',
   'deviceMs',
@@ -75,6 +96,7 @@ export const measured = [
   'scanMs',
   'copyMs',
   'contMs',
+  'restMs',
   'sendMs',
   'ackMs',
   'releaseDelayMs',
@@ -82,15 +104,22 @@ export const measured = [
   'dirtyPages',
   'prestagedPages',
   'supersededPages',
+  'aheadPages',
+  'heldBackPages',
+  'slices',
+  'supersededSentBytes',
   'bytes',
   'deviceBytes',
+  'deviceSentBytes',
   'intervalMs',
   'sendCpuMs',
   'syscalls',
   'copiedBytes',
   'referenceBytes',
 ] as const;
-export type MeasuredPart = (typeof measured)[number] | 'applyMs';
+/** Figures that not every epoch has. */
+const sometimes = ['outputWaitMs', 'heldFrames'] as const;
+export type MeasuredPart = (typeof measured)[number] | (typeof sometimes)[number] | 'applyMs';
 
 export type EpochSummary = { readonly [part in MeasuredPart]?: Distribution };
 
@@ -109,6 +138,10 @@ export class EpochStatistics {
   add(report: EpochReport): void {
     this.#epochs += 1;
     for (const part of measured) this.#window(part).add(report[part]);
+    for (const part of sometimes) {
+      const value = report[part];
+      if (value !== undefined) this.#window(part).add(value);
+    }
     if (report.previousApplyMs !== undefined) this.#window('applyMs').add(report.previousApplyMs);
   }
 

@@ -23,9 +23,10 @@ import type { ConvergencePolicy, RoundStats } from './convergence.js';
 export type BackupLostPolicy = 'hold' | 'release';
 export type CaptureMode = 'staged' | 'direct' | 'auto';
 export type EpochMode = 'staged' | 'direct';
+/** Why an epoch ended: output waited, much was dirty, time was up; the first after a base sync; a switchover. */
+export type EpochTrigger = 'output' | 'dirty' | 'interval' | 'first' | 'request';
 
 export interface PrimaryConfig {
-  readonly intervalMs: number;
   readonly onBackupLost: BackupLostPolicy;
   /** Pause between attempts to reach the backup again. */
   readonly retryMs: number;
@@ -62,8 +63,8 @@ export type Phase =
   | {
       readonly name: 'protected';
       readonly cycle: Cycle;
-      /** The interval passed while an epoch was still under way. */
-      readonly due: boolean;
+      /** Why the next epoch should have begun while one was still under way. */
+      readonly due: EpochTrigger | undefined;
       /** The backup was lost while an effect was under way that must end first. */
       readonly lost: string | undefined;
     }
@@ -94,7 +95,7 @@ export interface PrimaryState {
   readonly config: PrimaryConfig;
   readonly phase: Phase;
   readonly term: number;
-  /** Last epoch begun; never goes back. */
+  /** Last epoch begun. One that could not be captured is begun again, under its number. */
   readonly epoch: number;
   /** Last epoch acknowledged by any backup. */
   readonly committed: number;
@@ -123,7 +124,7 @@ export type PrimaryEvent =
   | { readonly type: 'connect-failed'; readonly failure: Failure }
   | { readonly type: 'fenced'; readonly term: number; readonly message: string }
   | { readonly type: 'round-done'; readonly round: RoundStats }
-  | { readonly type: 'tick' }
+  | { readonly type: 'tick'; readonly trigger: EpochTrigger }
   | { readonly type: 'captured'; readonly epoch: number; readonly mode: EpochMode }
   | { readonly type: 'capture-failed'; readonly epoch: number; readonly failure: Failure }
   | { readonly type: 'resumed' }
@@ -146,7 +147,8 @@ export type PrimaryAction =
   | { readonly type: 'connect'; readonly term: number; readonly outputHeld: boolean }
   /** `resume`: the VM was stopped by us while the backup was away; it may run again, output held. */
   | { readonly type: 'base-round'; readonly first: boolean; readonly resume: boolean }
-  | { readonly type: 'arm-interval'; readonly ms: number }
+  /** Begin to watch for when the next epoch is due (pace.ts): a tick will come. */
+  | { readonly type: 'arm-epoch' }
   | { readonly type: 'arm-retry'; readonly ms: number }
   | {
       readonly type: 'begin-epoch';
@@ -154,6 +156,7 @@ export type PrimaryAction =
       readonly installGate: boolean;
       readonly takePrefix: boolean;
       readonly final: boolean;
+      readonly trigger: EpochTrigger;
     }
   | { readonly type: 'resume' }
   | { readonly type: 'send'; readonly epoch: number }
@@ -261,8 +264,8 @@ const cycleStep = (state: PrimaryState, phase: Protected, event: CycleEvent): St
   switch (event.type) {
     case 'tick':
       if (cycle.at !== 'idle' || state.operatorPaused)
-        return [withPhase(state, { ...phase, due: true }), none];
-      return beginEpoch(state, false);
+        return [withPhase(state, { ...phase, due: phase.due ?? event.trigger }), none];
+      return beginEpoch(state, event.trigger, false);
 
     case 'captured': {
       if (cycle.at !== 'capturing' || cycle.epoch !== event.epoch) return [state, none];
@@ -293,7 +296,14 @@ const cycleStep = (state: PrimaryState, phase: Protected, event: CycleEvent): St
     case 'capture-failed': {
       if (cycle.at !== 'capturing' || cycle.epoch !== event.epoch) return [state, none];
       const failures = state.captureFailures + 1;
-      const failed = { ...state, captureFailures: failures, vmStopped: false, prefixStale: true };
+      // The number is used again: what was sent ahead for it stays open at the backup until then.
+      const failed = {
+        ...state,
+        epoch: state.epoch - 1,
+        captureFailures: failures,
+        vmStopped: false,
+        prefixStale: true,
+      };
       if (phase.lost !== undefined) return enterLoss(failed, phase.lost, cycle.epoch);
       if (failures >= state.config.captureFailuresMax) {
         return finish(failed, { kind: 'failed', failure: event.failure });
@@ -347,7 +357,7 @@ const cycleStep = (state: PrimaryState, phase: Protected, event: CycleEvent): St
           { ...state, pending: state.pending === 'detach' ? 'detach' : 'none' },
           {
             ...phase,
-            due: true, // no interval was armed for the final epoch
+            due: 'request', // nothing was armed for the final epoch
             cycle: {
               at: 'sending',
               epoch: cycle.epoch,
@@ -401,11 +411,11 @@ const roundDone = (state: PrimaryState, round: RoundStats): Step => {
       [{ type: 'base-round', first: false, resume: false }],
     ];
   }
-  const ready = withPhase(state, { name: 'protected', cycle: { at: 'idle' }, due: true, lost: undefined });
-  return state.operatorPaused ? [ready, none] : beginEpoch(ready, false);
+  const ready = withPhase(state, { name: 'protected', cycle: { at: 'idle' }, due: 'first', lost: undefined });
+  return state.operatorPaused ? [ready, none] : beginEpoch(ready, 'first', false);
 };
 
-const beginEpoch = (state: PrimaryState, final: boolean): Step => {
+const beginEpoch = (state: PrimaryState, trigger: EpochTrigger, final: boolean): Step => {
   const epoch = state.epoch + 1;
   const begin: PrimaryAction = {
     type: 'begin-epoch',
@@ -413,6 +423,7 @@ const beginEpoch = (state: PrimaryState, final: boolean): Step => {
     installGate: !state.gateInstalled,
     takePrefix: state.prefixStale,
     final,
+    trigger,
   };
   // A reset that is reported while this epoch is captured marks the prefix stale anew.
   const next = withPhase(
@@ -420,11 +431,11 @@ const beginEpoch = (state: PrimaryState, final: boolean): Step => {
     {
       name: 'protected',
       cycle: { at: 'capturing', epoch, final },
-      due: false,
+      due: undefined,
       lost: undefined,
     },
   );
-  return [next, final ? [begin] : [{ type: 'arm-interval', ms: state.config.intervalMs }, begin]];
+  return [next, final ? [begin] : [{ type: 'arm-epoch' }, begin]];
 };
 
 const release = (state: PrimaryState, phase: Protected, epoch: number): Step => [
@@ -435,14 +446,16 @@ const release = (state: PrimaryState, phase: Protected, epoch: number): Step => 
 const becomeIdle = (state: PrimaryState, phase: Protected): Step => {
   const idle = withPhase(state, { ...phase, cycle: { at: 'idle' } });
   if (state.pending === 'detach') return finish(idle, { kind: 'detached' });
-  if (state.pending === 'switchover') return beginEpoch(idle, true);
-  return phase.due && !state.operatorPaused ? beginEpoch(idle, false) : [idle, none];
+  if (state.pending === 'switchover') return beginEpoch(idle, 'request', true);
+  return phase.due !== undefined && !state.operatorPaused ? beginEpoch(idle, phase.due, false) : [idle, none];
 };
 
 const operatorResumed = (state: PrimaryState): Step => {
   const { phase } = state;
-  if (phase.name !== 'protected' || phase.cycle.at !== 'idle' || !phase.due) return [state, none];
-  return beginEpoch(state, false);
+  if (phase.name !== 'protected' || phase.cycle.at !== 'idle' || phase.due === undefined) {
+    return [state, none];
+  }
+  return beginEpoch(state, phase.due, false);
 };
 
 const requestDetach = (state: PrimaryState): Step => {
@@ -462,7 +475,7 @@ const requestSwitchover = (state: PrimaryState): Step => {
   const asked: PrimaryState = { ...state, pending: 'switchover' };
   // One ordinary epoch first: its output leaves, and only what the guest sends between the two is
   // left in the stopped VM's filters (a filter can't deliver while the VM is stopped).
-  return phase.cycle.at === 'idle' ? beginEpoch(asked, false) : [asked, none];
+  return phase.cycle.at === 'idle' ? beginEpoch(asked, 'request', false) : [asked, none];
 };
 
 const backupLost = (state: PrimaryState, reason: string): Step => {

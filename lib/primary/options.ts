@@ -25,11 +25,25 @@ export const primarySettings = z.strictObject({
   backup: hostPort,
   /** Directory for sockets and records; on a tmpfs, so that it doesn't outlive a boot. */
   runDir: z.string().startsWith('/', 'must be an absolute path').default('/run/holdfast'),
-  /** From the begin of one pause to the begin of the next. */
-  intervalMs: ms(1, 60_000).default(25),
+  /** Fixed pacing: from the begin of one epoch to the begin of the next. Without it epochs follow the load. */
+  intervalMs: ms(1, 60_000).optional(),
+  /** From the begin of one pause to the begin of the next, at least. Shorter than any pause measured: what limits is the guest's share. */
+  minIntervalMs: ms(1, 60_000).default(2),
+  /**
+   * And at most: an idle guest's. It bounds what a failover computes again, and ten pauses a second
+   * cost an idle guest two to three percent.
+   */
+  maxIntervalMs: ms(1, 60_000).default(100),
+  /** An epoch ends before copying what is dirty would make its pause longer than this. */
+  pauseBudgetMs: ms(0.1, 60_000).default(5),
+  /**
+   * From the first frame that is held to its release. Default: 10 where the gate sees output; where it
+   * doesn't, output is assumed to wait always, and epochs end every 25 ms unless this is given.
+   */
+  delayBudgetMs: ms(0.1, 60_000).optional(),
   captureMode: z.enum(['staged', 'direct', 'auto']).default('staged'),
-  /** Stage what is dirty shortly before the pause, too, where that shortens it (staged capture only). */
-  prestage: z.enum(['auto', 'off']).default('auto'),
+  /** Stage, and send, what is dirty while the guest still runs, where that pays (staged capture only). */
+  speculate: z.enum(['auto', 'off']).default('auto'),
   deviceState: z.enum(['xen-save', 'migrate-fd']).default('xen-save'),
   /** How pages are sent; `auto` chooses by fragment size, link and measured cost. */
   sender: z.enum(['auto', ...senderStrategies]).default('auto'),
@@ -79,6 +93,11 @@ export const checkPrimarySettings = (value: unknown, source = 'primary settings'
   if (settings.heartbeatTimeoutMs < 2 * settings.heartbeatIntervalMs) {
     throw new ConfigError(
       `${source}: heartbeatTimeoutMs: ${settings.heartbeatTimeoutMs} is less than twice heartbeatIntervalMs (${settings.heartbeatIntervalMs})`,
+    );
+  }
+  if (settings.minIntervalMs > settings.maxIntervalMs) {
+    throw new ConfigError(
+      `${source}: minIntervalMs: ${settings.minIntervalMs} is more than maxIntervalMs (${settings.maxIntervalMs})`,
     );
   }
   return settings;

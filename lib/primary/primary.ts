@@ -49,6 +49,7 @@ import {
   parseHostPort,
 } from './options.js';
 import { describeOutcome, outcomeError } from './outcome.js';
+import type { PacingExplanation } from './pacing-report.js';
 import { VmDriver } from './vm-driver.js';
 
 /** QEMU writes 5 KB to a few hundred KB of device state; ROM blocks come on top in the prefix. */
@@ -101,6 +102,8 @@ export interface PrimaryStatus {
   readonly settings: Omit<PrimarySettings, 'runDir' | 'replace' | 'name' | 'backup'>;
   /** How the latest epochs were sent, and why so. */
   readonly sender: SenderExplanation;
+  /** When epochs begin, why so, and whether the budgets are kept. */
+  readonly pacing: PacingExplanation;
   readonly epochs: number;
   readonly distributions: EpochSummary;
 }
@@ -135,7 +138,6 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   readonly #abortConnect = new AbortController();
   #state: PrimaryState;
   #link: BackupLink | undefined;
-  #intervalTimer: NodeJS.Timeout | undefined;
   #retryTimer: NodeJS.Timeout | undefined;
   #shutdownReason: string | undefined;
   #finishing: Promise<void> | undefined;
@@ -188,6 +190,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       settings: parts.settings,
       engine: parts.engine,
       driver: this.#driver,
+      gate: parts.gate,
       pageSize: parts.ram.mapping.pageSize,
       unavailable: parts.unavailable,
       log: parts.log,
@@ -200,7 +203,6 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     });
     this.#state = initialState(
       {
-        intervalMs: parts.settings.intervalMs,
         onBackupLost: parts.settings.onBackupLost,
         retryMs: parts.settings.retryMs,
         captureFailuresMax: 3,
@@ -367,6 +369,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
 
   status(): PrimaryStatus {
     const { phase } = this.#state;
+    const distributions = this.#epochs.summary();
     const { runDir: _runDir, replace: _replace, name, backup, ...settings } = this.#settings;
     const reason =
       phase.name === 'waiting'
@@ -398,8 +401,9 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       baseRounds: phase.name === 'syncing' ? phase.rounds.length : 0,
       settings,
       sender: this.#epochs.explainSender(),
+      pacing: this.#epochs.explainPacing(distributions),
       epochs: this.#epochs.count,
-      distributions: this.#epochs.summary(),
+      distributions,
     };
   }
 
@@ -511,9 +515,8 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       case 'base-round':
         void this.#baseRound(action.first, action.resume);
         return;
-      case 'arm-interval':
-        clearTimeout(this.#intervalTimer);
-        this.#intervalTimer = setTimeout(() => this.#dispatch({ type: 'tick' }), action.ms);
+      case 'arm-epoch':
+        this.#epochs.arm();
         return;
       case 'arm-retry':
         clearTimeout(this.#retryTimer);
@@ -705,7 +708,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   // --- ends --------------------------------------------------------------------
 
   async #enterLoss(action: Extract<PrimaryAction, { type: 'enter-loss' }>): Promise<void> {
-    clearTimeout(this.#intervalTimer);
+    const sliced = this.#epochs.disarm();
     const reason = this.#state.phase.name === 'waiting' ? this.#state.phase.reason : '';
     this.#log.warn({ reason, vm: action.vm, openGate: action.openGate }, 'backup lost');
     try {
@@ -713,6 +716,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       this.#link?.send({ type: action.openGate ? 'detach' : 'reconnecting' });
       if (action.vm === 'stop') await this.#driver.stop(); // first: held output stays within its bound
       await this.#disconnect();
+      await sliced; // what it staged belongs to the session that is gone
       if (action.abortEpoch !== undefined) await this.#engine.abort(action.abortEpoch);
       if (action.vm === 'run' && !this.#state.operatorPaused) await this.#driver.resume();
       if (action.openGate) {
@@ -726,13 +730,14 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   }
 
   async #finish(outcome: Outcome, release: boolean): Promise<void> {
-    clearTimeout(this.#intervalTimer);
+    const sliced = this.#epochs.disarm();
     clearTimeout(this.#retryTimer);
     this.#abortConnect.abort();
     this.#log.info({ outcome: outcome.kind, release }, 'ending');
     try {
       await this.#tellBackup(outcome, release);
       await this.#disconnect();
+      await sliced;
       await this.#driver.idle(); // nothing may start or stop the VM behind what comes now
       const vmIsGone = outcome.kind === 'vm-ended' || outcome.kind === 'vm-lost';
       if (vmIsGone || this.#qmp.open) await this.#leaveVm(outcome, release);

@@ -184,6 +184,16 @@ export class SenderChooser {
     return strategy;
   }
 
+  /** The best known for this load, outside of any contest: no observe() follows. */
+  best(load: SendLoad): SenderStrategy {
+    if (this.#sender !== 'auto') return this.#sender;
+    if (isSmall(load)) return 'copy';
+    const { incumbent, preferred } = this.#classOf(load);
+    return this.#exclusion(incumbent, load.source) === undefined
+      ? incumbent
+      : this.#firstOf(preferred, load.source);
+  }
+
   observe(outcome: SendOutcome): void {
     const pending = this.#pending;
     this.#pending = undefined;

@@ -97,12 +97,18 @@ describe('the simulator notices when', () => {
                 installGate: false,
                 takePrefix: false,
                 final: false,
+                trigger: 'interval',
               },
               ...actions,
             ]
           : actions,
     });
     expect(second?.violation).toMatch(/is not acknowledged/);
+  });
+
+  it('the pages of a capture that failed are forgotten', () => {
+    const forgotten = firstViolation(100, { forgets: true });
+    expect(forgotten?.violation).toMatch(/are missing in epoch/);
   });
 
   it('the VM is forgotten in a pause', () => {

@@ -62,7 +62,6 @@ export class TracedPrimary implements Traced {
   constructor(words: Words) {
     this.#state = primary.initialState(
       {
-        intervalMs: 25,
         onBackupLost: words.policy === 'release' ? 'release' : 'hold',
         retryMs: 1000,
         captureFailuresMax: 3,
@@ -128,9 +127,10 @@ const primaryEvent = (name: string, words: Words): primary.PrimaryEvent => {
       return { type: name, term: Number(words.term), epoch, resumeMs: 5 };
     case 'vm-gone':
       return { type: name, ended: words.ended === true, reason: String(words.reason ?? 'killed') };
+    case 'tick':
+      return { type: name, trigger: trigger(words) };
     case 'start':
     case 'connected':
-    case 'tick':
     case 'resumed':
     case 'loss-entered':
     case 'retry':
@@ -144,6 +144,9 @@ const primaryEvent = (name: string, words: Words): primary.PrimaryEvent => {
       throw new Error(`no such event of the primary: ${name}`);
   }
 };
+
+const trigger = ({ trigger }: Words): primary.EpochTrigger =>
+  trigger === 'output' || trigger === 'dirty' ? trigger : 'interval';
 
 const describePrimary = (state: primary.PrimaryState): string => {
   const { phase } = state;

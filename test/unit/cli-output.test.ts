@@ -112,6 +112,22 @@ describe('status', () => {
     expect(daemonText({ name: 'backup', status: backupStatus })).toMatch(/^backup {2}backup {2}idle\n/);
   });
 
+  it('shows how epochs are paced, why, and what of the pause is whose', () => {
+    const pacing = {
+      reason: 'when output waits',
+      intervalMs: 7.04,
+      pauseBudget: { budgetMs: 5, measuredMs: 3.2, met: true },
+      delayBudget: { budgetMs: 10, measuredMs: 12.34, met: false },
+    };
+    const part = { p50: 1, p99: 2, max: 3 };
+    const distributions = { pauseMs: part, stopMs: part, deviceMs: part, scanMs: part, restMs: part };
+    const text = daemonText({ name: 'web1', status: { ...primaryStatus, pacing, distributions } });
+    expect(text).toMatch(/^ {2}pace {8}every 7\.0 ms \(median\), when output waits$/m);
+    expect(text).toContain('pause 5 ms kept (3.2 ms), delay 10 ms NOT KEPT (12.3 ms)');
+    const parts = [...text.matchAll(/^ {2}( *[a-z][a-z ]*?) {2,}1\.0 ms/gm)].map(([, name]) => name);
+    expect(parts).toEqual(['pause', '  stop', '  device', '  scan', '  the rest']);
+  });
+
   it('shows how pages are sent, and why', () => {
     const sender = { strategy: 'splice', reason: 'auto: first choice, not measured yet' };
     const text = daemonText({ name: 'web1', status: { ...primaryStatus, sender } });

@@ -47,7 +47,9 @@ describe('flags', () => {
     const settings = await primary(...needed);
     expect(settings).toMatchObject({
       name: 'primary',
-      intervalMs: 25,
+      minIntervalMs: 2,
+      maxIntervalMs: 100,
+      pauseBudgetMs: 5,
       gate: 'auto',
       ramDir: '/dev/shm',
       sender: 'auto',
@@ -55,13 +57,16 @@ describe('flags', () => {
       verify: true,
     });
     expect(settings.qmp).toBeUndefined();
+    expect(settings.intervalMs).toBeUndefined();
+    expect(settings.delayBudgetMs).toBeUndefined();
   });
 
   it('set every key of a primary', async () => {
     const settings = await primary(
       ...needed,
       ...['--qmp', '/q', '--name', 'web1', '--interval', '50ms', '--capture', 'direct'],
-      ...['--prestage', 'off'],
+      ...['--min-interval', '3', '--max-interval', '1s', '--pause-budget', '7ms', '--delay-budget', '12ms'],
+      ...['--speculate', 'off'],
       ...['--device-state', 'migrate-fd', '--sender', 'splice', '--gate', 'none', '--held-max', '4M'],
       ...['--streams', '3', '--verify', 'off'],
       ...['--on-backup-lost', 'release', '--heartbeat-interval', '20', '--heartbeat-timeout', '1s'],
@@ -76,7 +81,11 @@ describe('flags', () => {
       name: 'web1',
       intervalMs: 50,
       captureMode: 'direct',
-      prestage: 'off',
+      minIntervalMs: 3,
+      maxIntervalMs: 1_000,
+      pauseBudgetMs: 7,
+      delayBudgetMs: 12,
+      speculate: 'off',
       deviceState: 'migrate-fd',
       sender: 'splice',
       streams: 3,

@@ -1,7 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { CaptureModeChooser } from '../../lib/primary/capture-mode.js';
 import { fixedConvergence, type RoundStats } from '../../lib/primary/convergence.js';
-import { PRESTAGE_PAGES_MIN, PrestageChooser } from '../../lib/primary/prestage.js';
 
 const rounds = (...pages: number[]): RoundStats[] =>
   pages.map((each) => ({ pages: each, zeroPages: 0, bytes: each * 4096, scanMs: 1, sendMs: 1 }));
@@ -59,48 +58,5 @@ describe('capture mode', () => {
     expect(chooser.next()).toBe('staged');
     chooser.observe({ dirtyBytes: 1 << 20, copyMs: 0, ackMs: 1 });
     expect(chooser.next()).toBe('staged');
-  });
-});
-
-describe('prestaging', () => {
-  const many = 10 * PRESTAGE_PAGES_MIN;
-  const useful = { dirtyPages: many, prestagedPages: many, supersededPages: many / 10 };
-  const wasted = { ...useful, supersededPages: many - 1 };
-  const without = { dirtyPages: many, prestagedPages: 0, supersededPages: 0 };
-  const epochsLeftOut = (chooser: PrestageChooser): number => {
-    let epochs = 0;
-    for (; !chooser.next(); epochs += 1) chooser.observe(without);
-    return epochs;
-  };
-
-  it('begins with the first epoch that is large, and ends with the first that is small', () => {
-    const chooser = new PrestageChooser(true);
-    expect(chooser.next()).toBe(false);
-    chooser.observe(without);
-    expect(chooser.next()).toBe(true);
-    chooser.observe(useful);
-    expect(chooser.next()).toBe(true);
-    chooser.observe({ ...useful, dirtyPages: PRESTAGE_PAGES_MIN - 1 });
-    expect(chooser.next()).toBe(false);
-  });
-
-  it('is left out after an epoch in which it was in vain; longer each time, and not for ever', () => {
-    const chooser = new PrestageChooser(true);
-    const leftOut: number[] = [];
-    for (let time = 0; time < 10; time += 1) {
-      chooser.observe(wasted);
-      leftOut.push(epochsLeftOut(chooser));
-    }
-    expect(leftOut).toEqual([16, 32, 64, 128, 256, 512, 1024, 1024, 1024, 1024]);
-    chooser.observe(useful);
-    chooser.observe(wasted);
-    expect(epochsLeftOut(chooser)).toBe(16);
-  });
-
-  it('does nothing where it is off', () => {
-    const chooser = new PrestageChooser(false);
-    chooser.observe(without);
-    chooser.observe(useful);
-    expect(chooser.next()).toBe(false);
   });
 });

@@ -20,8 +20,18 @@ export type ControlMessage =
   | { readonly type: 'took-over'; readonly term: number; readonly epoch: number };
 
 export type BulkMessage =
-  | { readonly type: 'round' | 'round-ok' }
-  | { readonly type: 'epoch'; readonly epoch: number; readonly sent: number; readonly verify: () => void }
+  | { readonly type: 'round-ok' }
+  /** A round of the base sync: the guest's memory up to this packet. */
+  | { readonly type: 'round'; readonly sent: number }
+  /** Sent ahead, for an epoch to come: what the guest wrote after `after`, up to `sent`. */
+  | { readonly type: 'slice'; readonly epoch: number; readonly after: number; readonly sent: number }
+  | {
+      readonly type: 'epoch';
+      readonly epoch: number;
+      readonly after: number;
+      readonly sent: number;
+      readonly verify: () => void;
+    }
   | { readonly type: 'ack'; readonly epoch: number };
 
 export interface BackupOptions {
@@ -37,6 +47,9 @@ interface Session {
   bulk: Connection<BulkMessage> | undefined;
   heart: Heart | undefined;
   committed: Committed | undefined;
+  /** The guest's memory is complete up to this packet: in the replica, and with the slices of the open epoch. */
+  complete: number;
+  open: { readonly epoch: number; readonly complete: number } | undefined;
   fenced: boolean;
   over: boolean;
 }
@@ -141,6 +154,8 @@ export class BackupHost {
       bulk: undefined,
       heart: undefined,
       committed: undefined,
+      complete: 0,
+      open: undefined,
       fenced: false,
       over: false,
     };
@@ -276,9 +291,26 @@ export class BackupHost {
   #receive(session: Session, bulk: Connection<BulkMessage>, message: BulkMessage): void {
     if (!this.life.alive || session.fenced) return;
     session.heart?.heard();
-    if (message.type === 'round') bulk.send('backup', { type: 'round-ok' });
-    if (message.type !== 'epoch') return;
+    if (message.type === 'round') {
+      session.complete = message.sent;
+      bulk.send('backup', { type: 'round-ok' });
+    }
+    if (message.type !== 'slice' && message.type !== 'epoch') return;
+    const { epoch, after, sent } = message;
+    if (session.open !== undefined && session.open.epoch !== epoch) {
+      this.world.violated(`epoch ${epoch} began, with slices of epoch ${session.open.epoch} left open`);
+    }
+    const complete = session.open?.complete ?? session.complete;
+    if (after > complete) {
+      this.world.violated(`writes ${complete + 1} to ${after} are missing in epoch ${epoch}`);
+    }
+    if (message.type === 'slice') {
+      session.open = { epoch, complete: Math.max(complete, sent) };
+      return;
+    }
     message.verify();
+    session.open = undefined;
+    session.complete = sent;
     // One step: committed, acknowledged, going to be applied.
     session.committed = { generation: session.generation, epoch: message.epoch, sent: message.sent };
     this.world.commits(session.committed);

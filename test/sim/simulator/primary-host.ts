@@ -1,4 +1,6 @@
 /** The effects of lib/primary/primary.ts, in virtual time, around the real machine. */
+
+import { LoadModel } from '../../../lib/primary/load-model.js';
 import {
   initialState,
   type PrimaryAction,
@@ -6,6 +8,7 @@ import {
   type PrimaryState,
   step,
 } from '../../../lib/primary/machine.js';
+import { Pace } from '../../../lib/primary/pace.js';
 import type { BackupHost, BulkMessage, ControlMessage } from './backup-host.js';
 import { Heart } from './heart.js';
 import { Connection } from './network.js';
@@ -14,6 +17,9 @@ import type { World } from './world.js';
 
 export interface PrimaryOptions {
   readonly onBackupLost: 'hold' | 'release';
+  readonly pacing: 'fixed' | 'load' | 'assumed';
+  /** For proving that the rules are checked: the pages of a capture that failed count as sent. */
+  readonly forgets?: boolean | undefined;
   /** For proving that the rules are checked: changes what the machine asked for. */
   readonly tamper?:
     | ((actions: readonly PrimaryAction[], event: PrimaryEvent) => readonly PrimaryAction[])
@@ -23,6 +29,7 @@ export interface PrimaryOptions {
 interface Captured {
   readonly epoch: number;
   readonly mode: 'staged' | 'direct';
+  readonly after: number;
   readonly sent: number;
 }
 
@@ -40,7 +47,19 @@ export class PrimaryHost {
   #heart: Heart | undefined;
   #captured: Captured | undefined;
   #sending: Captured | undefined;
-  #intervalTimer = 0;
+  readonly #load = new LoadModel();
+  readonly #pace: Pace;
+  #paceTimer = 0;
+  #armed = false;
+  #resumedMs = 0;
+  #pauseStartMs = 0;
+  /** The guest's memory is with the backup up to this packet, in its replica and ahead of the coming epoch. */
+  #complete = 0;
+  #ahead = 0;
+  /** A slice is under way; what waits for its end. */
+  #slicing = false;
+  #sliceTimer = 0;
+  #afterSlice: (() => void) | undefined;
   /** Effects that drive the VM: one ends before finish() leaves it for good. */
   #busy = 0;
   #drivingVm = false;
@@ -58,7 +77,6 @@ export class PrimaryHost {
     this.#backup = backup;
     this.state = initialState(
       {
-        intervalMs: 25,
         onBackupLost: options.onBackupLost,
         retryMs: RETRY_MS,
         captureFailuresMax: 3,
@@ -66,6 +84,22 @@ export class PrimaryHost {
       },
       { term: 1, gateAdopted: qemu.gate, operatorPaused: false, vmStopped: adopted && !qemu.running },
     );
+    this.#pace = new Pace(
+      {
+        intervalMs: options.pacing === 'fixed' ? 25 : undefined,
+        minIntervalMs: 2,
+        maxIntervalMs: 60,
+        pauseBudgetMs: 5,
+        seesOutput: options.pacing === 'load',
+        stagingPages: 1_000,
+      },
+      this.#load,
+    );
+    qemu.onOutput = () => {
+      if (!this.life.alive) return;
+      this.#pace.outputWaits(this.world.clock.nowMs);
+      this.#replan();
+    };
     this.dispatch({ type: 'start' });
   }
 
@@ -133,22 +167,26 @@ export class PrimaryHost {
       case 'base-round':
         this.#baseRound(action.resume);
         return;
-      case 'arm-interval': {
-        const timer = ++this.#intervalTimer;
-        this.#after(action.ms, () => {
-          if (timer === this.#intervalTimer) this.dispatch({ type: 'tick' });
-        });
+      case 'arm-epoch':
+        this.#pace.began(this.world.clock.nowMs);
+        this.#armed = true;
+        this.#replan();
         return;
-      }
       case 'arm-retry':
         this.#after(action.ms, () => this.dispatch({ type: 'retry' }));
         return;
       case 'begin-epoch':
-        this.#beginEpoch(action.epoch, action.installGate);
+        if (this.#slicing) this.#afterSlice = () => this.#beginEpoch(action.epoch, action.installGate);
+        else this.#beginEpoch(action.epoch, action.installGate);
         return;
       case 'resume':
       case 'resume-after-failed-handover':
-        this.#cont(() => this.dispatch({ type: 'resumed' }));
+        this.#cont(() => {
+          this.#resumedMs = this.world.clock.nowMs;
+          this.#pace.resumed(this.#resumedMs);
+          this.#replan();
+          this.dispatch({ type: 'resumed' });
+        });
         return;
       case 'send':
         this.#send();
@@ -160,7 +198,9 @@ export class PrimaryHost {
             () => this.qemu.release(),
             () => {
               done();
+              this.#learn();
               this.dispatch({ type: 'released', epoch: action.epoch });
+              this.#speculate();
             },
           ),
         );
@@ -175,6 +215,73 @@ export class PrimaryHost {
         this.#finish(action.outcome.kind, action.release);
         return;
     }
+  }
+
+  #replan(): void {
+    const { clock } = this.world;
+    const timer = ++this.#paceTimer;
+    if (!this.#armed) return;
+    const { atMs, trigger } = this.#pace.deadline();
+    this.#after(Math.max(0, atMs - clock.nowMs), () => {
+      if (timer !== this.#paceTimer) return;
+      this.#armed = false;
+      this.dispatch({ type: 'tick', trigger });
+    });
+  }
+
+  #disarm(): void {
+    this.#armed = false;
+    this.#paceTimer += 1;
+  }
+
+  #learn(): void {
+    const { nowMs } = this.world.clock;
+    this.#load.observe({
+      pauseMs: Math.max(0, this.#resumedMs - this.#pauseStartMs),
+      deviceMs: 1,
+      scanMs: 0.4,
+      copyMs: 1,
+      pausePages: 1,
+      dirtyPages: 1,
+      ranMs: 5,
+      releaseDelayMs: nowMs - this.#pauseStartMs,
+      sentPages: 1,
+      sendMs: 1,
+      ackMs: 1,
+      heldFrames: this.world.chance.oneIn(2) ? 1 : 20,
+    });
+  }
+
+  get #isIdle(): boolean {
+    const { phase, operatorPaused } = this.state;
+    return phase.name === 'protected' && phase.cycle.at === 'idle' && !operatorPaused && !this.#slicing;
+  }
+
+  /** Slices of the coming epoch at any time while nothing else is under way, one at a time. */
+  #speculate(): void {
+    const { world, qemu } = this;
+    if (!this.#isIdle) return;
+    const timer = ++this.#sliceTimer;
+    this.#after(world.chance.between(0, 15), () => {
+      const bulk = this.#bulk;
+      if (timer !== this.#sliceTimer || !this.#isIdle || bulk === undefined || !qemu.alive) return;
+      const slice = { epoch: this.state.epoch + 1, after: this.#ahead, sent: qemu.sent };
+      this.#slicing = true;
+      this.#drive((done) =>
+        this.#after(world.chance.between(0.1, 3), () => {
+          done();
+          this.#slicing = false;
+          if (this.#bulk === bulk) {
+            this.#ahead = slice.sent;
+            bulk.send('primary', { type: 'slice', ...slice });
+          }
+          const next = this.#afterSlice;
+          this.#afterSlice = undefined;
+          if (next !== undefined) next();
+          else this.#speculate();
+        }),
+      );
+    });
   }
 
   #drive(effect: (done: () => void) => void): void {
@@ -253,6 +360,8 @@ export class PrimaryHost {
             round: { pages: 10, zeroPages: 0, bytes: 1, scanMs: 1, sendMs: 1 },
           });
         } else if (message.type === 'ack' && this.#sending?.epoch === message.epoch) {
+          this.#complete = this.#sending.sent;
+          this.#ahead = this.#complete;
           this.#sending = undefined;
           this.dispatch({ type: 'acked', epoch: message.epoch });
         }
@@ -300,7 +409,11 @@ export class PrimaryHost {
 
   #baseRound(resume: boolean): void {
     const round = (): void =>
-      this.#after(this.world.chance.between(3, 20), () => this.#bulk?.send('primary', { type: 'round' }));
+      this.#after(this.world.chance.between(3, 20), () => {
+        this.#complete = this.qemu.sent;
+        this.#ahead = this.#complete;
+        this.#bulk?.send('primary', { type: 'round', sent: this.#complete });
+      });
     if (resume) this.#cont(round);
     else round();
   }
@@ -324,6 +437,7 @@ export class PrimaryHost {
     if (this.#captured !== undefined)
       world.violated(`epoch ${epoch} begun, ${this.#captured.epoch} is not acknowledged`);
     this.#drivingVm = true;
+    const pauseStartMs = world.clock.nowMs;
     this.#drive((done) => {
       qemu.command(this.life, () => qemu.stop());
       qemu.command(
@@ -334,6 +448,8 @@ export class PrimaryHost {
         () => {
           this.#after(world.chance.between(0.5, 4), () => {
             if (world.chance.oneIn(60)) {
+              // Its pages, also those of its slices, go with the next.
+              this.#ahead = this.#options.forgets === true ? qemu.sent : this.#complete;
               this.#cont(() => {
                 done();
                 this.dispatch({
@@ -346,7 +462,9 @@ export class PrimaryHost {
             }
             const captured = (): void => {
               const mode = world.chance.oneIn(3) ? 'direct' : 'staged';
-              this.#captured = { epoch, mode, sent: qemu.sent };
+              this.#captured = { epoch, mode, after: this.#ahead, sent: qemu.sent };
+              this.#pauseStartMs = pauseStartMs;
+              this.#pace.captured(pauseStartMs);
               done();
               this.dispatch({ type: 'captured', epoch, mode });
             };
@@ -379,6 +497,7 @@ export class PrimaryHost {
         bulk.send('primary', {
           type: 'epoch',
           epoch: sending.epoch,
+          after: sending.after,
           sent: sending.sent,
           verify: () => {
             if (sending.mode === 'direct' && this.life.alive && qemu.alive && qemu.sent !== sending.sent) {
@@ -392,7 +511,7 @@ export class PrimaryHost {
 
   #enterLoss(action: Extract<PrimaryAction, { type: 'enter-loss' }>): void {
     const { qemu, life } = this;
-    this.#intervalTimer += 1;
+    this.#disarm();
     if (action.openGate) this.world.granted = true; // the operator's policy
     this.#control?.send('primary', { type: action.openGate ? 'detach' : 'reconnecting' });
     this.#disconnect();
@@ -436,7 +555,7 @@ export class PrimaryHost {
 
   #finish(kind: string, release: boolean): void {
     const { qemu, life } = this;
-    this.#intervalTimer += 1;
+    this.#disarm();
     if (kind === 'detached' || (kind === 'failed' && release)) {
       this.world.granted = true; // the operator's word, or policy
       this.#control?.send('primary', { type: 'detach' });

@@ -20,6 +20,8 @@ export class Qemu {
   /** Let go of while the VM was stopped: QEMU delivers it when the VM runs. */
   #passed: number[] = [];
   #lastCommandMs = 0;
+  /** Told of the first packet of an epoch, by a gate that sees output. */
+  onOutput: (() => void) | undefined;
 
   constructor(world: World) {
     this.#world = world;
@@ -31,8 +33,10 @@ export class Qemu {
       if (!this.alive) return;
       if (this.running) {
         this.sent += 1;
-        if (this.gate) this.f1.push(this.sent);
-        else this.#world.leaves(this.sent, this.sent, 'ungated');
+        if (this.gate) {
+          this.f1.push(this.sent);
+          if (this.f1.length === 1) this.onOutput?.();
+        } else this.#world.leaves(this.sent, this.sent, 'ungated');
       }
       this.#tick();
     });

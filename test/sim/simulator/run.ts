@@ -12,6 +12,7 @@ import { Violation, World } from './world.js';
 export interface RunOptions {
   readonly tamper?: (actions: readonly PrimaryAction[], event: PrimaryEvent) => readonly PrimaryAction[];
   readonly fences?: boolean;
+  readonly forgets?: boolean;
 }
 
 export interface RunResult {
@@ -64,6 +65,7 @@ class Simulation {
   readonly #onBackupLost: 'hold' | 'release';
   readonly #takeover: 'auto' | 'manual';
   readonly #connectionGraceMs: number;
+  readonly #pacing: 'fixed' | 'load' | 'assumed';
   #primary: PrimaryHost;
   #backup: BackupHost | undefined;
   #generations = 1;
@@ -78,6 +80,7 @@ class Simulation {
     this.#onBackupLost = chance.oneIn(4) ? 'release' : 'hold';
     this.#takeover = chance.oneIn(5) ? 'manual' : 'auto';
     this.#connectionGraceMs = chance.oneIn(2) ? 0 : 250;
+    this.#pacing = chance.pick(['fixed', 'load', 'assumed']);
     this.#qemu = new Qemu(this.world);
     this.#backup = this.#newBackup();
     this.#primary = this.#newPrimary(false);
@@ -132,7 +135,12 @@ class Simulation {
   }
 
   #newPrimary(adopted: boolean): PrimaryHost {
-    const options = { onBackupLost: this.#onBackupLost, tamper: this.#options.tamper };
+    const options = {
+      onBackupLost: this.#onBackupLost,
+      pacing: this.#pacing,
+      forgets: this.#options.forgets,
+      tamper: this.#options.tamper,
+    };
     return new PrimaryHost(this.world, this.#qemu, options, () => this.#backup, adopted);
   }
 
