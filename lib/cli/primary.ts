@@ -42,7 +42,7 @@ export const addPrimaryCommand = (program: Command, finish: Finish): void => {
   teach(command, {
     notes: `
 Durations are 25, 25ms, 2s, 1m; sizes 256M, 1G. A config file holds the same
-settings in camelCase (backup, keyFile, intervalMs, captureMode, …; times in ms;
+settings in camelCase (backup, keyFile, delayBudgetMs, captureMode, …; times in ms;
 stagingMiB; replace as [{"from": …, "to": …}]), and the VM as qmp, or as
 qemu: ["qemu-system-x86_64", …].
 
@@ -53,7 +53,7 @@ the QMP socket:
 A launched VM gets both, and outlives this command.`,
     examples: [
       'holdfast primary --backup 10.0.0.2:7788 --key-file holdfast.key --qmp /run/vm1.qmp',
-      'holdfast primary --backup 10.0.0.2:7788 --key-file holdfast.key --interval 50ms \\',
+      'holdfast primary --backup 10.0.0.2:7788 --key-file holdfast.key --delay-budget 15ms \\',
       '    --replace tap0=tap3 -- qemu-system-x86_64 -M q35 -m 1G -nodefaults -vga none -display none …',
       'holdfast primary --config /etc/holdfast/web1.json',
     ],
