@@ -9,9 +9,11 @@
  */
 import type { CaptureMode, EpochMode } from './machine.js';
 
+/** What slices had copied or sent before the pause is in none of these. */
 export interface EpochRates {
-  readonly dirtyBytes: number;
+  readonly copiedBytes: number;
   readonly copyMs: number;
+  readonly sentBytes: number;
   readonly ackMs: number;
 }
 
@@ -27,12 +29,11 @@ export class CaptureModeChooser {
     this.#mode = mode;
   }
 
-  observe(rates: EpochRates): void {
-    if (rates.dirtyBytes === 0) return;
+  observe({ copiedBytes, copyMs, sentBytes, ackMs }: EpochRates): void {
     const blend = (old: number | undefined, now: number): number =>
       old === undefined ? now : old + NEWEST_WEIGHT * (now - old);
-    this.#ackMsPerByte = blend(this.#ackMsPerByte, rates.ackMs / rates.dirtyBytes);
-    if (rates.copyMs > 0) this.#copyMsPerByte = blend(this.#copyMsPerByte, rates.copyMs / rates.dirtyBytes);
+    if (sentBytes > 0) this.#ackMsPerByte = blend(this.#ackMsPerByte, ackMs / sentBytes);
+    if (copiedBytes > 0 && copyMs > 0) this.#copyMsPerByte = blend(this.#copyMsPerByte, copyMs / copiedBytes);
   }
 
   next(): EpochMode {

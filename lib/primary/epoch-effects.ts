@@ -8,7 +8,7 @@
  */
 import { toHoldfastError } from '../errors.js';
 import type { Logger } from '../log.js';
-import type { PrimaryEngine } from '../native.js';
+import type { CaptureResult, PrimaryEngine } from '../native.js';
 import { isInQemu, type OutputGate } from '../output/gate.js';
 import { SenderChooser, type SenderExplanation, type UnavailableSenders } from '../send/sender-choice.js';
 import { CaptureModeChooser } from './capture-mode.js';
@@ -235,8 +235,9 @@ export class EpochEffects {
       // Bytes and CPU of what was sent ahead don't belong to this time to the acknowledgement.
       if (captured.aheadPages === 0) this.#senders.observe(inProgress.sent);
       this.#modes.observe({
-        dirtyBytes: captured.dirtyPages * this.#options.pageSize,
+        copiedBytes: pausePagesOf(captured) * this.#options.pageSize,
         copyMs: captured.copyMs,
+        sentBytes: (captured.dirtyPages - captured.aheadPages) * this.#options.pageSize,
         ackMs: sent.ackMs,
       });
       this.#options.dispatch({ type: 'acked', epoch });
@@ -298,11 +299,11 @@ export class EpochEffects {
       deviceMs: report.deviceMs + (isInQemu(this.#options.gate) ? report.gateMs : 0),
       scanMs: report.scanMs,
       copyMs: isDirect ? report.ackMs : report.copyMs,
-      pausePages: report.dirtyPages - (captured.prestagedPages - captured.supersededPages),
+      pausePages: pausePagesOf(captured),
       dirtyPages: report.dirtyPages,
       ranMs: report.outputDelayMs - report.releaseDelayMs,
       releaseDelayMs: report.releaseDelayMs,
-      sentPages: report.dirtyPages - report.aheadPages - report.zeroPages,
+      sentPages: Math.max(0, report.dirtyPages - report.aheadPages - report.zeroPages),
       sendMs: report.sendMs,
       ackMs: report.ackMs,
       heldFrames: report.heldFrames,
@@ -327,3 +328,7 @@ export class EpochEffects {
     dispatch({ type: 'capture-failed', epoch, failure });
   }
 }
+
+/** Those that the pause had to copy: dirty, and not staged before, or written again since. */
+const pausePagesOf = ({ dirtyPages, prestagedPages, supersededPages }: CaptureResult): number =>
+  dirtyPages - (prestagedPages - supersededPages);

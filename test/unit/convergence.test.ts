@@ -44,19 +44,19 @@ describe('capture mode', () => {
   it('auto: staged until both rates are known, then the shorter pause', () => {
     const chooser = new CaptureModeChooser('auto');
     expect(chooser.next()).toBe('staged');
-    chooser.observe({ dirtyBytes: 1 << 20, copyMs: 1, ackMs: 5 });
+    chooser.observe({ copiedBytes: 1 << 20, copyMs: 1, sentBytes: 1 << 20, ackMs: 5 });
     expect(chooser.next()).toBe('staged');
     for (let epoch = 0; epoch < 50; epoch += 1) {
-      chooser.observe({ dirtyBytes: 1 << 20, copyMs: 1, ackMs: 0.5 });
+      chooser.observe({ copiedBytes: 1 << 20, copyMs: 1, sentBytes: 1 << 20, ackMs: 0.5 });
     }
     expect(chooser.next()).toBe('direct');
   });
 
   it('auto: learns nothing from an epoch without dirty pages, nor a copy rate from a direct one', () => {
     const chooser = new CaptureModeChooser('auto');
-    chooser.observe({ dirtyBytes: 0, copyMs: 0, ackMs: 100 });
+    chooser.observe({ copiedBytes: 0, copyMs: 0, sentBytes: 0, ackMs: 100 });
     expect(chooser.next()).toBe('staged');
-    chooser.observe({ dirtyBytes: 1 << 20, copyMs: 0, ackMs: 1 });
+    chooser.observe({ copiedBytes: 1 << 20, copyMs: 0, sentBytes: 1 << 20, ackMs: 1 });
     expect(chooser.next()).toBe('staged');
   });
 });
