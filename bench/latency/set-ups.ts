@@ -1,0 +1,50 @@
+/**
+ * Ways to protect the same VM: which gate holds its output, and what begins an
+ * epoch. The gate decides how the VM is attached to the network, so each has a
+ * guest of its own, which is also measured unprotected.
+ */
+import type { PrimaryOptions } from '../../lib/index.js';
+import type { Lab } from '../../test/lab/lab.js';
+import { type RunningGuest, startGuest } from '../pair.js';
+import type { BenchResult } from '../report.js';
+
+type Settings = Partial<Omit<PrimaryOptions, 'key' | 'signal' | 'logger'>>;
+
+export interface SetUp {
+  readonly name: string;
+  readonly params: BenchResult['params'];
+  /** Undefined: unprotected. */
+  readonly settings: Settings | undefined;
+}
+
+/** A guest, and the ways to protect it. */
+export interface GuestPlan {
+  readonly name: string;
+  readonly unprotected: SetUp;
+  readonly protections: readonly SetUp[];
+  start(lab: Lab): Promise<RunningGuest>;
+}
+
+const unprotected = (network: string): SetUp => ({
+  name: `${network}-unprotected`,
+  params: { gate: 'none', epochs: 'none' },
+  settings: undefined,
+});
+
+/** An epoch every so many milliseconds, whatever the guest does. */
+const everyMs = (gate: NonNullable<PrimaryOptions['gate']>, intervalMs: number): SetUp => ({
+  name: `${gate}-${intervalMs}ms`,
+  params: { gate, epochs: 'by the clock', intervalMs },
+  settings: { gate, intervalMs },
+});
+
+export const INTERVALS_MS = [10, 25] as const;
+
+const tap: GuestPlan = {
+  name: 'tap',
+  unprotected: unprotected('tap'),
+  protections: INTERVALS_MS.map((intervalMs) => everyMs('filter-buffer', intervalMs)),
+  start: (lab) => startGuest(lab, { workload: 'redis' }),
+};
+
+export const guestPlans: readonly GuestPlan[] = [tap];
