@@ -58,6 +58,7 @@ export const startPair = async (
   lab: Lab,
   guest: RunningGuest,
   settings: Partial<Omit<PrimaryOptions, 'key' | 'signal' | 'logger'>>,
+  baseSyncTimeoutMs = 60_000,
 ): Promise<Pair> => {
   const id = ++started;
   const key = createHash('sha256').update(lab.name).digest('hex');
@@ -78,7 +79,7 @@ export const startPair = async (
     runDir: lab.sharedMemoryPath('a'), // a tmpfs, as /run is
     ...settings,
   });
-  await primary.message('epoch');
+  await primary.message('epoch', { timeoutMs: baseSyncTimeoutMs });
   return { primary, backup };
 };
 
@@ -90,7 +91,11 @@ export const endPair = async ({ primary, backup }: Pair): Promise<void> => {
   await backup.process.exited;
 };
 
-export type MeasuredEpoch = EpochReport & { readonly ownBytes: number };
+export type MeasuredEpoch = EpochReport & {
+  readonly ownBytes: number;
+  /** When its output was released, by the role's own clock. */
+  readonly atMs: number;
+};
 
 /** Epoch reports of `count` epochs from now on. */
 export const collectEpochs = async (

@@ -19,7 +19,9 @@ const ownBytes = (): number =>
 const runPrimary = async (options: PrimaryOptions): Promise<void> => {
   const primary = await Primary.start(options);
   primary.on('round', (round) => say({ event: 'round', ...round }));
-  primary.on('epoch', (report) => say({ event: 'epoch', ...report, ownBytes: ownBytes() }));
+  primary.on('epoch', (report) =>
+    say({ event: 'epoch', ...report, ownBytes: ownBytes(), atMs: performance.now() }),
+  );
   createInterface({ input: process.stdin }).on('line', (line) => {
     if (line === 'detach') void primary.detach();
     if (line === 'switchover')

@@ -4,21 +4,14 @@
  * stop, device state and cont over QMP on the same, unprotected guest.
  */
 import { native } from '../../lib/native.js';
-import { measured } from '../../lib/primary/epoch-report.js';
 import type { PrimarySettings } from '../../lib/primary/options.js';
 import { QmpClient } from '../../lib/qmp/client.js';
 import { saveDeviceState } from '../../lib/qmp/recipes.js';
 import { percentile } from '../../lib/stats.js';
 import { Lab } from '../../test/lab/lab.js';
-import {
-  collectEpochs,
-  endPair,
-  type MeasuredEpoch,
-  type RunningGuest,
-  startGuest,
-  startPair,
-} from '../pair.js';
+import { collectEpochs, endPair, type RunningGuest, startGuest, startPair } from '../pair.js';
 import type { BenchResult, Progress, WantedCases } from '../report.js';
+import { summariseEpochs } from './summary.js';
 
 interface EpochCase {
   readonly name: string;
@@ -85,25 +78,6 @@ const FLOOR_ROUNDS = 200;
 /** The smoke run's: one of each dirty rate. */
 const smokeCases: readonly string[] = ['dirty-5000', 'dirty-500'];
 
-const summarise = (epochs: readonly MeasuredEpoch[]): Record<string, number> => {
-  const metrics: Record<string, number> = { epochs: epochs.length };
-  const put = (name: string, samples: readonly number[]): void => {
-    metrics[`${name}P50`] = percentile(samples, 50);
-    metrics[`${name}P99`] = percentile(samples, 99);
-  };
-  for (const part of measured)
-    put(
-      part,
-      epochs.map((epoch) => epoch[part]),
-    );
-  put(
-    'applyMs',
-    epochs.flatMap((epoch) => (epoch.previousApplyMs === undefined ? [] : [epoch.previousApplyMs])),
-  );
-  metrics.primaryOwnBytesMax = Math.max(...epochs.map((epoch) => epoch.ownBytes));
-  return metrics;
-};
-
 /** The same QMP commands on the unprotected guest: the part of a pause that is QEMU's own. */
 const measureFloor = async (lab: Lab, guest: RunningGuest, rounds: number): Promise<BenchResult> => {
   await using qmp = await QmpClient.connect(guest.qmpPath);
@@ -133,7 +107,7 @@ const measureCase = async (
   await collectEpochs(pair.primary, Math.min(WARM_UP_EPOCHS, epochs), 60_000); // staging grows, caches fill
   const measured = await collectEpochs(pair.primary, epochs, 60_000 + epochs * one.settings.intervalMs * 10);
   await endPair(pair);
-  return summarise(measured);
+  return summariseEpochs(measured);
 };
 
 /** `qemu-floor`, and the cases of the plan. */
