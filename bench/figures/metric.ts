@@ -44,6 +44,8 @@ const stems: Readonly<Record<string, string>> = {
   gate: 'output boundary',
   ack: 'acknowledgement',
   apply: 'apply on the backup',
+  throughput: 'throughput that remains',
+  gap: 'longest between two',
   releaseDelay: 'boundary to release',
   outputDelay: 'output delay, at most',
   prestaged: 'of these prestaged',

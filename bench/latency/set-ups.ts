@@ -15,6 +15,7 @@ export interface SetUp {
   readonly params: BenchResult['params'];
   /** Undefined: unprotected. */
   readonly settings: Settings | undefined;
+  readonly inSmoke: boolean;
 }
 
 /** A guest, and the ways to protect it. */
@@ -27,15 +28,17 @@ export interface GuestPlan {
 
 const unprotected = (network: string): SetUp => ({
   name: `${network}-unprotected`,
-  params: { gate: 'none', epochs: 'none' },
+  params: { gate: 'none', epochsBegin: 'never' },
   settings: undefined,
+  inSmoke: true,
 });
 
 /** An epoch every so many milliseconds, whatever the guest does. */
 const everyMs = (gate: NonNullable<PrimaryOptions['gate']>, intervalMs: number): SetUp => ({
   name: `${gate}-${intervalMs}ms`,
-  params: { gate, epochs: 'by the clock', intervalMs },
+  params: { gate, epochsBegin: 'by the clock', intervalMs },
   settings: { gate, intervalMs },
+  inSmoke: gate === 'filter-buffer' && intervalMs === 25,
 });
 
 export const INTERVALS_MS = [10, 25] as const;

@@ -9,20 +9,10 @@ import { Lab } from '../../test/lab/lab.js';
 import { LatencyHistogram } from '../../test/lab/latency-histogram.js';
 import { endPair, type MeasuredEpoch, type Pair, startPair } from '../pair.js';
 import type { BenchResult, Progress } from '../report.js';
-import type { Probe, ProbeSize } from './probes.js';
+import { caseName, type Measured, type TurnPlan } from './plan.js';
+import type { Probe } from './probes.js';
 import type { Sample } from './sample.js';
-import type { GuestPlan, SetUp } from './set-ups.js';
-
-export interface TurnPlan {
-  readonly guest: GuestPlan;
-  readonly protections: readonly SetUp[];
-  /** Which probes a set-up is measured with. */
-  readonly probesOf: (setUp: SetUp) => readonly Probe[];
-  readonly size: ProbeSize;
-  readonly passes: number;
-}
-
-export const caseName = (probe: Probe, setUp: SetUp): string => `${probe.name}-${setUp.name}`;
+import type { SetUp } from './set-ups.js';
 
 /** Until the first epochs, which are larger, are over, and pacing knows the guest. */
 const SETTLE_MS = 500;
@@ -124,17 +114,18 @@ class Turns {
   }
 
   async run(): Promise<BenchResult[]> {
-    const { guest: plan, protections, passes } = this.#plan;
-    const guest = await plan.start(this.#lab);
-    let before = await this.#turn(plan.unprotected, 'first turn');
+    const { unprotected, protections, passes } = this.#plan;
+    const guest = await this.#plan.guest.start(this.#lab);
+    let before = await this.#turn(unprotected, 'first turn');
     for (let pass = 1; pass <= passes; pass += 1) {
-      for (const setUp of protections) {
+      for (const protection of protections) {
+        const { setUp } = protection;
         const text = `turn ${pass} of ${passes}`;
         const pair = await startPair(this.#lab, guest, setUp.settings ?? {});
         await sleep(SETTLE_MS);
-        const during = await this.#turn(setUp, text, pair);
+        const during = await this.#turn(protection, text, pair);
         await endPair(pair);
-        const after = await this.#turn(plan.unprotected, text);
+        const after = await this.#turn(unprotected, text);
         this.#compare(setUp, during, [before, after]);
         before = after;
       }
@@ -144,9 +135,9 @@ class Turns {
     );
   }
 
-  async #turn(setUp: SetUp, text: string, pair?: Pair): Promise<Turn> {
+  async #turn({ setUp, probes }: Measured, text: string, pair?: Pair): Promise<Turn> {
     const samples = new Map<Probe, Sample>();
-    for (const probe of this.#plan.probesOf(setUp)) {
+    for (const probe of probes) {
       this.#progress(`${caseName(probe, setUp)}: ${text}`);
       const first = epochsOf(pair).length;
       const sample = await probe.measure(this.#lab, this.#plan.size);
