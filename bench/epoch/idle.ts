@@ -5,14 +5,14 @@
 import { percentile } from '../../lib/stats.js';
 import type { JsonProcess } from '../../test/lab/json-process.js';
 import { Lab } from '../../test/lab/lab.js';
-import { collectEpochs, endPair, type MeasuredEpoch, startGuest, startPair } from '../pair.js';
+import { collectEpochs, endPair, type MeasuredEpoch, startPair, startRelayedGuest } from '../pair.js';
 import type { BenchResult, Progress } from '../report.js';
 import { summariseEpochs } from './summary.js';
 
 export const IDLE_CASE = 'idle-200';
 
 /** The least there is: each epoch follows the acknowledgement of the one before. */
-const INTERVAL_MS = 1;
+const settings = { gate: 'relay', intervalMs: 1 } as const;
 const WARM_UP_EPOCHS = 100;
 const PROTECT_TIMEOUT_MS = 60_000;
 const LATE_MS_MAX = 10_000;
@@ -60,8 +60,8 @@ export const continuityOf = (acknowledged: readonly Acknowledged[]): Continuity 
 export const measureIdle = async (seconds: number, progress: Progress): Promise<BenchResult> => {
   progress(`${IDLE_CASE}: ${seconds} s`);
   await using lab = await Lab.create({ tag: 'bench' });
-  const guest = await startGuest(lab, { workload: 'idle' });
-  const pair = await startPair(lab, guest, { intervalMs: INTERVAL_MS });
+  const guest = await startRelayedGuest(lab, { workload: 'idle' });
+  const pair = await startPair(lab, guest, settings);
   await collectEpochs(pair.primary, WARM_UP_EPOCHS, PROTECT_TIMEOUT_MS);
   const first = pair.primary.of('epoch').length;
   await passTime(pair.primary, seconds * 1000);
@@ -70,7 +70,7 @@ export const measureIdle = async (seconds: number, progress: Progress): Promise<
   const { perS, perSMin, missed, gapMsMax } = continuityOf(epochs);
   return {
     name: IDLE_CASE,
-    params: { workload: 'idle', intervalMs: INTERVAL_MS, ramMiB: 512, accelerator: 'tcg' },
+    params: { workload: 'idle', ...settings, ramMiB: 512, accelerator: 'tcg' },
     metrics: {
       seconds,
       checkpointsPerSMean: perS,

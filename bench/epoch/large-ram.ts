@@ -5,7 +5,7 @@
 import { readFile, stat, statfs } from 'node:fs/promises';
 import { guestOutput, startMemwriter } from '../../test/lab/guest-shell.js';
 import { Lab } from '../../test/lab/lab.js';
-import { collectEpochs, endPair, startGuest, startPair } from '../pair.js';
+import { collectEpochs, endPair, startPair, startRelayedGuest } from '../pair.js';
 import type { BenchResult, Progress } from '../report.js';
 import { summariseEpochs } from './summary.js';
 
@@ -20,6 +20,7 @@ const full: Size = { ramMb: 8 * 1024, epochs: 200 };
 const smokeSize: Size = { ramMb: 1024, epochs: 10 };
 
 const settings = {
+  gate: 'relay',
   intervalMs: 100,
   captureMode: 'staged',
   sender: 'sendfile',
@@ -79,7 +80,7 @@ export const measureLargeRam = async (smoke: boolean, progress: Progress): Promi
     return [];
   }
   progress(`${LARGE_RAM_CASE}: booting a guest of ${ramMb} MB, which writes all of it once`);
-  const guest = await startGuest(lab, { workload: 'idle', ramMb });
+  const guest = await startRelayedGuest(lab, { workload: 'idle', ramMb });
   await populate(lab);
   await startMemwriter(lab.client, writer);
   const { blocks } = await stat(guest.ramPath);

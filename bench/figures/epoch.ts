@@ -23,7 +23,7 @@ const intervalAxis = {
 export const epochFigures: SuiteFigures = {
   title: 'Epochs: pause, pace, guest’s work, failover',
   about:
-    'A Linux guest on TCG, of 512 MB unless said otherwise, is checkpointed to a second host; both hosts are network namespaces of this machine, joined by a veth pair. Staged captures prestage: what is dirty shortly before the pause is copied while the VM still runs. The parts of a pause overlap (device state and output boundary beside scan and copy), so they add up to more than the pause.',
+    'A Linux guest on TCG, of 512 MB unless said otherwise, is checkpointed to a second host; both hosts are network namespaces of this machine, joined by a veth pair. A relay holds the guest’s output, as for every VM that Holdfast launches on a tap. Staged captures are speculative: what is dirty is copied, and sent where that pays, while the VM still runs; the pause is left with what was written since. The parts of a pause overlap (device state and output boundary beside scan and copy), so they add up to more than the pause.',
   charts: (report) =>
     present([
       barChart(report, {
