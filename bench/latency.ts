@@ -3,6 +3,7 @@
  * is left to it; by gate, and with epochs by the clock or by the load.
  *
  *   client ── LAN ── tap ──────────────── guest     unprotected, filter-buffer
+ *   client ── LAN ── tap ── relay ─────── guest     unprotected, relay
  *
  * A 512 MB Linux guest with redis on TCG; client, guest and both roles share this
  * machine, each in a namespace of its own.

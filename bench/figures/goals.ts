@@ -78,6 +78,9 @@ const ratios: Readonly<Record<string, Ratio>> = {
     meaning: 'median ping, epochs by the load ÷ by the clock at the better of the intervals',
   },
   redisOneClientAdaptiveVsInterval: { meaning: 'redis, one client: the same' },
+  redisThroughputVsTapUnprotected: {
+    meaning: 'as redisThroughputShare, ÷ unprotected without a relay',
+  },
   pingRelayVsFilterBuffer: { meaning: 'median ping every 25 ms, relay ÷ filter-buffer' },
   pingRelayVsTapUnprotected: { meaning: 'median ping, unprotected: through the relay ÷ straight to the tap' },
   pauseVsQemuFloor: { meaning: 'median pause, dirty-500 ÷ bare stop, device state and cont' },

@@ -48,6 +48,8 @@ const stems: Readonly<Record<string, string>> = {
   gap: 'longest between two',
   releaseDelay: 'boundary to release',
   outputDelay: 'output delay, at most',
+  outputWait: 'first frame held to release',
+  outputTriggered: 'epochs that waiting output ended',
   prestaged: 'of these prestaged',
   superseded: 'of those superseded',
   sendCpu: 'CPU of the sending thread',

@@ -20,6 +20,10 @@ export const ratiosOf = (results: readonly BenchResult[]): Record<string, number
     redisOneClientVsUnprotected: p50('redis-1-relay-adaptive') / p50('redis-1-relay-unprotected'),
     pingAdaptiveVsInterval: p50('ping-relay-adaptive') / byTheClock('ping'),
     redisOneClientAdaptiveVsInterval: p50('redis-1-relay-adaptive') / byTheClock('redis-1'),
+    // Two guests, but the same client, load and run: what a user sees who knew the VM on a bare tap.
+    redisThroughputVsTapUnprotected:
+      metric('redis-50-relay-adaptive', 'repliesPerSP50') /
+      metric('redis-50-tap-unprotected', 'repliesPerSP50'),
     pingRelayVsFilterBuffer: p50('ping-relay-25ms') / p50('ping-filter-buffer-25ms'),
     pingRelayVsTapUnprotected: p50('ping-relay-unprotected') / p50('ping-tap-unprotected'),
   };

@@ -5,7 +5,7 @@
  */
 import type { PrimaryOptions } from '../../lib/index.js';
 import type { Lab } from '../../test/lab/lab.js';
-import { type RunningGuest, startGuest } from '../pair.js';
+import { type BenchGuest, startGuest, startRelayedGuest } from '../pair.js';
 import type { BenchResult } from '../report.js';
 
 type Settings = Partial<Omit<PrimaryOptions, 'key' | 'signal' | 'logger'>>;
@@ -23,7 +23,7 @@ export interface GuestPlan {
   readonly name: string;
   readonly unprotected: SetUp;
   readonly protections: readonly SetUp[];
-  start(lab: Lab): Promise<RunningGuest>;
+  start(lab: Lab): Promise<BenchGuest>;
 }
 
 const unprotected = (network: string): SetUp => ({
@@ -41,6 +41,17 @@ const everyMs = (gate: NonNullable<PrimaryOptions['gate']>, intervalMs: number):
   inSmoke: gate === 'filter-buffer' && intervalMs === 25,
 });
 
+/** The defaults, said out loud: the report shall show them. */
+const BUDGETS = { minIntervalMs: 2, maxIntervalMs: 100, delayBudgetMs: 10 } as const;
+
+/** When output waits, within the budgets. */
+const byLoad = (gate: NonNullable<PrimaryOptions['gate']>): SetUp => ({
+  name: `${gate}-adaptive`,
+  params: { gate, epochsBegin: 'by the load', ...BUDGETS },
+  settings: { gate, ...BUDGETS },
+  inSmoke: true,
+});
+
 export const INTERVALS_MS = [10, 25] as const;
 
 const tap: GuestPlan = {
@@ -50,4 +61,12 @@ const tap: GuestPlan = {
   start: (lab) => startGuest(lab, { workload: 'redis' }),
 };
 
-export const guestPlans: readonly GuestPlan[] = [tap];
+/** Launched as `holdfast primary -- qemu…` does; unprotected, its frames pass through the relay, too. */
+const relay: GuestPlan = {
+  name: 'relay',
+  unprotected: unprotected('relay'),
+  protections: [...INTERVALS_MS.map((intervalMs) => everyMs('relay', intervalMs)), byLoad('relay')],
+  start: (lab) => startRelayedGuest(lab, { workload: 'redis' }),
+};
+
+export const guestPlans: readonly GuestPlan[] = [tap, relay];

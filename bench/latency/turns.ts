@@ -81,6 +81,8 @@ class Measurement {
         this.#epochs.map((epoch) => epoch[part]),
         p,
       );
+    const waits = this.#epochs.flatMap(({ outputWaitMs }) => outputWaitMs ?? []);
+    const triggered = this.#epochs.filter(({ trigger }) => trigger === 'output').length;
     return {
       epochs: this.#epochs.length,
       measuredIntervalMsP50: of('intervalMs', 50),
@@ -91,6 +93,10 @@ class Measurement {
       dirtyPagesP50: of('dirtyPages', 50),
       outputDelayMsP50: of('outputDelayMs', 50),
       outputDelayMsP99: of('outputDelayMs', 99),
+      // Not a number where the gate does not see output.
+      outputWaitMsP50: percentile(waits, 50),
+      outputWaitMsP99: percentile(waits, 99),
+      outputTriggeredShare: triggered / this.#epochs.length,
     };
   }
 }

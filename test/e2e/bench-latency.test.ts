@@ -44,7 +44,7 @@ test('ping and redis, unprotected and protected', { timeout: 180_000 }, async ()
   const { report, page } = await runLatency();
   expect(report.suite).toBe('latency');
   const byName = new Map(report.results.map((result) => [result.name, result]));
-  for (const setUp of ['tap-unprotected', 'filter-buffer-25ms']) {
+  for (const setUp of ['tap-unprotected', 'filter-buffer-25ms', 'relay-unprotected', 'relay-adaptive']) {
     for (const probe of ['ping', 'redis-1', 'redis-50']) {
       const name = `${probe}-${setUp}`;
       const metrics = byName.get(name)?.metrics;
@@ -58,6 +58,15 @@ test('ping and redis, unprotected and protected', { timeout: 180_000 }, async ()
     expect(byName.get(`redis-50-${setUp}`)?.metrics.repliesPerSP50, setUp).toBeGreaterThan(0);
   }
   expect(byName.get('redis-50-filter-buffer-25ms')?.metrics.throughputShareP50).toBeGreaterThan(0);
+  // The relay sees output, so that it can begin epochs.
+  expect(byName.get('ping-relay-adaptive')?.metrics.outputTriggeredShare).toBeGreaterThan(0);
+  for (const name of [
+    'pingProtectedMsP50',
+    'pingProtectedMsP99',
+    'redisOneClientMsP50',
+    'redisThroughputShare',
+  ])
+    expect(report.ratios[name], name).toBeGreaterThan(0);
   expect(page).toContain('Delay of a reply, median');
   expect(labs()).toEqual(before);
 });
