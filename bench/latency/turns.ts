@@ -54,7 +54,7 @@ class Measurement {
     const trips = this.#roundTrips;
     return {
       name: caseName(this.#probe, this.#setUp),
-      params: { probe: this.#probe.name, ...this.#setUp.params, ...this.#probe.params },
+      params: { probe: this.#probe.name, ...this.#setUp.params, ...this.#probe.params, accelerator: 'tcg' },
       metrics: {
         turns: this.#turns,
         roundTrips: trips.count,
