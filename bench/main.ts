@@ -7,6 +7,7 @@ import { Command } from 'commander';
 import { CaseFilter } from './case-filter.js';
 import { runEpochSuite } from './epoch.js';
 import { renderHtml } from './html/page.js';
+import { runLatencySuite } from './latency.js';
 import { type Campaign, renderMarkdown } from './markdown.js';
 import { runPeersSuite } from './peers.js';
 import { type BenchReport, makeReport, type RunSuite, renderReport } from './report.js';
@@ -15,6 +16,7 @@ import { runTimeSuite } from './time.js';
 
 const suites: Readonly<Record<string, RunSuite>> = {
   epoch: runEpochSuite,
+  latency: runLatencySuite,
   peers: runPeersSuite,
   send: runSendSuite,
   time: runTimeSuite,

@@ -5,7 +5,7 @@
 import { percentile } from '../lib/stats.js';
 import { judge, meaningOf, shownRatios } from './figures/goals.js';
 import { formatNumber } from './figures/metric.js';
-import { figuresOf } from './figures/suites.js';
+import { figuresOf, suiteNames } from './figures/suites.js';
 import { runOf, type Table } from './figures/table.js';
 import { conclusions } from './figures/text.js';
 import type { BenchReport } from './report.js';
@@ -57,11 +57,11 @@ const ratioSection = (report: BenchReport): string[] => {
     ];
   });
   return [
-    '### Ratios within this run',
+    '### Figures and ratios of this run',
     '',
     `Run: ${runOf(report)}.`,
     '',
-    ...tableLines(['ratio', 'what is compared', 'measured', 'goal'], rows),
+    ...tableLines(['name', 'what it says', 'measured', 'goal'], rows),
     '',
   ];
 };
@@ -138,7 +138,7 @@ export const renderMarkdown = (reports: readonly BenchReport[], campaign?: Campa
   [
     '# Benchmarks',
     '',
-    '`npm run bench -- send|epoch|peers [--smoke] [--only NAMES] [--json FILE] [--html FILE]` measures, in namespaces of its own; `--html` writes the same figures with charts. This page is generated from the reports of such runs, by `npm run bench -- page REPORT… --markdown docs/benchmarks.md`, and not edited by hand. Where a cell has two figures, its head says which: the median (p50) and the 99th percentile (p99), the smallest or the largest.',
+    `\`npm run bench -- ${suiteNames.join('|')} [--smoke] [--only NAMES] [--json FILE] [--html FILE]\` measures, in namespaces of its own; \`--html\` writes the same figures with charts. This page is generated from the reports of such runs, by \`npm run bench -- page REPORT… --markdown docs/benchmarks.md\`, and not edited by hand. Where a cell has two figures, its head says which: the median (p50) and the 99th percentile (p99), the smallest or the largest.`,
     '',
     ...machineSection(reports),
     ...reports.flatMap(suiteSection),

@@ -14,16 +14,23 @@ import { waitForText } from '../test/lab/wait.js';
 
 const CONTROL_PORT = 7001;
 
-export interface RunningGuest {
-  readonly process: LabProcess;
+/** A guest that can be protected. */
+export interface BenchGuest {
+  /** QEMU's. */
+  readonly pid: number;
   readonly qmpPath: string;
   readonly ramPath: string;
   readonly serialPath: string;
 }
 
+/** One whose QEMU is a child of this process. */
+export interface RunningGuest extends BenchGuest {
+  readonly process: LabProcess;
+}
+
 let started = 0;
 
-/** Boots the lab guest on host a and waits for its workload. */
+/** Boots the lab guest on host a, on a tap, and waits for its workload: a VM that Holdfast did not launch. */
 export const startGuest = async (
   lab: Lab,
   options: Omit<GuestOptions, 'serialPath'>,
@@ -36,16 +43,39 @@ export const startGuest = async (
     .host('a')
     .spawn('qemu-system-x86_64', guestArgs({ ...options, serialPath, qmpPath, ramPath }));
   await waitForText(serialPath, guestReadyText, { timeoutMs: 60_000 });
-  return { process: qemu, qmpPath, ramPath, serialPath };
+  return { process: qemu, pid: qemu.pid, qmpPath, ramPath, serialPath };
 };
 
 const spawnRole = async (
   host: LabHost,
-  role: 'primary' | 'backup',
+  role: 'primary' | 'backup' | 'launch',
   options: object,
 ): Promise<JsonProcess> => {
   const script = join(repositoryRoot(), 'dist/bench/role.js');
   return new JsonProcess(await host.spawn(process.execPath, [script, role, JSON.stringify(options)]));
+};
+
+/**
+ * As startGuest(), but launched as `holdfast primary -- qemu…` does it: a relay stands between QEMU and
+ * the tap, and passes everything on until somebody protects the guest.
+ */
+export const startRelayedGuest = async (
+  lab: Lab,
+  options: Omit<GuestOptions, 'serialPath'>,
+): Promise<BenchGuest> => {
+  const id = ++started;
+  const serialPath = lab.path(`serial-${id}`);
+  const ramPath = lab.sharedMemoryPath(`ram-${id}`);
+  const launch = await spawnRole(lab.host('a'), 'launch', {
+    runDir: lab.sharedMemoryPath('a'),
+    ramDir: lab.sharedMemoryDir,
+    name: `g${id}`,
+    commandLine: ['qemu-system-x86_64', ...guestArgs({ ...options, serialPath, ramPath })],
+  });
+  const { pid, qmp } = await launch.message('launched');
+  await launch.process.exited;
+  await waitForText(serialPath, guestReadyText, { timeoutMs: 60_000 });
+  return { pid: Number(pid), qmpPath: String(qmp), ramPath, serialPath };
 };
 
 export interface Pair {
@@ -56,8 +86,9 @@ export interface Pair {
 /** Starts both roles; settles when the first checkpoint stands. */
 export const startPair = async (
   lab: Lab,
-  guest: RunningGuest,
+  guest: BenchGuest,
   settings: Partial<Omit<PrimaryOptions, 'key' | 'signal' | 'logger'>>,
+  baseSyncTimeoutMs = 60_000,
 ): Promise<Pair> => {
   const id = ++started;
   const key = createHash('sha256').update(lab.name).digest('hex');
@@ -78,7 +109,7 @@ export const startPair = async (
     runDir: lab.sharedMemoryPath('a'), // a tmpfs, as /run is
     ...settings,
   });
-  await primary.message('epoch');
+  await primary.message('epoch', { timeoutMs: baseSyncTimeoutMs });
   return { primary, backup };
 };
 
@@ -90,7 +121,11 @@ export const endPair = async ({ primary, backup }: Pair): Promise<void> => {
   await backup.process.exited;
 };
 
-export type MeasuredEpoch = EpochReport & { readonly ownBytes: number };
+export type MeasuredEpoch = EpochReport & {
+  readonly ownBytes: number;
+  /** When its output was released, by the role's own clock. */
+  readonly atMs: number;
+};
 
 /** Epoch reports of `count` epochs from now on. */
 export const collectEpochs = async (

@@ -44,7 +44,7 @@ export interface BenchReport {
   /** The cases asked for with --only; absent: all. */
   readonly only?: readonly string[];
   readonly results: readonly BenchResult[];
-  /** Each against something measured in the same run. */
+  /** Figures to reach, and ratios: each of those against something measured in the same run. */
   readonly ratios: Readonly<Record<string, number>>;
 }
 
@@ -112,7 +112,7 @@ export const renderReport = (report: BenchReport): string => {
     }
   }
   if (Object.keys(report.ratios).length > 0) {
-    lines.push('', 'ratios within this run');
+    lines.push('', 'figures and ratios of this run');
     for (const [name, value] of Object.entries(report.ratios)) {
       lines.push(`  ${name.padEnd(32)} ${shown(value).padStart(8)}${verdictOf(report, name)}`);
     }

@@ -3,10 +3,12 @@
  * its reports as JSON lines on stdout, commands as lines on stdin.
  *
  *   node role.js primary|backup '<options as JSON, key in hexadecimal>'
+ *   node role.js launch '<LaunchOptions as JSON>'      launches a VM over relays, which outlives this process
  */
 import { readFileSync } from 'node:fs';
 import { createInterface } from 'node:readline';
-import { Backup, type BackupOptions, Primary, type PrimaryOptions } from '../lib/index.js';
+import { LaunchedVm } from '../lib/cli/launched-vm.js';
+import { Backup, type BackupOptions, native, Primary, type PrimaryOptions } from '../lib/index.js';
 
 const say = (value: object): void => {
   process.stdout.write(`${JSON.stringify(value)}\n`);
@@ -19,7 +21,9 @@ const ownBytes = (): number =>
 const runPrimary = async (options: PrimaryOptions): Promise<void> => {
   const primary = await Primary.start(options);
   primary.on('round', (round) => say({ event: 'round', ...round }));
-  primary.on('epoch', (report) => say({ event: 'epoch', ...report, ownBytes: ownBytes() }));
+  primary.on('epoch', (report) =>
+    say({ event: 'epoch', ...report, ownBytes: ownBytes(), atMs: performance.now() }),
+  );
   createInterface({ input: process.stdin }).on('line', (line) => {
     if (line === 'detach') void primary.detach();
     if (line === 'switchover')
@@ -42,14 +46,29 @@ const runBackup = async (options: BackupOptions): Promise<void> => {
   process.exit(0);
 };
 
+type LaunchOptions = Pick<
+  Parameters<typeof LaunchedVm.ensure>[0],
+  'runDir' | 'ramDir' | 'name' | 'commandLine'
+>;
+
+/** What one relay may hold; the default of `holdfast primary`. */
+const HELD_BYTES_MAX = 16 << 20;
+
+const launch = async (options: LaunchOptions): Promise<void> => {
+  const vm = await LaunchedVm.ensure({ ...options, gate: 'relay', heldBytesMax: HELD_BYTES_MAX, native });
+  say({ event: 'launched', pid: vm.pid, qmp: vm.qmpPath });
+  process.exit(0);
+};
+
 const [role, json = '{}'] = process.argv.slice(2);
-const { key, ...options } = JSON.parse(json) as { key: string };
+const { key = '', ...options } = JSON.parse(json) as { key?: string };
 const withKey = { ...options, key: Buffer.from(key, 'hex') };
-const run =
-  role === 'primary'
-    ? runPrimary(withKey as unknown as PrimaryOptions)
-    : runBackup(withKey as unknown as BackupOptions);
-run.catch((error: unknown) => {
+const run = (): Promise<void> => {
+  if (role === 'launch') return launch(options as LaunchOptions);
+  if (role === 'primary') return runPrimary(withKey as unknown as PrimaryOptions);
+  return runBackup(withKey as unknown as BackupOptions);
+};
+run().catch((error: unknown) => {
   say({ event: 'error', message: error instanceof Error ? error.message : String(error) });
   process.exit(1);
 });

@@ -4,27 +4,20 @@
  * stop, device state and cont over QMP on the same, unprotected guest.
  */
 import { native } from '../../lib/native.js';
-import { measured } from '../../lib/primary/epoch-report.js';
 import type { PrimarySettings } from '../../lib/primary/options.js';
 import { QmpClient } from '../../lib/qmp/client.js';
 import { saveDeviceState } from '../../lib/qmp/recipes.js';
 import { percentile } from '../../lib/stats.js';
 import { Lab } from '../../test/lab/lab.js';
-import {
-  collectEpochs,
-  endPair,
-  type MeasuredEpoch,
-  type RunningGuest,
-  startGuest,
-  startPair,
-} from '../pair.js';
+import { type BenchGuest, collectEpochs, endPair, startPair, startRelayedGuest } from '../pair.js';
 import type { BenchResult, Progress, WantedCases } from '../report.js';
+import { summariseEpochs } from './summary.js';
 
 interface EpochCase {
   readonly name: string;
   /** Of the full run; a smoke run takes few of each case. */
   readonly epochs: number;
-  readonly settings: Pick<PrimarySettings, 'captureMode' | 'sender' | 'deviceState'> & {
+  readonly settings: Pick<PrimarySettings, 'captureMode' | 'gate' | 'sender' | 'deviceState'> & {
     readonly intervalMs: number;
   };
 }
@@ -36,7 +29,7 @@ interface GuestCases {
   readonly cases: readonly EpochCase[];
 }
 
-const usual = { captureMode: 'staged', sender: 'sendfile', deviceState: 'xen-save' } as const;
+const usual = { gate: 'relay', captureMode: 'staged', sender: 'sendfile', deviceState: 'xen-save' } as const;
 
 /** Compared with sendfile. */
 export const otherSenders = ['copy', 'splice', 'vmsplice', 'zerocopy', 'uring', 'auto'] as const;
@@ -73,6 +66,11 @@ const plan: readonly GuestCases[] = [
     cases: [
       { name: 'dirty-500', epochs: 200, settings: { ...usual, intervalMs: 20 } },
       {
+        name: 'dirty-500-filter-buffer',
+        epochs: 200,
+        settings: { ...usual, intervalMs: 20, gate: 'filter-buffer' },
+      },
+      {
         name: 'dirty-500-migrate-fd',
         epochs: 200,
         settings: { ...usual, intervalMs: 20, deviceState: 'migrate-fd' },
@@ -87,27 +85,8 @@ const FLOOR_ROUNDS = 200;
 /** The smoke run's: one of each dirty rate. */
 const smokeCases: readonly string[] = ['dirty-5000', 'dirty-500'];
 
-const summarise = (epochs: readonly MeasuredEpoch[]): Record<string, number> => {
-  const metrics: Record<string, number> = { epochs: epochs.length };
-  const put = (name: string, samples: readonly number[]): void => {
-    metrics[`${name}P50`] = percentile(samples, 50);
-    metrics[`${name}P99`] = percentile(samples, 99);
-  };
-  for (const part of measured)
-    put(
-      part,
-      epochs.map((epoch) => epoch[part]),
-    );
-  put(
-    'applyMs',
-    epochs.flatMap((epoch) => (epoch.previousApplyMs === undefined ? [] : [epoch.previousApplyMs])),
-  );
-  metrics.primaryOwnBytesMax = Math.max(...epochs.map((epoch) => epoch.ownBytes));
-  return metrics;
-};
-
 /** The same QMP commands on the unprotected guest: the part of a pause that is QEMU's own. */
-const measureFloor = async (lab: Lab, guest: RunningGuest, rounds: number): Promise<BenchResult> => {
+const measureFloor = async (lab: Lab, guest: BenchGuest, rounds: number): Promise<BenchResult> => {
   await using qmp = await QmpClient.connect(guest.qmpPath);
   const pauses: number[] = [];
   for (let round = 0; round < rounds; round += 1) {
@@ -127,7 +106,7 @@ const measureFloor = async (lab: Lab, guest: RunningGuest, rounds: number): Prom
 
 const measureCase = async (
   lab: Lab,
-  guest: RunningGuest,
+  guest: BenchGuest,
   one: EpochCase,
   epochs: number,
 ): Promise<Record<string, number>> => {
@@ -135,7 +114,7 @@ const measureCase = async (
   await collectEpochs(pair.primary, Math.min(WARM_UP_EPOCHS, epochs), 60_000); // staging grows, caches fill
   const measured = await collectEpochs(pair.primary, epochs, 60_000 + epochs * one.settings.intervalMs * 10);
   await endPair(pair);
-  return summarise(measured);
+  return summariseEpochs(measured);
 };
 
 /** `qemu-floor`, and the cases of the plan. */
@@ -151,7 +130,7 @@ export const measureParts = async (
     if (chosen.length === 0 && !floorWanted) continue;
     progress(`booting a guest that writes ${writer.pagesPerSecond} pages per second`);
     await using lab = await Lab.create({ tag: 'bench' });
-    const guest = await startGuest(lab, { workload: 'writer', ...writer });
+    const guest = await startRelayedGuest(lab, { workload: 'writer', ...writer });
     if (floorWanted) {
       progress('qemu-floor');
       results.push(await measureFloor(lab, guest, smoke ? SMOKE_EPOCHS : FLOOR_ROUNDS));

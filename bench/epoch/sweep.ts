@@ -7,14 +7,14 @@
  */
 import { percentile } from '../../lib/stats.js';
 import { Lab } from '../../test/lab/lab.js';
-import { endPair, type MeasuredEpoch, type RunningGuest, startGuest, startPair } from '../pair.js';
+import { type BenchGuest, endPair, type MeasuredEpoch, startPair, startRelayedGuest } from '../pair.js';
 import type { BenchResult, Progress, WantedCases } from '../report.js';
 import { measureRates, startComputing, startRedisLoad, type WorkMeter } from './work.js';
 
 interface Workload {
   readonly name: string;
   readonly params: Readonly<Record<string, string | number>>;
-  start(lab: Lab, guest: RunningGuest): Promise<WorkMeter>;
+  start(lab: Lab, guest: BenchGuest): Promise<WorkMeter>;
 }
 
 /** `pagesPerSecond` is the rate while unprotected; slowed down, it writes as much less as it does of other work. */
@@ -96,7 +96,7 @@ class Measurement {
       );
     return {
       name,
-      params: { ...workload.params, intervalMs: this.intervalMs, accelerator: 'tcg' },
+      params: { ...workload.params, gate: 'relay', intervalMs: this.intervalMs, accelerator: 'tcg' },
       metrics: {
         guestWorkShareP50: percentile(this.shares, 50),
         guestWorkShareMin: Math.min(...this.shares),
@@ -118,7 +118,7 @@ const caseName = (workload: Workload, intervalMs: number): string => `sweep-${wo
 
 const measureWorkload = async (
   lab: Lab,
-  guest: RunningGuest,
+  guest: BenchGuest,
   workload: Workload,
   intervalsMs: readonly number[],
   { passes, windows, windowMs }: Size,
@@ -132,7 +132,7 @@ const measureWorkload = async (
     for (const measurement of measurements) {
       const { intervalMs } = measurement;
       progress(`${caseName(workload, intervalMs)}: turn ${pass} of ${passes}`);
-      const pair = await startPair(lab, guest, { intervalMs });
+      const pair = await startPair(lab, guest, { gate: 'relay', intervalMs });
       await measureRates(meter, 1, SETTLE_MS);
       const first = pair.primary.of('epoch').length;
       const during = await measureRates(meter, windows, windowMs);
@@ -167,7 +167,7 @@ export const runSweep = async (
   progress('sweep: booting the guest');
   await using lab = await Lab.create({ tag: 'bench' });
   // One guest for all: redis costs nothing while nobody asks it, and the writer comes and goes.
-  const guest = await startGuest(lab, { workload: 'redis' });
+  const guest = await startRelayedGuest(lab, { workload: 'redis' });
   const results: BenchResult[] = [];
   for (const { workload, intervalsMs } of plan)
     results.push(...(await measureWorkload(lab, guest, workload, intervalsMs, size, progress)));

@@ -4,7 +4,9 @@ import type { SuiteFigures } from './suites.js';
 import { presentTables, tableOfAny } from './table.js';
 
 const isSweep = (name: string): boolean => name.startsWith('sweep-');
-const isParts = (name: string): boolean => name.startsWith('dirty-');
+const isParts = (name: string): boolean => name.startsWith('dirty-') || name.startsWith('ram-');
+
+const isIdle = (name: string): boolean => name.startsWith('idle-');
 
 /** A line of the sweep's charts. */
 const workloadOf = ({ params }: { readonly params: Readonly<Record<string, unknown>> }): string =>
@@ -19,16 +21,16 @@ const intervalAxis = {
 } as const;
 
 export const epochFigures: SuiteFigures = {
-  title: 'Epochs: pause, guest’s work, failover',
+  title: 'Epochs: pause, pace, guest’s work, failover',
   about:
-    'A 512 MB Linux guest on TCG is checkpointed to a second host; both hosts are network namespaces of this machine, joined by a veth pair. Staged captures prestage: what is dirty shortly before the pause is copied while the VM still runs. The parts of a pause overlap (device state and output boundary beside scan and copy), so they add up to more than the pause.',
+    'A Linux guest on TCG, of 512 MB unless said otherwise, is checkpointed to a second host; both hosts are network namespaces of this machine, joined by a veth pair. A relay holds the guest’s output, as for every VM that Holdfast launches on a tap. Staged captures are speculative: what is dirty is copied, and sent where that pays, while the VM still runs; the pause is left with what was written since. The parts of a pause overlap (device state and output boundary beside scan and copy), so they add up to more than the pause.',
   charts: (report) =>
     present([
       barChart(report, {
         title: 'Pause per checkpoint',
         note: 'How long the guest stands still. qemu-floor: bare stop, xen-save-devices-state and cont over QMP on the same guest, unprotected; no checkpoint of a running VM on stock QEMU can be shorter.',
         axis: { label: 'pause, ms' },
-        where: ({ name }) => isParts(name) || name === 'qemu-floor',
+        where: ({ name }) => isParts(name) || name === 'qemu-floor' || isIdle(name),
         series: { median: 'pauseMsP50', p99: 'pauseMsP99' },
       }),
       barChart(report, {
@@ -84,6 +86,7 @@ export const epochFigures: SuiteFigures = {
     const of = (test: (name: string) => boolean) => report.results.filter(({ name }) => test(name));
     const parts = of((name) => isParts(name));
     const floor = of((name) => name === 'qemu-floor');
+    const idle = of(isIdle);
     const sweep = of(isSweep);
     const failover = of((name) => name === 'failover');
     return presentTables([
@@ -96,6 +99,11 @@ export const epochFigures: SuiteFigures = {
         title: 'The floor: QEMU’s own part of a pause',
         note: 'On the same guest, unprotected.',
         casesAsColumns: false,
+      }),
+      tableOfAny(report, idle, {
+        title: 'As many checkpoints as there can be',
+        note: 'An idle guest, each epoch right after the acknowledgement of the one before. Missed: epochs that were never acknowledged.',
+        casesAsColumns: true,
       }),
       tableOfAny(report, sweep, {
         title: 'The guest’s own work, and the epochs meanwhile',

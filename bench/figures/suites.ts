@@ -2,6 +2,7 @@
 import type { BenchReport } from '../report.js';
 import type { Chart } from './chart.js';
 import { epochFigures } from './epoch.js';
+import { latencyFigures } from './latency.js';
 import { peersFigures } from './peers.js';
 import { sendFigures } from './send.js';
 import { type Table, tablesByShape } from './table.js';
@@ -27,8 +28,12 @@ const plain: SuiteFigures = {
 const suites: Readonly<Record<string, SuiteFigures>> = {
   send: sendFigures,
   epoch: epochFigures,
+  latency: latencyFigures,
   peers: peersFigures,
   time: timeFigures,
 };
+
+/** Those that have figures of their own. */
+export const suiteNames: readonly string[] = Object.keys(suites).sort();
 
 export const figuresOf = (suite: string): SuiteFigures => suites[suite] ?? { ...plain, title: suite };

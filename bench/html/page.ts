@@ -65,9 +65,9 @@ const ratioRow = (report: BenchReport, name: string): Markup => {
 const ratioTable = (report: BenchReport): Markup | undefined => {
   const names = shownRatios(report);
   if (names.length === 0) return undefined;
-  return html`<section class="table"><h3>Ratios within this run</h3>
-<p class="caption">Both sides were measured in the same run, on the same machine. Run: ${runOf(report)}.</p>
-<div class="wide"><table class="ratios"><thead><tr><th scope="col">ratio</th><th scope="col">what is compared</th>
+  return html`<section class="table"><h3>Figures and ratios of this run</h3>
+<p class="caption">Both sides of a ratio were measured in the same run, on the same machine. Run: ${runOf(report)}.</p>
+<div class="wide"><table class="ratios"><thead><tr><th scope="col">name</th><th scope="col">what it says</th>
 <th scope="col">measured</th><th scope="col">goal</th><th scope="col">reached?</th></tr></thead>
 <tbody>${names.map((name) => ratioRow(report, name))}</tbody></table></div></section>
 `;

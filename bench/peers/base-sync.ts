@@ -54,11 +54,17 @@ const migrationInfo = z.object({
   ram: z.object({ normal: z.number(), duplicate: z.number(), transferred: z.number() }).optional(),
 });
 
+/**
+ * The figures of a migration, when they are final. QEMU's migration thread says `completed` before it
+ * has computed total-time, which is 0 until then (migration_completion and migration_iteration_finish
+ * in its migration/migration.c). The run state `postmigrate`, from where alone `cont` is allowed, comes after.
+ */
 const migrationEnd = async (qmp: QmpClient): Promise<z.output<typeof migrationInfo>> => {
   const deadline = performance.now() + MIGRATE_MS_MAX;
   for (;;) {
+    const { status: vm } = await qmp.execute('query-status');
     const info = migrationInfo.parse(await qmp.executeAny('query-migrate'));
-    if (info.status === 'completed') return info;
+    if (info.status === 'completed' && vm === 'postmigrate') return info;
     if (info.status === 'failed' || info.status === 'cancelled') {
       throw new Error(`QEMU's migration ended as ${info.status}: ${info['error-desc'] ?? 'no reason given'}`);
     }
@@ -69,7 +75,7 @@ const migrationEnd = async (qmp: QmpClient): Promise<z.output<typeof migrationIn
 
 const transferOf = ({ ram, ...info }: z.output<typeof migrationInfo>): Transfer => {
   const totalMs = info['total-time'];
-  if (ram === undefined || totalMs === undefined) {
+  if (ram === undefined || totalMs === undefined || totalMs === 0) {
     throw new Error('QEMU completed a migration and reports no figures for it');
   }
   return {
@@ -78,16 +84,6 @@ const transferOf = ({ ram, ...info }: z.output<typeof migrationInfo>): Transfer 
     syncMs: totalMs - (info['setup-time'] ?? 0),
     wireBytes: ram.transferred,
   };
-};
-
-/** QEMU says `completed` a moment before it reaches `postmigrate`, from where alone `cont` is allowed. */
-const resumeAfterMigration = async (qmp: QmpClient): Promise<void> => {
-  const deadline = performance.now() + MIGRATE_MS_MAX;
-  while ((await qmp.execute('query-status')).status !== 'postmigrate') {
-    if (performance.now() > deadline) throw new Error('the migrated VM never reached postmigrate');
-    await sleep(10);
-  }
-  await qmp.execute('cont');
 };
 
 const capabilities = async (qmp: QmpClient, wanted: Readonly<Record<string, boolean>>): Promise<void> => {
@@ -122,7 +118,7 @@ export const migrateTurn = async (
     await target.execute('migrate-incoming', { uri });
     await source.execute('migrate', { uri });
     const info = await migrationEnd(source);
-    await resumeAfterMigration(source);
+    await source.execute('cont');
     await capabilities(source, { 'zero-copy-send': false, multifd: false });
     return transferOf(info);
   } finally {

@@ -46,7 +46,7 @@ const start = async (
   );
   const observer = ['-qmp', `unix:${observerPath},server=on,wait=off`];
   const qemu = await lab.host(host).spawn('qemu-system-x86_64', [...args, ...observer, ...more]);
-  return { process: qemu, observerPath, ...paths };
+  return { process: qemu, pid: qemu.pid, observerPath, ...paths };
 };
 
 /** Boots the guest on host a; settles when its console says `ready`. */

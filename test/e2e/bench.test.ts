@@ -43,6 +43,8 @@ describe('bench', () => {
           'qemu-floor',
           'dirty-5000',
           'dirty-500',
+          'ram-8g',
+          'idle-200',
           'sweep-cpu-2500-20ms',
           'sweep-redis-20ms',
           'failover',
@@ -62,6 +64,9 @@ describe('bench', () => {
       ]) {
         expect(byName.get('dirty-500')?.[`${part}MsP50`], part).toBeGreaterThan(0);
       }
+      // Where the machine has no room for it, the case would be missing above.
+      expect(byName.get('ram-8g')?.populatedBytes).toBeGreaterThan(0.8 * 2 ** 30);
+      expect(byName.get('idle-200')).toMatchObject({ missed: 0, checkpointsPerSMean: expect.any(Number) });
       expect(byName.get('failover')?.killToRunningMsMax).toBeGreaterThan(0);
       for (const workload of ['cpu-2500', 'redis']) {
         const metrics = byName.get(`sweep-${workload}-20ms`);
@@ -70,7 +75,16 @@ describe('bench', () => {
         expect(metrics?.workUnprotectedPerSP50, workload).toBeGreaterThan(0);
         expect(metrics?.epochs, workload).toBeGreaterThan(0);
       }
-      for (const [name, value] of Object.entries(report.ratios)) expect(value, name).toBeGreaterThan(0);
+      const { checkpointsMissedIdle, ...ratios } = report.ratios;
+      expect(checkpointsMissedIdle).toBe(0);
+      for (const [name, value] of Object.entries(ratios)) expect(value, name).toBeGreaterThan(0);
+      for (const name of [
+        'pauseMsP99Dirty5000',
+        'pauseMsP50Ram8g',
+        'checkpointsPerSecondIdle',
+        'guestCpuShare20ms',
+      ])
+        expect(Object.keys(ratios)).toContain(name);
       expect(Object.keys(report.ratios)).toContain('guestWorkShareRedisAt20Ms');
       expect(await readFile(join(dir, 'epoch.html'), 'utf8')).toContain('<svg');
       expect(await readFile(join(dir, 'epoch.md'), 'utf8')).toContain('| dirty-500 |');

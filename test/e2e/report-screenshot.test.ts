@@ -10,11 +10,11 @@ import { figuresOf } from '../../bench/figures/suites.js';
 import { html } from '../../bench/html/markup.js';
 import { drawChart, pageHead, renderHtml } from '../../bench/html/page.js';
 import { chartWidth, seriesColours, seriesCount } from '../../bench/html/style.js';
-import { epochReport, peersReport, sendReport } from './support/bench-reports.js';
+import { epochReport, latencyReport, peersReport, sendReport } from './support/bench-reports.js';
 import { decodePng, type Picture } from './support/png.js';
 
 const run = promisify(execFile);
-const reports = [sendReport, epochReport, peersReport];
+const reports = [sendReport, epochReport, latencyReport, peersReport];
 type Theme = keyof typeof seriesColours;
 
 let dir = '';

@@ -4,6 +4,12 @@ const growth = 1.01;
 const smallestMs = 0.001;
 const buckets = 2400; // up to 0.001 ms × 1.01^2400, about 6.5 hours
 
+/** A histogram as it travels between processes: the buckets that are not empty. */
+export interface LatencyBuckets {
+  readonly counts: readonly (readonly [place: number, count: number])[];
+  readonly maxMs: number;
+}
+
 export class LatencyHistogram {
   readonly #counts = new Uint32Array(buckets);
   #count = 0;
@@ -14,6 +20,27 @@ export class LatencyHistogram {
     this.#counts[Math.min(place, buckets - 1)]! += 1;
     this.#count += 1;
     this.#maxMs = Math.max(this.#maxMs, durationMs);
+  }
+
+  /** Adds what another histogram holds. */
+  merge({ counts, maxMs }: LatencyBuckets): void {
+    for (const [place, count] of counts) {
+      this.#counts[place]! += count;
+      this.#count += count;
+    }
+    this.#maxMs = Math.max(this.#maxMs, maxMs);
+  }
+
+  get buckets(): LatencyBuckets {
+    const counts = [...this.#counts].flatMap((count, place) =>
+      count === 0 ? [] : [[place, count] as const],
+    );
+    return { counts, maxMs: this.#maxMs };
+  }
+
+  /** How many durations it holds. */
+  get count(): number {
+    return this.#count;
   }
 
   get maxMs(): number {

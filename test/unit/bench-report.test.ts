@@ -11,9 +11,9 @@ import { renderHtml } from '../../bench/html/page.js';
 import { pointScale, valueScale } from '../../bench/html/scale.js';
 import { renderMarkdown } from '../../bench/markdown.js';
 import { type BenchReport, makeReport, renderReport } from '../../bench/report.js';
-import { epochReport, peersReport, sendReport } from '../e2e/support/bench-reports.js';
+import { epochReport, latencyReport, peersReport, sendReport } from '../e2e/support/bench-reports.js';
 
-const reports = [sendReport, epochReport, peersReport];
+const reports = [sendReport, epochReport, latencyReport, peersReport];
 
 describe('names of metrics', () => {
   test.each([
@@ -68,7 +68,10 @@ describe('verdicts', () => {
     expect(judge(sendReport, 'cpuZeroCopyVsCopyRun4')).toEqual({
       ...{ goal: '≤ 0.5', reached: false, text: 'not reached' },
     });
-    expect(judge(peersReport, 'pauseColoVsHoldfast')).toMatchObject({ goal: '≥ 10', reached: true });
+    expect(judge(peersReport, 'pauseColoVsHoldfast')).toMatchObject({ goal: '≥ 20', reached: false });
+    expect(judge(latencyReport, 'pingProtectedMsP50')).toMatchObject({ goal: '≤ 5', reached: true });
+    expect(judge(latencyReport, 'pingProtectedMsP99')).toMatchObject({ goal: '≤ 15', reached: false });
+    expect(judge(epochReport, 'checkpointsMissedIdle')).toMatchObject({ goal: '≤ 0', reached: true });
     expect(judge(epochReport, 'pauseVsQemuFloor')).toBeUndefined();
     expect(meaningOf('guestWorkShareRedisAt20Ms')).toContain('every 20 ms');
   });
@@ -156,7 +159,7 @@ describe('tables', () => {
     const report: BenchReport = { ...epochReport, suite: 'unheard-of', results, ratios: {} };
     expect(figuresOf('unheard-of').charts(report)).toEqual([]);
     expect(figuresOf('unheard-of').tables(report)).toHaveLength(2);
-    for (const suite of ['send', 'epoch', 'peers'])
+    for (const suite of ['send', 'epoch', 'latency', 'peers'])
       expect(figuresOf(suite).charts({ ...report, results: [] })).toEqual([]);
   });
 });

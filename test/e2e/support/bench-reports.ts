@@ -1,4 +1,4 @@
-/** Reports of all three suites in the shape the benchmark writes, with invented figures. */
+/** Reports of the suites in the shape the benchmark writes, with invented figures. */
 import type { BenchReport, BenchResult } from '../../../bench/report.js';
 
 const strategies = ['copy', 'sendfile', 'splice', 'vmsplice', 'zerocopy', 'uring'] as const;
@@ -139,6 +139,12 @@ export const epochReport = report(
     { name: 'qemu-floor', params: {}, metrics: { rounds: 200, pauseMsP50: 2.27, pauseMsP99: 4.26 } },
     parts('dirty-5000', 3.1),
     parts('dirty-500', 2.9),
+    parts('ram-8g', 4.7),
+    {
+      name: 'idle-200',
+      params: { workload: 'idle', intervalMs: 1 },
+      metrics: { seconds: 60, checkpointsPerSMean: 214, checkpointsPerSMin: 190, missed: 0, pauseMsP50: 2.6 },
+    },
     ...sweep,
     {
       name: 'failover',
@@ -146,7 +152,50 @@ export const epochReport = report(
       metrics: { killToRunningMsP50: 19, killToRunningMsMax: 25 },
     },
   ],
-  { pauseVsQemuFloor: 1.26, guestWorkShareRedisAt20Ms: 0.83 },
+  {
+    ...{
+      pauseMsP50Dirty5000: 3.1,
+      pauseMsP50Ram8g: 4.7,
+      checkpointsPerSecondIdle: 214,
+      checkpointsMissedIdle: 0,
+    },
+    ...{ pauseVsQemuFloor: 1.26, guestWorkShareRedisAt20Ms: 0.83 },
+  },
+);
+
+const client = (
+  probe: string,
+  setUp: string,
+  params: BenchResult['params'],
+  roundTripMs: number,
+  repliesPerS?: number,
+): BenchResult => ({
+  name: `${probe}-${setUp}`,
+  params: { probe, ...params },
+  metrics: {
+    ...{ turns: 3, roundTrips: 600, lost: 0 },
+    ...{ roundTripMsP50: roundTripMs, roundTripMsP99: 2 * roundTripMs, roundTripMsMax: 9 * roundTripMs },
+    ...(repliesPerS === undefined ? {} : { repliesPerSP50: repliesPerS, throughputShareP50: 0.6 }),
+  },
+});
+
+export const latencyReport = report(
+  'latency',
+  ['ping', 'redis-1', 'redis-50'].flatMap((probe) => {
+    const repliesPerS = probe === 'ping' ? undefined : 9_000;
+    return [
+      client(probe, 'tap-unprotected', { gate: 'none', epochsBegin: 'never' }, 0.5, repliesPerS),
+      client(
+        probe,
+        'filter-buffer-25ms',
+        { gate: 'filter-buffer', epochsBegin: 'by the clock', intervalMs: 25 },
+        16,
+        repliesPerS,
+      ),
+      client(probe, 'relay-adaptive', { gate: 'relay', epochsBegin: 'by the load' }, 3.9, repliesPerS),
+    ];
+  }),
+  { pingProtectedMsP50: 3.9, pingProtectedMsP99: 15.1, redisThroughputShare: 0.6 },
 );
 
 export const peersReport = report(
