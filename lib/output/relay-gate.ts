@@ -73,8 +73,11 @@ export class RelayGate implements OutputGate {
   /** VM stopped: no frame can come between the relays' answers and the VM's resume. */
   async boundary(): Promise<void> {
     if (!this.#installed) return;
-    await this.#each((link) => link.boundary());
+    const frames = await this.#each((link) => link.boundary());
     this.#outputSeen = false;
+    // Known anew for each epoch: by it the pacing tells a reply from a stream.
+    if (this.#stats)
+      this.#stats = { ...this.#stats, heldFrames: frames.reduce((sum, each) => sum + each, 0) };
   }
 
   async release(): Promise<void> {
@@ -125,9 +128,11 @@ export class RelayGate implements OutputGate {
   }
 
   /** All of them to their end, then the first failure: nothing is under way afterwards. */
-  async #each(work: (link: RelayLink) => Promise<void>): Promise<void> {
+  async #each<Result>(work: (link: RelayLink) => Promise<Result>): Promise<Result[]> {
     const outcomes = await Promise.allSettled(this.#links.map(work));
-    const failed = outcomes.find((outcome) => outcome.status === 'rejected');
-    if (failed !== undefined) throw failed.reason;
+    return outcomes.map((outcome) => {
+      if (outcome.status === 'rejected') throw outcome.reason;
+      return outcome.value;
+    });
   }
 }

@@ -60,9 +60,12 @@ export class RelayLink {
     await this.#insist((control) => control.hold());
   }
 
-  /** @throws HoldfastError if the relay is gone and cannot be replaced. */
-  async boundary(): Promise<void> {
-    await this.#insist((control) => control.boundary());
+  /**
+   * @returns frames behind the boundary
+   * @throws HoldfastError if the relay is gone and cannot be replaced.
+   */
+  async boundary(): Promise<number> {
+    return await this.#insist((control) => control.boundary());
   }
 
   /** A relay that is lost is the boundary's to report. */
@@ -102,13 +105,13 @@ export class RelayLink {
   }
 
   /** Asks the relay, and once more the one that comes after it, if it is lost meanwhile. */
-  async #insist(ask: (control: RelayControl) => Promise<unknown>): Promise<void> {
+  async #insist<Answer>(ask: (control: RelayControl) => Promise<Answer>): Promise<Answer> {
     const control = this.#control ?? (await this.#recover());
     try {
-      await ask(control);
+      return await ask(control);
     } catch (error) {
       if (!control.isClosed || this.#abort.signal.aborted) throw error;
-      await ask(await this.#recover());
+      return await ask(await this.#recover());
     }
   }
 

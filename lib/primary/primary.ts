@@ -20,7 +20,7 @@ import {
 import { type Logger, NOTHING_LOGGED } from '../log.js';
 import { native, type PrimaryEngine, type RamMapping } from '../native.js';
 import { chooseGate } from '../output/choose-gate.js';
-import type { GateStats, OutputGate } from '../output/gate.js';
+import { type GateStats, isInQemu, type OutputGate } from '../output/gate.js';
 import { relaysOf, type VmRelay } from '../output/relay-files.js';
 import { QmpClient } from '../qmp/client.js';
 import { isLocalPeer, usableSenders } from '../send/sender-availability.js';
@@ -536,7 +536,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         void this.#epochs.release(action.epoch);
         return;
       case 'hand-over':
-        this.#link?.send({ type: 'switchover', epoch: action.epoch });
+        void this.#handOver(action.epoch);
         return;
       case 'enter-loss':
         void this.#enterLoss(action);
@@ -545,6 +545,20 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         this.#finishing ??= this.#finish(action.outcome, action.release);
         return;
     }
+  }
+
+  /**
+   * The final epoch is acknowledged, so its output may leave. QEMU's own filters can't deliver it: the VM
+   * stays stopped.
+   */
+  async #handOver(epoch: number): Promise<void> {
+    const link = this.#link;
+    if (!isInQemu(this.#gate)) {
+      await this.#gate.release(this.#qmp).catch((error: unknown) => {
+        this.#log.warn({ epoch, err: toHoldfastError(error).message }, "the final epoch's output is lost");
+      });
+    }
+    link?.send({ type: 'switchover', epoch });
   }
 
   #fail(error: unknown, context: string): void {
