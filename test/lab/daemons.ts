@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { askDaemon } from '../../lib/admin/client.js';
 import { adminSocketPath } from '../../lib/admin/protocol.js';
 import type { BackupStatus } from '../../lib/backup/backup.js';
+import { runningRelay } from '../../lib/output/relay-files.js';
 import type { PrimaryStatus } from '../../lib/primary/primary.js';
 import { repositoryRoot } from './guest.js';
 import { JsonProcess } from './json-process.js';
@@ -125,3 +126,14 @@ export const primaryStatus = async (
 
 export const backupStatus = async (lab: Lab, host: HostName = 'b'): Promise<BackupStatus> =>
   (await statusOf(runDirOf(lab, host), 'backup')) as BackupStatus;
+
+/** A relay that `holdfast primary` started with the VM it launched, as its message `launched` names it. */
+export interface LaunchedRelay {
+  readonly netdev: string;
+  readonly tap: string;
+  readonly socket: string;
+}
+
+/** Process id of the relay that serves a socket of QEMU's; undefined if its record is gone or its process is. */
+export const relayPid = async (socket: string): Promise<number | undefined> =>
+  (await runningRelay(socket))?.process.pid;
