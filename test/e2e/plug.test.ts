@@ -34,15 +34,13 @@ test('a host that lacks it refuses before anything is touched, and names the cur
   const vm = await bootRedisGuest(lab);
   const before = await networkOf(lab);
   const primary = await startPrimaryFor(lab, vm, ['--gate', 'plug']);
-  const { error } = await primary.message('error');
-  expect(error).toMatchObject({
+  expect(await primary.ended()).toMatchObject({ code: 3 });
+  expect(primary.failure).toMatchObject({
     code: 'HOLDFAST_E_UNSUPPORTED',
     details: { lacks },
     cure: expect.stringContaining('--gate filter-buffer'),
   });
-  if (lacks === 'qdisc')
-    expect(error).toMatchObject({ cure: expect.stringContaining('CONFIG_NET_SCH_PLUG') });
-  expect(await primary.process.exited).toMatchObject({ code: 3 });
+  if (lacks === 'qdisc') expect(primary.failure?.cure).toContain('CONFIG_NET_SCH_PLUG');
   expect(await networkOf(lab)).toBe(before);
   await withQmp(vm.qmpPath, async (qmp) => {
     expect(await qmp.execute('query-status')).toMatchObject({ running: true });
