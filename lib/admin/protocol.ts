@@ -90,6 +90,7 @@ export const daemonStatus = z.discriminatedUnion('role', [
       })
       .optional(),
     baseRounds: z.number(),
+    guestClock: z.looseObject({ state: z.string(), reason: z.string().optional() }).optional(),
     sender: z.looseObject({ strategy: z.string(), reason: z.string() }).optional(),
     settings: z.looseObject({ streams: z.number().optional(), verify: z.boolean().optional() }).optional(),
     epochs: z.number(),

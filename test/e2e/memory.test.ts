@@ -77,6 +77,8 @@ describe.each([1, 2])('01 identity, %i vCPU', (vcpus) => {
       pages += checked.captured.dirtyPages;
       prestaged += checked.captured.prestagedPages;
     }
+    // Also with QEMU's memory written to in every pause.
+    expect(pair.clock.status()).toMatchObject({ state: 'following' });
     // An idle guest would prove nothing.
     expect(pages).toBeGreaterThan(EPOCHS * 20);
     expect(prestaged > EPOCHS * 5).toBe(mode === 'staged');
