@@ -320,6 +320,43 @@ TEST("guest clock: a pause's time is given back where file and memory agree, els
   CHECK(place.value().state.Read().value().time == after);
 }
 
+TEST("backup: a standby's clock goes on if that is wished, and the checkpoint stays as it was") {
+  if (!HostClock::kCountsTicks) return;
+  const TempDir dir;
+  Backup backup;
+  const GuestRam ram(64, 4096);
+  CHECK_OK(backup->OpenSession(Backup::SessionFor(dir / "ram", ram.bytes())));
+  const CancelSignal cancel;
+  auto writer = ConnectWriter(backup->port(), {Token(7), 4096, ram.bytes()}, Strategy::kCopy, cancel);
+  CHECK_OK(writer);
+  const Bytes device = Joined({kBefore, SectionOf(kFrozen), kAfter});
+  CHECK_OK(SendEpoch(*writer.value(), ram, ram.All(), 1, device));
+  const HostClock acknowledged = HostClock::Now();
+  CHECK_OK(backup->Fence());
+  ::usleep(20'000);
+  const int64_t waited_ns = HostClock::Now().ns - acknowledged.ns;
+  int64_t before_ns = waited_ns;  // what follows is later each time
+  for (const char* attempt : {"first", "second"}) {
+    Standby standby(dir / attempt);
+    const auto written = backup->WriteState(dir / attempt, true);
+    CHECK_OK(written);
+    CHECK(written.value().clock_advanced_ns.value_or(0) >= before_ns);
+    before_ns = *written.value().clock_advanced_ns;
+    Bytes received = standby.Received();
+    const auto section = FindTimerSection(received);
+    CHECK(section.has_value());
+    CHECK_EQ(section->time.clock_ns, kFrozen.clock_ns + before_ns);
+    CHECK(section->time.ticks > kFrozen.ticks);
+    SetTime(received, *section, kFrozen);
+    CHECK(received == device);
+  }
+  Standby standby(dir / "standby");
+  const auto written = backup->WriteState(dir / "standby");
+  CHECK_OK(written);
+  CHECK(!written.value().clock_advanced_ns);
+  CHECK(standby.Received() == device);
+}
+
 }  // namespace
 }  // namespace holdfast::test
 
