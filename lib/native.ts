@@ -353,6 +353,18 @@ export interface FenceResult {
   readonly partialEpochDropped: boolean;
 }
 
+export interface WriteStateOptions {
+  /** The guest's clock in it goes on by the time since the epoch was committed (default false). */
+  readonly followClock: boolean;
+}
+
+export interface WrittenState {
+  readonly bytes: number;
+  readonly writeMs: number;
+  /** By how much the clock was advanced; undefined: it was left as it is. */
+  readonly clockAdvancedMs?: number;
+}
+
 /**
  * The backup's data plane: a listening socket, at most one bulk connection,
  * one replica. A session stands for one replica and one lineage of epochs.
@@ -373,7 +385,7 @@ export interface Receiver {
    * Writes prefix + device state of the last committed epoch to a Unix socket
    * on which the standby listens. Only after fence().
    */
-  writeState(socketPath: string): Promise<{ readonly bytes: number; readonly writeMs: number }>;
+  writeState(socketPath: string, options?: WriteStateOptions): Promise<WrittenState>;
   /** Ends the session: drops the connection and staging; keeps the replica file on disk. */
   closeSession(): Promise<void>;
   close(): Promise<void>;
@@ -417,6 +429,25 @@ export interface Relay {
   close(): Promise<void>;
 }
 
+/**
+ * Gives a TCG guest back the time that pauses take, by writing into the stopped
+ * QEMU's memory (native/guest/guest_clock.h). Per pause: beforePause() while the
+ * VM runs; advance() right before `cont`, both in some microseconds. locate()
+ * in the first pause. A method that throws has written nothing.
+ */
+export interface GuestClock {
+  /** Searches QEMU's global variables for the clock that `statePath`, saved in this pause, speaks of. */
+  locate(options: { readonly statePath: string }): Promise<void>;
+  beforePause(): void;
+  /**
+   * Milliseconds by which the guest's clock was advanced. `stoppedNs`: process.hrtime when the VM was
+   * stopped. @throws HOLDFAST_E_UNSUPPORTED unless QEMU's memory is what its device state says
+   */
+  advance(pause: { readonly statePath: string; readonly stoppedNs: bigint }): number;
+  /** The VM stands still for another reason than a pause; that time is not given back. */
+  forget(): void;
+}
+
 export interface NativeBinding extends PlugBinding {
   probeKernel(): Promise<KernelProbe>;
   /** Takes well under a millisecond and waits for nothing. */
@@ -439,6 +470,7 @@ export interface NativeBinding extends PlugBinding {
   ): Promise<readonly number[]>;
   /** Live native threads and open engines: a leak check for tests. */
   debugCounters(): { readonly threads: number; readonly engines: number; readonly descriptors: number };
+  readonly GuestClock: new (options: { readonly pid: number }) => GuestClock;
   readonly PrimaryEngine: new (options: PrimaryEngineOptions) => PrimaryEngine;
   readonly Receiver: new (options: ReceiverOptions) => Receiver;
   readonly Relay: new (options: RelayOptions) => Relay;

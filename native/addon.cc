@@ -5,6 +5,7 @@
 
 #include "js/bridge.h"
 #include "js/functions.h"
+#include "js/guest_clock.h"
 #include "js/plug.h"
 #include "js/primary_engine.h"
 #include "js/receiver.h"
@@ -27,6 +28,7 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   exports.Set("hashFile", Napi::Function::New(env, js::HashFileAsync, "hashFile"));
   exports.Set("compareFiles", Napi::Function::New(env, js::CompareFilesAsync, "compareFiles"));
   exports.Set("debugCounters", Napi::Function::New(env, js::DebugCounters, "debugCounters"));
+  exports.Set("GuestClock", js::GuestClockObject::Define(env));
   exports.Set("Plug", js::PlugObject::Define(env));
   exports.Set("PrimaryEngine", js::PrimaryEngine::Define(env));
   exports.Set("Receiver", js::ReceiverObject::Define(env));

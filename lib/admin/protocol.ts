@@ -92,6 +92,7 @@ export const daemonStatus = z.discriminatedUnion('role', [
       })
       .optional(),
     baseRounds: z.number(),
+    guestClock: z.looseObject({ state: z.string(), reason: z.string().optional() }).optional(),
     sender: z.looseObject({ strategy: z.string(), reason: z.string() }).optional(),
     pacing: z
       .looseObject({

@@ -289,7 +289,13 @@ export class Generation {
     });
     const running = waitRunning(standby.qmp, { timeoutMs: RESUME_TIMEOUT_MS });
     running.catch(() => {}); // awaited below, after the write that may fail first
-    await this.#receiver.writeState(standby.incomingPath);
+    const followClock = this.session.guestClockFollows === true;
+    const { clockAdvancedMs } = await this.#receiver.writeState(standby.incomingPath, { followClock });
+    if (followClock) {
+      const { logger } = this.#options;
+      if (clockAdvancedMs !== undefined) logger.info({ clockAdvancedMs }, "the guest's clock goes on");
+      else logger.warn({}, "the guest's clock goes on from where the checkpoint was taken");
+    }
     try {
       await running;
     } catch (error) {

@@ -49,6 +49,7 @@ const primaryLines = (status: PrimaryView): string[] => {
     row('term', String(status.term)),
     row('epoch', `${status.epoch}, committed ${status.committedEpoch}`),
     row('output', outputText(status)),
+    ...guestClockRow(status),
     ...senderRow(status),
     ...pacingRows(status),
     ...table,
@@ -95,6 +96,15 @@ const outputText = ({ outputHeld, gate }: PrimaryView): string => {
     ...(droppedFrames ? [`${droppedFrames} packets dropped on the way out`] : []),
   ];
   return `held until acknowledged (${facts.join('; ')})`;
+};
+
+const guestClockRow = ({ guestClock }: PrimaryView): string[] => {
+  if (guestClock === undefined) return [];
+  const { state, reason } = guestClock;
+  if (state === 'off') return [row('clock', `the guest loses the pauses (${reason ?? 'no reason given'})`)];
+  return [
+    row('clock', state === 'following' ? 'the guest makes up for the pauses' : 'from the first pause on'),
+  ];
 };
 
 const senderRow = ({ sender, settings }: PrimaryView): string[] => {

@@ -129,6 +129,10 @@ export const primaryFlags = {
     parse: parseSizeMiB,
     show: (mib: number) => `${mib}M`,
   },
+  guestClock: {
+    flag: '--guest-clock <how>',
+    help: `whether the guest's clock makes up for the pauses: ${choices('guestClock')}`,
+  },
   onBackupLost: {
     flag: '--on-backup-lost <policy>',
     help: 'hold: stop the VM until a backup is back; release: run on unprotected',
@@ -187,7 +191,7 @@ export const backupFlags = {
   logLevel,
 } as const satisfies Record<keyof BackupCommandSettings, Flag>;
 
-function choices(key: 'captureMode' | 'speculate' | 'deviceState' | 'sender' | 'gate'): string {
+function choices(key: 'captureMode' | 'speculate' | 'deviceState' | 'sender' | 'gate' | 'guestClock'): string {
   return primarySettings.shape[key].unwrap().options.join(', ');
 }
 

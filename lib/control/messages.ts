@@ -66,6 +66,8 @@ export const sessionMessage = z.strictObject({
   deviceBytesMax: count,
   heartbeatIntervalMs: count,
   heartbeatTimeoutMs: count,
+  /** Whether the VM's clock goes on, at a takeover, by the time since the checkpoint. */
+  guestClockFollows: z.boolean().optional(),
   standby: standbySpec,
 });
 export type SessionMessage = z.infer<typeof sessionMessage>;

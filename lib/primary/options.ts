@@ -55,6 +55,8 @@ export const primarySettings = z.strictObject({
   gate: z.enum(['auto', 'relay', 'filter-buffer', 'plug', 'none']).default('auto'),
   /** Limit of what the relays of a launched VM hold, each; at it the guest has to wait. */
   heldMiB: z.number().int().min(1).max(1_024).default(16),
+  /** follow: the guest is given back the time that pauses take; qemu: it loses them. */
+  guestClock: z.enum(['follow', 'qemu']).default('follow'),
   onBackupLost: z.enum(['hold', 'release']).default('hold'),
   heartbeatIntervalMs: ms(5, 10_000).default(40),
   heartbeatTimeoutMs: ms(20, 60_000).default(200),

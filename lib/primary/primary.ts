@@ -33,6 +33,7 @@ import { BackupLink, SupersededError } from './backup-link.js';
 import { fixedConvergence, type RoundStats } from './convergence.js';
 import { EpochEffects } from './epoch-effects.js';
 import type { EpochReport, EpochSummary } from './epoch-report.js';
+import { followsOnStandby, GuestClock, type GuestClockStatus } from './guest-clock.js';
 import { recordOf } from './identity.js';
 import {
   initialState,
@@ -98,6 +99,7 @@ export interface PrimaryStatus {
   readonly outputHeld: boolean;
   /** What holds the output, whether it tells when output waits, and, where it counts, what it counts. */
   readonly gate: { readonly kind: OutputGate['kind']; readonly seesOutput: boolean } & Partial<GateStats>;
+  readonly guestClock: GuestClockStatus;
   readonly baseRounds: number;
   readonly settings: Omit<PrimarySettings, 'runDir' | 'replace' | 'name' | 'backup'>;
   /** How the latest epochs were sent, and why so. */
@@ -132,6 +134,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   readonly #relays: readonly VmRelay[];
   readonly #scratchDir: string;
   readonly #driver: VmDriver;
+  readonly #guestClock: GuestClock;
   readonly #log: Logger;
   readonly #epochs: EpochEffects;
   readonly #ended: { promise: Promise<Outcome>; resolve: (outcome: Outcome) => void };
@@ -178,10 +181,17 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       resolve = settle;
     });
     this.#ended = { promise, resolve };
+    this.#guestClock = new GuestClock({
+      setting: parts.settings.guestClock,
+      vm: parts.vm,
+      native,
+      log: parts.log,
+    });
     this.#driver = new VmDriver({
       qmp: parts.qmp,
       gate: parts.gate,
       deviceState: parts.settings.deviceState,
+      guestClock: this.#guestClock,
       scratchDir: parts.scratchDir,
       stoppedByUs: parts.leftStopped,
       onOperator: (change) => this.#dispatch({ type: change === 'paused' ? 'vm-paused' : 'vm-resumed' }),
@@ -398,6 +408,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       committedEpoch: this.#state.committed,
       outputHeld: this.#gate.installed,
       gate: { kind: this.#gate.kind, seesOutput: this.#gate.seesOutput, ...this.#gate.stats() },
+      guestClock: this.#guestClock.status(),
       baseRounds: phase.name === 'syncing' ? phase.rounds.length : 0,
       settings,
       sender: this.#epochs.explainSender(),
@@ -634,6 +645,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       deviceBytesMax: DEVICE_BYTES_MAX,
       heartbeatIntervalMs: this.#settings.heartbeatIntervalMs,
       heartbeatTimeoutMs: this.#settings.heartbeatTimeoutMs,
+      guestClockFollows: followsOnStandby(this.#settings.guestClock, this.#vm),
       standby: {
         binary: basename(this.#vm.binary),
         qemuVersion: this.#vm.qemuVersion,

@@ -13,6 +13,7 @@ import { isInQemu, type OutputGate } from '../output/gate.js';
 import type { QmpClient } from '../qmp/client.js';
 import { migrateToFile, saveDeviceStateRequest } from '../qmp/recipes.js';
 import { parseMigrationPrefix, xenSaveHeaderBytes } from '../vm/migration-stream.js';
+import type { GuestClock } from './guest-clock.js';
 
 export type DeviceStatePath = 'xen-save' | 'migrate-fd';
 
@@ -39,6 +40,7 @@ export interface VmDriverOptions {
   readonly qmp: QmpClient;
   readonly gate: OutputGate;
   readonly deviceState: DeviceStatePath;
+  readonly guestClock: Pick<GuestClock, 'beforeStop' | 'saved' | 'beforeCont' | 'standsStill'>;
   /** For device state and prefix files; on a tmpfs. */
   readonly scratchDir: string;
   /** The VM was left stopped by an earlier run of ours. */
@@ -66,10 +68,13 @@ export class VmDriver {
     this.#gate = options.gate;
     this.#stoppedByUs = options.stoppedByUs;
     this.#qmp.on('STOP', () => {
-      if (!this.#stoppedByUs) options.onOperator('paused');
+      if (this.#stoppedByUs) return;
+      options.guestClock.standsStill();
+      options.onOperator('paused');
     });
     this.#qmp.on('RESUME', () => {
       if (this.#resuming) return;
+      options.guestClock.standsStill();
       // Somebody else's, also where the VM stood still by our word: a capture under way is void.
       this.#stoppedByUs = false;
       this.#resumedByOther = true;
@@ -100,6 +105,7 @@ export class VmDriver {
     return this.#exclusively(async () => {
       const startMs = performance.now();
       this.#resuming = true;
+      this.#options.guestClock.beforeCont();
       try {
         await this.#qmp.execute('cont'); // RESUME comes before the answer
       } finally {
@@ -114,6 +120,7 @@ export class VmDriver {
   stop(): Promise<void> {
     return this.#exclusively(async () => {
       await this.#gate.prepare?.();
+      this.#options.guestClock.standsStill();
       this.#stoppedByUs = true;
       await this.#qmp.execute('stop');
       // No checkpoint, but the end of what prepare() began: what is held stays so until one is acknowledged.
@@ -145,11 +152,12 @@ export class VmDriver {
   }
 
   async #pause(request: PauseRequest): Promise<Paused> {
-    const { deviceState, scratchDir } = this.#options;
+    const { deviceState, scratchDir, guestClock } = this.#options;
     // Two files in turn: the sender may still read the last epoch's when this one is written.
     const devicePath = join(scratchDir, `device-${request.epoch % 2}`);
     const xenSave = deviceState === 'xen-save';
     await this.#gate.prepare?.();
+    guestClock.beforeStop();
     const pauseStartMs = performance.now();
     this.#stoppedByUs = true;
     this.#resumedByOther = false;
@@ -160,8 +168,10 @@ export class VmDriver {
       ...this.#gate.boundaryCommands(),
     ]);
     let stoppedMs = pauseStartMs;
+    let stoppedNs = 0n;
     const capturing = stopped.then(() => {
       stoppedMs = performance.now();
+      stoppedNs = process.hrtime.bigint();
       return request.capture();
     });
     let boundaryMs = 0;
@@ -180,6 +190,7 @@ export class VmDriver {
       await migrateToFile(this.#qmp, devicePath);
       deviceDoneMs = performance.now();
     }
+    await guestClock.saved(devicePath, stoppedNs);
     const prefix = xenSave && request.takePrefix ? await this.#takePrefix() : undefined;
     if (request.installGate) await this.#gate.install(this.#qmp);
     if (this.#resumedByOther) {

@@ -133,14 +133,23 @@ Napi::Value ReceiverObject::WriteState(const Napi::CallbackInfo& info) {
     return {};
   }
   const std::string path = info[0].As<Napi::String>().Utf8Value();
-  return core_->Submit(info.Env(), Value(), [core = core_.get(), path]() -> Result<js::Value> {
-    auto written = core->receiver().WriteState(path);
+  bool follow_clock = false;
+  if (!info[1].IsUndefined()) {
+    Fields options(info.Env(), info[1]);
+    follow_clock = options.Flag("followClock");
+    if (!options.Check()) return {};
+  }
+  return core_->Submit(info.Env(), Value(), [core = core_.get(), path,
+                                             follow_clock]() -> Result<js::Value> {
+    auto written = core->receiver().WriteState(path, follow_clock);
     if (!written.ok()) return written.error();
     return js::Value([result = written.value()](Napi::Env env) -> Napi::Value {
-      return ResultObject(env)
-          .Number("bytes", result.bytes)
-          .Number("writeMs", result.write_ms)
-          .object();
+      ResultObject object(env);
+      object.Number("bytes", result.bytes).Number("writeMs", result.write_ms);
+      if (result.clock_advanced_ns) {
+        object.Number("clockAdvancedMs", static_cast<double>(*result.clock_advanced_ns) / 1e6);
+      }
+      return object.object();
     });
   });
 }

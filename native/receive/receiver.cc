@@ -338,10 +338,11 @@ Result<Receiver::Fenced> Receiver::Fence() {
   return session->Fence();
 }
 
-Result<Receiver::Written> Receiver::WriteState(const std::string& socket_path) {
+Result<Receiver::Written> Receiver::WriteState(const std::string& socket_path,
+                                                 bool follow_clock) {
   const auto session = impl_->Current();
   if (session == nullptr) return NoSession("device state");
-  return session->WriteState(socket_path);
+  return session->WriteState(socket_path, follow_clock);
 }
 
 void Receiver::AllowApplies(uint64_t epochs) {

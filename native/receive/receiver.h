@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -83,8 +84,10 @@ class Receiver {
   struct Written {
     uint64_t bytes = 0;
     double write_ms = 0;
+    std::optional<int64_t> clock_advanced_ns{};  // nothing: the guest's clock was left as it is
   };
-  Result<Written> WriteState(const std::string& socket_path);
+  // `follow_clock`: the guest's clock goes on by the time since the checkpoint came.
+  Result<Written> WriteState(const std::string& socket_path, bool follow_clock = false);
   Status CloseSession();
 
   // Of a gated session, so many more epochs may be applied. Does not block.

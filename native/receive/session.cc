@@ -15,6 +15,7 @@
 #include <cstring>
 
 #include "base/clock.h"
+#include "guest/standby_clock.h"
 #include "wire/text.h"
 
 namespace holdfast {
@@ -362,7 +363,8 @@ Result<Receiver::Fenced> ReplicaSession::Fence() {
   return *fence_result_;
 }
 
-Result<Receiver::Written> ReplicaSession::WriteState(const std::string& socket_path) {
+Result<Receiver::Written> ReplicaSession::WriteState(const std::string& socket_path,
+                                                     bool follow_clock) {
   {
     const std::lock_guard lock(mutex_);
     if (!fence_result_) {
@@ -374,10 +376,16 @@ Result<Receiver::Written> ReplicaSession::WriteState(const std::string& socket_p
   }
   // Fenced: nothing changes the checkpoint any more.
   const double started_ms = MonotonicMs();
-  const std::array<std::span<const std::byte>, 2> parts{checkpoint_.prefix, checkpoint_.device};
+  // A copy: another standby may need the checkpoint once more, and later.
+  std::vector<std::byte> device = checkpoint_.device;
+  std::optional<int64_t> clock_advanced_ns;
+  if (follow_clock) {
+    clock_advanced_ns = AdvanceStandbyClock(device, checkpoint_.committed, HostClock::Now());
+  }
+  const std::array<std::span<const std::byte>, 2> parts{checkpoint_.prefix, device};
   auto bytes = WriteToStandby(socket_path, parts);
   if (!bytes.ok()) return bytes.error();
-  return Receiver::Written{bytes.value(), MonotonicMs() - started_ms};
+  return Receiver::Written{bytes.value(), MonotonicMs() - started_ms, clock_advanced_ns};
 }
 
 }  // namespace holdfast

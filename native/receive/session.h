@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "base/descriptor.h"
+#include "base/host_clock.h"
 #include "base/result.h"
 #include "base/thread.h"
 #include "receive/receiver.h"
@@ -65,7 +66,7 @@ class ReplicaSession {
 
   void AllowApplies(uint64_t epochs);
   Result<Receiver::Fenced> Fence();
-  Result<Receiver::Written> WriteState(const std::string& socket_path);
+  Result<Receiver::Written> WriteState(const std::string& socket_path, bool follow_clock);
 
  private:
   // The last committed epoch, but for its pages.
@@ -73,6 +74,7 @@ class ReplicaSession {
     uint64_t epoch = 0;
     std::vector<std::byte> prefix;
     std::vector<std::byte> device;
+    HostClock committed;
   };
 
   // Two: one epoch may arrive while the one before is applied.

@@ -228,6 +228,7 @@ Status ReplicaSession::Publish() {
   incoming_.slot = nullptr;
   checkpoint_.epoch = slot.epoch;
   checkpoint_.device.swap(incoming_.device);
+  checkpoint_.committed = HostClock::Now();
   if (incoming_.prefix) checkpoint_.prefix = *std::move(incoming_.prefix);
   partial_dropped_ = false;
   const uint64_t epoch_bytes = slot.staging.used_bytes();

@@ -98,6 +98,8 @@ describe.each([1, 2])('01 identity, %i vCPU', (vcpus) => {
       ahead += checked.captured.aheadPages;
       superseded += checked.sent.supersededBytes / 4096;
     }
+    // Also with QEMU's memory written to in every pause.
+    expect(pair.clock.status()).toMatchObject({ state: 'following' });
     // An idle guest would prove nothing.
     expect(pages).toBeGreaterThan(EPOCHS_ON_TCG * 20);
     expect(prestaged).toBeGreaterThan(EPOCHS_ON_TCG * 5);

@@ -128,6 +128,16 @@ describe('status', () => {
     expect(parts).toEqual(['pause', '  stop', '  device', '  scan', '  the rest']);
   });
 
+  it("shows whether the guest's clock makes up for the pauses, or why not", () => {
+    const shown = (guestClock: { state: string; reason?: string }): string =>
+      daemonText({ name: 'web1', status: { ...primaryStatus, guestClock } });
+    expect(shown({ state: 'following' })).toMatch(/^ {2}clock {7}the guest makes up for the pauses$/m);
+    expect(shown({ state: 'starting' })).toMatch(/^ {2}clock {7}from the first pause on$/m);
+    expect(shown({ state: 'off', reason: 'KVM' })).toMatch(
+      /^ {2}clock {7}the guest loses the pauses \(KVM\)$/m,
+    );
+  });
+
   it('shows how pages are sent, and why', () => {
     const sender = { strategy: 'splice', reason: 'auto: first choice, not measured yet' };
     const text = daemonText({ name: 'web1', status: { ...primaryStatus, sender } });

@@ -8,6 +8,7 @@ import { randomBytes } from 'node:crypto';
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { NOTHING_LOGGED } from '../../../lib/log.js';
 import {
   type CaptureResult,
   type NativeCaptureMode,
@@ -20,6 +21,7 @@ import {
   type SendResult,
 } from '../../../lib/native.js';
 import { NoGate } from '../../../lib/output/gate.js';
+import { GuestClock } from '../../../lib/primary/guest-clock.js';
 import { type DeviceStatePath, type Paused, VmDriver } from '../../../lib/primary/vm-driver.js';
 import { QmpClient } from '../../../lib/qmp/client.js';
 import type { Lab } from '../../lab/lab.js';
@@ -92,6 +94,7 @@ let opened = 0;
 export class MemoryPair implements AsyncDisposable {
   readonly engine: PrimaryEngine;
   readonly driver: VmDriver;
+  readonly clock: GuestClock;
   readonly ram: RamMapping;
   readonly replicaPath: string;
   readonly #guest: MemoryGuest;
@@ -134,10 +137,17 @@ export class MemoryPair implements AsyncDisposable {
       port: 0,
       onEvent: (event) => this.#onEvent(event),
     });
+    this.clock = new GuestClock({
+      setting: 'follow',
+      vm: { accelerator: 'tcg', process: guest.process },
+      native,
+      log: NOTHING_LOGGED,
+    });
     this.driver = new VmDriver({
       qmp,
       gate: new NoGate(),
       deviceState: options.deviceState,
+      guestClock: this.clock,
       scratchDir: this.#scratchDir,
       stoppedByUs: false,
       onOperator: () => {},
