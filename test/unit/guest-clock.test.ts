@@ -30,7 +30,12 @@ class FakeClock implements NativeGuestClock {
   }
 }
 
-const log = { info: () => {}, error: () => {}, warn: (value: unknown) => warnings.push(value) } as Logger;
+const log = {
+  debug: () => {},
+  info: () => {},
+  error: () => {},
+  warn: (value: unknown) => warnings.push(value),
+} as Logger;
 
 const make = (setting: GuestClockSetting = 'follow', accelerator: 'kvm' | 'tcg' = 'tcg'): GuestClock =>
   new GuestClock({ setting, vm: { accelerator, process }, native: { GuestClock: FakeClock }, log });
