@@ -92,12 +92,15 @@ Status ReplicaSession::OnBegin(Stream& stream) {
   if (incoming_.open) return {};
   std::vector<std::byte> device = std::move(incoming_.device);
   device.clear();  // its memory is kept: every epoch has some
-  incoming_ = {.open = true, .device = std::move(device), .first_byte_ms = MonotonicMs()};
-  if (stream.in_round) return {};
-  auto slot = ClaimSlot();
-  if (!slot.ok()) return slot.error();
-  incoming_.slot = slot.value();
-  incoming_.slot->epoch = decoder_.epoch();
+  incoming_ = {.device = std::move(device), .first_byte_ms = MonotonicMs()};
+  if (!stream.in_round) {
+    auto slot = ClaimSlot();
+    if (!slot.ok()) return slot.error();
+    incoming_.slot = slot.value();
+    incoming_.slot->epoch = decoder_.epoch();
+  }
+  // Only now: if there is no slot, another stream must not believe that it has one.
+  incoming_.open = true;
   return {};
 }
 
