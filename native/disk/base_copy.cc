@@ -175,6 +175,7 @@ Result<std::span<const BaseCopy::Piece>> BaseCopy::Next() {
     at_ += length;
     done_bytes_ += length;
   }
+  if (pieces_.empty()) total_bytes_ = done_bytes_;
   return std::span<const Piece>(pieces_);
 }
 
