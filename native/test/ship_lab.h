@@ -84,6 +84,7 @@ class Guest {
       over_ = true;
       changed_.notify_all();
     }
+    disk_->StopLog();  // or it may wait for room that nobody makes
     thread_.join();
   }
   void Stop() {
