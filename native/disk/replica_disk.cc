@@ -119,7 +119,9 @@ uint64_t ReplicaDisk::ApplyLimit() const {
       return std::max(applied_, checked_ - std::min(held_back, checked_ - applied_));
     }
     case Stream::kNone:
-    case Stream::kLive: return first_round_pending_ ? applied_ : durable_;
+    case Stream::kLive:
+      if (forgone_) return committed_;
+      return first_round_pending_ ? applied_ : durable_;
   }
   return applied_;
 }
@@ -131,7 +133,7 @@ ReplicaDisk::ApplyPlan ReplicaDisk::PlanApply() {
     plan.kind = ApplyPlan::Kind::kForgetAside;
   } else if (!BeforeFirstCommit() && merging()) {
     // Only once the journal says so: a crash must find the rest of it.
-    if (stable_.state == JournalState::kMerging && !first_round_pending_) {
+    if (forgone_ || (stable_.state == JournalState::kMerging && !first_round_pending_)) {
       plan.kind = ApplyPlan::Kind::kMerge;
     }
   } else if (!BeforeFirstCommit() || MayWriteImage()) {
@@ -168,8 +170,12 @@ void ReplicaDisk::FinishApply(const ApplyPlan& plan, bool succeeded) {
       applied_ = applying_to_ = plan.done;
       // Before the first commit nobody needs them once more.
       if (BeforeFirstCommit()) freed_ = synced_ = durable_ = committed_ = applied_;
+      if (rewind_) Rewind();
       return;
-    case ApplyPlan::Kind::kMerge: merged_ = succeeded; return;
+    case ApplyPlan::Kind::kMerge:
+      merged_ = succeeded;
+      if (rewind_) Rewind();
+      return;
     case ApplyPlan::Kind::kForgetAside:
       aside_.reset();
       merged_ = forget_aside_ = false;
@@ -211,8 +217,8 @@ bool ReplicaDisk::ImageSyncIsOfUse() const {
 
 bool ReplicaDisk::ImageSyncIsDue() const {
   if (!ImageSyncIsOfUse()) return false;
-  return applied_ - synced_ > journal_->circle_bytes() / 4 || state_ == JournalState::kMerging ||
-         stream_ == Stream::kNone;
+  return applied_ - synced_ > journal_->circle_bytes() / 4 || room() == 0 ||
+         state_ == JournalState::kMerging || stream_ == Stream::kNone;
 }
 
 uint64_t ReplicaDisk::PlanImageSync() {
@@ -224,9 +230,21 @@ Status ReplicaDisk::RunImageSync() { return image_.Sync(); }
 
 void ReplicaDisk::FinishImageSync(uint64_t plan, bool succeeded) {
   syncing_ = false;
-  if (!succeeded) return;
+  if (!succeeded) {
+    rewind_ = true;
+    if (!applying_) Rewind();
+    return;
+  }
   synced_ = plan;
   if (merged_ && state_ == JournalState::kMerging) state_ = JournalState::kReplica;
+}
+
+// After a failed sync the kernel may take for clean what it has lost: everything
+// since the last good one is written once more.
+void ReplicaDisk::Rewind() {
+  rewind_ = false;
+  applied_ = applying_to_ = synced_;
+  if (state_ == JournalState::kMerging) merged_ = false;
 }
 
 // --- the stream ---

@@ -77,7 +77,7 @@ class ReplicaDisk {
 
   // --- the image's own sync, beside both ---
 
-  bool ImageSyncIsDue() const;    // room is wanted
+  bool ImageSyncIsDue() const;    // room is wanted, or all that is left to do
   bool ImageSyncIsOfUse() const;  // something was applied since
   uint64_t PlanImageSync();
   Status RunImageSync();
@@ -134,6 +134,9 @@ class ReplicaDisk {
   const JournalSlot& stable() const { return stable_; }
   // The image has become a running VM's, once a round has said so. All is applied.
   void Retire();
+  // The journal is broken: what is committed is applied without it. Only at a
+  // takeover, for there is no other way to it.
+  void ForgoJournal() { forgone_ = true; }
 
  private:
   enum class Stream {
@@ -150,6 +153,7 @@ class ReplicaDisk {
   Status ApplyRecord(const JournalRecord& record, bool to_aside);
   Status ApplyRecords(ApplyPlan& plan, const std::atomic<bool>& stop);
   void SetAll(uint64_t lsn);
+  void Rewind();
 
   DiskDirectory& directory_;
   DiskFile& image_;
@@ -169,6 +173,8 @@ class ReplicaDisk {
   bool first_round_pending_ = false;  // of a stream whose first commit is not durable
   bool applying_ = false;
   bool syncing_ = false;
+  bool rewind_ = false;   // a sync failed: what it was for is to be written once more
+  bool forgone_ = false;  // applied without waiting for the journal
   uint64_t applying_to_ = 0;
   // As in the picture above. Before a stream's first commit they are the
   // stream's, and `committed` to `freed` no part of any checkpoint.
