@@ -38,8 +38,8 @@ Status ReplicaDisk::Recover(const JournalSlot& slot, const std::atomic<bool>& st
     HF_TRY(ApplyRecords(plan, stop));
     if (stop) return Error::Of(ErrorCode::kCancelled, "recovery: told to stop");
   }
-  const bool written = state_ == JournalState::kMerging || slot.applied_lsn < slot.committed_lsn;
-  if (written) HF_TRY(image_.Sync());
+  recovered_ = state_ == JournalState::kMerging || slot.applied_lsn < slot.committed_lsn;
+  if (recovered_) HF_TRY(image_.Sync());
   if (state_ == JournalState::kMerging) {
     state_ = JournalState::kReplica;
     merged_ = true;
@@ -277,7 +277,7 @@ bool ReplicaDisk::MayWriteImage() const {
 }
 
 void ReplicaDisk::EndStream() {
-  HF_ASSERT(!busy());
+  HF_ASSERT(MayEndStream());
   boundary_.reset();
   if (BeforeFirstCommit()) {
     if (aside_ != nullptr) {
@@ -317,10 +317,6 @@ Result<uint64_t> ReplicaDisk::CheckRecords(
     if (bytes.value() == 0) break;
     auto record = journal_->RecordAt(at, true);
     if (!record.ok()) return record.error();
-    if (boundary_ && at < *boundary_ && *boundary_ < at + bytes.value()) {
-      return Error::Of(ErrorCode::kProtocol,
-                       Text("disk boundary %" PRIu64 " lies within a record", *boundary_));
-    }
     visit(record.value().header.offset, record.value().header.length);
     at += bytes.value();
   }
@@ -330,6 +326,9 @@ Result<uint64_t> ReplicaDisk::CheckRecords(
 Status ReplicaDisk::Synced(const SyncId& sync_id) {
   if (stream_ != Stream::kBase) {
     return Error::Of(ErrorCode::kProtocol, "the base copy of a disk ends twice");
+  }
+  if (checked_ != received_) {
+    return Error::Of(ErrorCode::kProtocol, "the base copy of a disk ends within a record of its log");
   }
   stream_ = Stream::kSynced;
   next_sync_id_ = sync_id;
@@ -357,17 +356,16 @@ Status ReplicaDisk::Boundary(uint64_t lsn) {
     if (!bytes.ok()) return bytes.error();
     at += bytes.value();
   }
-  if (at > lsn) {
+  if (at != lsn) {
     return Error::Of(ErrorCode::kProtocol, Text("disk boundary %" PRIu64 " lies within a record", lsn));
   }
   boundary_ = lsn;
   return {};
 }
 
-bool ReplicaDisk::Commit(uint64_t epoch) {
-  HF_ASSERT(BoundaryReached());
-  const bool first = stream_ == Stream::kSynced;
-  if (first) {
+void ReplicaDisk::Commit(uint64_t epoch) {
+  HF_ASSERT(boundary_.has_value());
+  if (stream_ == Stream::kSynced) {
     stream_ = Stream::kLive;
     first_round_pending_ = true;
     sync_id_ = next_sync_id_;
@@ -376,7 +374,6 @@ bool ReplicaDisk::Commit(uint64_t epoch) {
   committed_ = *boundary_;
   epoch_ = epoch;
   boundary_.reset();
-  return first;
 }
 
 void ReplicaDisk::Retire() {

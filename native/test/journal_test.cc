@@ -235,7 +235,7 @@ class Simulation {
   // The link was cut: what is not committed is gone.
   void End() {
     for (size_t i = 0; i < disks_.size(); i++) {
-      if ((*set_)[i].busy()) return;
+      if (!(*set_)[i].MayEndStream()) return;
     }
     for (size_t i = 0; i < disks_.size(); i++) (*set_)[i].EndStream();
     streaming_ = false;
@@ -330,16 +330,19 @@ class Simulation {
     }
   }
 
+  // Once all log below it has been sent.
   void TellBoundary() {
+    for (size_t i = 0; i < disks_.size(); i++) {
+      if ((*set_)[i].checked() < (*boundary_)[i]) return;
+    }
     if (told_) return;
     for (size_t i = 0; i < disks_.size(); i++) CHECK_OK((*set_)[i].Boundary((*boundary_)[i]));
     told_ = true;
   }
 
+  // Once the memory of the epoch is there, too.
   void Commit() {
-    for (size_t i = 0; i < disks_.size(); i++) {
-      if (!(*set_)[i].BoundaryReached()) return;
-    }
+    if (!told_ || random_() % 3 == 0) return;
     epoch_++;
     for (size_t i = 0; i < disks_.size(); i++) (*set_)[i].Commit(epoch_);
     committed_[epoch_] = images_;
