@@ -160,7 +160,6 @@ TEST("after outages only changes travel, and the replica is right each time") {
   Store store(Replicas(dir));
   store.MustOpen();
   uint8_t session = 0;
-  std::optional<Generation> older;
   size_t changes_only = 0;
   for (int outage = 0; outage < 6; outage++) {
     session++;
