@@ -62,7 +62,9 @@ Status DiskSession::CheckLocked() const {
 
 Result<DiskSession::Begun> DiskSession::Begin(std::shared_ptr<std::atomic<bool>> cut) {
   Lock lock(store_->mutex_);
-  const auto open = [this] { return store_->state_ == DiskStore::State::kOpen; };
+  const auto open = [this] {
+    return store_->state_ == DiskStore::State::kOpen && !store_->closing_;
+  };
   if (!open()) return Error::Of(ErrorCode::kCancelled, "the disks are closed");
   if (store_->fenced_ != nullptr) return Error::Of(ErrorCode::kFenced, "a takeover is under way");
   store_->RetryLocked();

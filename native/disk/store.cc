@@ -221,6 +221,12 @@ Status DiskStore::AwaitLocked(Lock& lock, const std::function<bool()>& condition
 
 // --- the end ---
 
+void DiskStore::EndStreamsLocked() {
+  closing_ = true;
+  if (streaming_ != nullptr) *streaming_->cut_ = true;
+  changed_.notify_all();
+}
+
 // With a broken journal there is one thing left that must not happen: that it is
 // found, and applied to what the running VM has written by then.
 Status DiskStore::RetireWithoutJournal(Lock& lock) {
@@ -239,8 +245,9 @@ Status DiskStore::AwaitAppliedLocked(Lock& lock, const std::function<bool()>& ca
              return disk->AllApplied();
            });
   };
-  while (!applied()) {
+  for (;;) {
     if (cancelled()) return Error::Of(ErrorCode::kCancelled, "disks: told to stop waiting");
+    if (applied()) return {};
     for (const auto& disk : open_) {
       if (disk->apply_fault) return *disk->apply_fault;
     }
@@ -250,7 +257,6 @@ Status DiskStore::AwaitAppliedLocked(Lock& lock, const std::function<bool()>& ca
     }
     changed_.wait_for(lock, std::chrono::milliseconds(100));
   }
-  return {};
 }
 
 void DiskStore::Cancel() {
@@ -262,7 +268,7 @@ Status DiskStore::Retire() {
   Lock lock(mutex_);
   if (state_ == State::kRetired) return {};
   if (state_ != State::kOpen) return Error::Of(ErrorCode::kDisk, "disks: not open");
-  if (streaming_ != nullptr) *streaming_->cut_ = true;
+  EndStreamsLocked();
   const auto closed = [this] { return state_ != State::kOpen || cancelled_; };
   RetryLocked();
   if (!journal_fault_) {
@@ -272,44 +278,58 @@ Status DiskStore::Retire() {
       changed_.notify_all();
       drained = AwaitLocked(lock, [this] { return DrainedLocked(); }, closed);
     }
-    if (!drained.ok() && !journal_fault_) return drained.error();
+    if (!drained.ok() && !journal_fault_) {
+      closing_ = false;
+      return drained.error();
+    }
   }
-  if (journal_fault_) HF_TRY(RetireWithoutJournal(lock));
+  if (journal_fault_) {
+    const Status without = RetireWithoutJournal(lock);
+    if (!without.ok()) {
+      closing_ = false;
+      return without;
+    }
+  }
+  state_ = State::kBusy;
   lock.unlock();
   StopThreads();
-  lock.lock();
-  for (size_t i = 0; i < open_.size(); i++) {
-    // Whatever else differs, the other host has marked.
-    DiskMap& map = *open_[i]->map;
-    const ReplicaDisk& disk = (*set_)[i];
-    if (disk.epoch() > 0) map.Clear();
-    HF_TRY(map.Close());
-  }
+  const Status closed_maps = CloseMaps(true);
   Release();
+  lock.lock();
+  // Also where a map could not be closed: the journals say that this is over.
   state_ = State::kRetired;
   changed_.notify_all();
-  return {};
+  return closed_maps;
+}
+
+Status DiskStore::CloseMaps(bool of_running_vm) {
+  Status closed;
+  for (size_t i = 0; i < open_.size(); i++) {
+    DiskMap& map = *open_[i]->map;
+    // Whatever differs from here on, the other host has marked, or the server will.
+    if (of_running_vm && (*set_)[i].epoch() > 0) map.Clear();
+    const Status one = map.Close();
+    if (!one.ok() && closed.ok()) closed = one;
+  }
+  return closed;
 }
 
 Status DiskStore::Close() {
   {
     Lock lock(mutex_);
     if (state_ != State::kOpen) return {};
-    if (streaming_ != nullptr) *streaming_->cut_ = true;
-    const auto ended = [this] { return streaming_ == nullptr; };
-    changed_.wait(lock, ended);
+    EndStreamsLocked();
+    changed_.wait(lock, [this] { return streaming_ == nullptr; });
     RetryLocked();
     // What cannot be made durable any more is in the journal, or marked in the map.
     (void)AwaitLocked(lock, [this] { return DrainedLocked(); }, [] { return false; });
+    state_ = State::kBusy;
   }
   StopThreads();
-  const Lock lock(mutex_);
-  Status closed;
-  for (const auto& disk : open_) {
-    const Status map = disk->map->Close();
-    if (!map.ok() && closed.ok()) closed = map;
-  }
+  const Status closed = CloseMaps(false);
   Release();
+  const Lock lock(mutex_);
+  state_ = State::kClosed;
   changed_.notify_all();
   return closed;
 }
@@ -317,6 +337,7 @@ Status DiskStore::Close() {
 std::vector<DiskStore::Stats> DiskStore::stats() {
   const Lock lock(mutex_);
   std::vector<Stats> all;
+  if (state_ != State::kOpen) return all;
   for (size_t i = 0; i < open_.size(); i++) {
     const OpenDisk& open = *open_[i];
     const ReplicaDisk& disk = (*set_)[i];

@@ -129,7 +129,12 @@ class DiskStore : public std::enable_shared_from_this<DiskStore> {
     uint64_t epoch;
     std::vector<uint64_t> lsns;
   };
-  enum class State { kClosed, kOpen, kRetired };
+  enum class State {
+    kClosed,
+    kBusy,  // being opened or closed, by a thread that needs no lock for it
+    kOpen,
+    kRetired,
+  };
 
   DiskStore(std::vector<Disk> disks, EventSink sink);
 
@@ -140,8 +145,10 @@ class DiskStore : public std::enable_shared_from_this<DiskStore> {
   Result<std::unique_ptr<Journal>> OpenJournal(const Disk& options, OpenDisk& disk) const;
   Result<bool> ResizeJournals();
   Status AdoptSyncIds();
-  std::vector<Opened> Describe(const std::vector<bool>& recovered);
+  Result<std::vector<bool>> OpenAll();
+  std::vector<Opened> Describe(const std::vector<bool>& recovered) const;
   void Release();
+  Status CloseMaps(bool of_running_vm);
 
   void Start();
   void StopThreads();
@@ -157,6 +164,7 @@ class DiskStore : public std::enable_shared_from_this<DiskStore> {
   void Fail(size_t index, const Error& error);
   std::optional<Error> FaultLocked() const;
   void RetryLocked();
+  void EndStreamsLocked();
   bool DrainedLocked() const;
   // Until it holds, or a fault or `cancelled` prevents it.
   Status AwaitLocked(Lock& lock, const std::function<bool()>& condition,
@@ -167,7 +175,7 @@ class DiskStore : public std::enable_shared_from_this<DiskStore> {
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  // All below under mutex_, but for what Plan and Finish surround.
+  // All below under mutex_, but for what Plan and Finish surround, and while busy.
   State state_ = State::kClosed;
   std::vector<std::unique_ptr<OpenDisk>> open_;
   std::optional<DiskSet> set_;
@@ -176,6 +184,7 @@ class DiskStore : public std::enable_shared_from_this<DiskStore> {
   std::atomic<bool> cancelled_{false};  // who waits
   uint64_t told_durable_ = 0;
   std::deque<Applying> applying_;
+  bool closing_ = false;  // no other stream begins
   unsigned ending_ = 0;  // streams that wait for the apply thread to let go
 
   DiskSession* streaming_ = nullptr;   // has the log

@@ -166,56 +166,59 @@ Status DiskStore::AdoptSyncIds() {
   return {};
 }
 
+Result<std::vector<bool>> DiskStore::OpenAll() {
+  HF_TRY(CheckOptions());
+  for (const Disk& disk : disks_) {
+    auto opened = OpenOne(disk);
+    if (!opened.ok()) return opened.error();
+    open_.push_back(std::move(opened).value());
+  }
+  HF_TRY(OpenSet());
+  std::vector<bool> recovered;
+  for (const auto& disk : *set_) recovered.push_back(disk->recovered());
+  auto resized = ResizeJournals();
+  if (!resized.ok()) return resized.error();
+  if (resized.value()) HF_TRY(OpenSet());
+  HF_TRY(AdoptSyncIds());
+  return recovered;
+}
+
 Result<std::vector<DiskStore::Opened>> DiskStore::Open() {
   Lock lock(mutex_);
   if (state_ == State::kRetired) {
     return Error::Of(ErrorCode::kDisk, "the disks have become a running VM's");
   }
-  if (state_ == State::kOpen) {
-    if (!journal_fault_) {
-      RetryLocked();
-      HF_TRY(AwaitLocked(
-          lock,
-          [this] {
-            return std::all_of(set_->begin(), set_->end(),
-                               [](const auto& disk) { return disk->AllApplied(); });
-          },
-          [this] { return state_ != State::kOpen || cancelled_; }));
-      return Describe({});
-    }
-    if (checkpoint_ != nullptr || streaming_ != nullptr) return *journal_fault_;
-    lock.unlock();
+  if (state_ == State::kBusy) return Error::Of(ErrorCode::kLimit, "the disks are being opened or closed");
+  if (state_ == State::kOpen && !journal_fault_) {
+    RetryLocked();
+    HF_TRY(AwaitLocked(
+        lock,
+        [this] {
+          return std::all_of(set_->begin(), set_->end(),
+                             [](const auto& disk) { return disk->AllApplied(); });
+        },
+        [this] { return state_ != State::kOpen || cancelled_; }));
+    return Describe({});
+  }
+  // Committed in memory only: the journal that is read again would know less.
+  if (state_ == State::kOpen && (checkpoint_ != nullptr || streaming_ != nullptr)) return *journal_fault_;
+  const bool again = state_ == State::kOpen;
+  state_ = State::kBusy;
+  lock.unlock();
+  if (again) {
     StopThreads();
-    lock.lock();
     Release();
   }
-  HF_TRY(CheckOptions());
-  const auto open = [this]() -> Result<std::vector<bool>> {
-    for (const Disk& disk : disks_) {
-      auto opened = OpenOne(disk);
-      if (!opened.ok()) return opened.error();
-      open_.push_back(std::move(opened).value());
-    }
-    HF_TRY(OpenSet());
-    std::vector<bool> recovered;
-    for (const auto& disk : *set_) recovered.push_back(disk->recovered());
-    auto resized = ResizeJournals();
-    if (!resized.ok()) return resized.error();
-    if (resized.value()) HF_TRY(OpenSet());
-    HF_TRY(AdoptSyncIds());
-    return recovered;
-  };
-  auto recovered = open();
-  if (!recovered.ok()) {
-    Release();
-    return recovered.error();
-  }
-  state_ = State::kOpen;
+  auto recovered = OpenAll();
+  if (!recovered.ok()) Release();
+  lock.lock();
+  state_ = recovered.ok() ? State::kOpen : State::kClosed;
+  if (!recovered.ok()) return recovered.error();
   Start();
   return Describe(recovered.value());
 }
 
-std::vector<DiskStore::Opened> DiskStore::Describe(const std::vector<bool>& recovered) {
+std::vector<DiskStore::Opened> DiskStore::Describe(const std::vector<bool>& recovered) const {
   std::vector<Opened> opened;
   for (size_t i = 0; i < disks_.size(); i++) {
     const OpenDisk& disk = *open_[i];
@@ -231,13 +234,13 @@ std::vector<DiskStore::Opened> DiskStore::Describe(const std::vector<bool>& reco
   return opened;
 }
 
-// Under mutex_, the threads joined.
+// The threads are joined.
 void DiskStore::Release() {
   set_.reset();
   open_.clear();
   journal_fault_.reset();
   applying_.clear();
-  state_ = State::kClosed;
+  closing_ = false;
 }
 
 }  // namespace holdfast
