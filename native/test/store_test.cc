@@ -589,22 +589,102 @@ TEST("who may not: another store, a running server, a wrong size, somebody else'
   CHECK_ERROR(adopting->Open(), ErrorCode::kDisk, "Remove it to begin anew");
 }
 
+// A block device over a file.
+class Loop {
+ public:
+  explicit Loop(const std::string& path) {
+    const Descriptor control(::open("/dev/loop-control", O_RDWR | O_CLOEXEC));
+    const Descriptor file(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+    // Another process may be taking the same one.
+    for (int attempt = 0; attempt < 10 && control.valid() && !attached_; attempt++) {
+      const int number = ::ioctl(control.get(), LOOP_CTL_GET_FREE);
+      if (number < 0) return;
+      device_ = "/dev/loop" + std::to_string(number);
+      loop_ = Descriptor(::open(device_.c_str(), O_RDWR | O_CLOEXEC));
+      attached_ = loop_.valid() && ::ioctl(loop_.get(), LOOP_SET_FD, file.get()) == 0;
+    }
+  }
+  ~Loop() {
+    if (attached_) ::ioctl(loop_.get(), LOOP_CLR_FD);
+  }
+  bool attached() const { return attached_; }
+  const std::string& device() const { return device_; }
+  int fd() const { return loop_.get(); }
+
+ private:
+  std::string device_;
+  Descriptor loop_;
+  bool attached_ = false;
+};
+
+TEST("a journal that breaks: told, cut; a takeover goes without it, and leaves none behind") {
+  TempDir dir;
+  SmallDisk small(dir, 1 << 20);
+  const DiskStore::Disk disk = Store::Describe(dir, "a", 4 << 20);
+  if (!small.mounted()) {
+    std::printf(" – skipped: this user cannot mount a tmpfs");
+    return;
+  }
+  {
+    Store store({disk});
+    store.MustOpen();
+    CHECK_OK(store->Close());
+  }
+  // The same journal on a device whose medium gives out.
+  const std::string journal = disk.meta_dir + "/journal";
+  const std::string medium = small.path() + "/medium";
+  {
+    const Bytes slots = ReadFile(journal);
+    const Descriptor file(::open(medium.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+    CHECK(::ftruncate(file.get(), static_cast<off_t>(slots.size())) == 0);
+    CHECK(::pwrite(file.get(), slots.data(), Journal::kCircleOffset, 0) == Journal::kCircleOffset);
+    CHECK(::unlink(journal.c_str()) == 0);
+  }
+  const Loop loop(medium);
+  if (!loop.attached()) {
+    std::printf(" – skipped: no loop device to be had");
+    return;
+  }
+  CHECK(::symlink(loop.device().c_str(), journal.c_str()) == 0);
+  Random random(1);
+  Store store({disk});
+  store.MustOpen();
+  Generation generation(dir, store, 7);
+  ScriptedPrimary primary(generation.port(), 7, {disk.image_bytes});
+  CHECK_OK(primary.SyncAll(IdOf(5)));
+  CHECK_OK(primary.SendEpoch(1));
+  std::map<uint64_t, std::vector<Bytes>> images;
+  for (uint64_t epoch = 2;; epoch++) {
+    primary.Write(0, random() % 100 * 4096, RandomBytes(random, 500'000));
+    images[epoch] = primary.images();
+    if (!primary.SendEpoch(epoch).ok()) break;
+    CHECK(epoch < 100);
+  }
+  CHECK(store.Await(Type::kFault).id == "a");
+  CHECK(!store->Open().ok());
+  auto fenced = generation.backup->Fence();
+  CHECK_OK(fenced);
+  CheckImages(dir, images[fenced.value().epoch]);
+  CHECK_OK(store->Retire());
+  CheckImages(dir, images[fenced.value().epoch]);
+  CHECK(::access(journal.c_str(), F_OK) != 0);
+}
+
 TEST("a block device as an image") {
   TempDir dir;
   const uint64_t bytes = 4 << 20;
-  const Descriptor control(::open("/dev/loop-control", O_RDWR | O_CLOEXEC));
-  const int number = control.valid() ? ::ioctl(control.get(), LOOP_CTL_GET_FREE) : -1;
-  const std::string device = "/dev/loop" + std::to_string(number);
-  const Descriptor loop(number < 0 ? -1 : ::open(device.c_str(), O_RDWR | O_CLOEXEC));
-  const Descriptor file(::open((dir / "back").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-  CHECK(::ftruncate(file.get(), static_cast<off_t>(bytes)) == 0);
-  if (!loop.valid() || ::ioctl(loop.get(), LOOP_SET_FD, file.get()) != 0) {
+  {
+    const Descriptor file(::open((dir / "back").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+    CHECK(::ftruncate(file.get(), static_cast<off_t>(bytes)) == 0);
+  }
+  const Loop loop(dir / "back");
+  if (!loop.attached()) {
     std::printf(" – skipped: no loop device to be had");
     return;
   }
   {
     DiskStore::Disk disk = Store::Describe(dir, "a", bytes);
-    disk.image_path = device;
+    disk.image_path = loop.device();
     Store store({disk});
     CHECK(!store.MustOpen()[0].fresh);
     Random random(1);
@@ -619,10 +699,9 @@ TEST("a block device as an image") {
     CHECK_OK(generation.backup->Fence());
     CHECK_OK(store->Retire());
     Bytes content(bytes);
-    CHECK(::pread(loop.get(), content.data(), bytes, 0) == static_cast<ssize_t>(bytes));
+    CHECK(::pread(loop.fd(), content.data(), bytes, 0) == static_cast<ssize_t>(bytes));
     CHECK(Same(content, primary.image(0)));
   }
-  CHECK(::ioctl(loop.get(), LOOP_CLR_FD) == 0);
 }
 
 }  // namespace
