@@ -4,7 +4,7 @@
 //   exit-child.mjs SCENARIO main|worker PID HOST_ADDRESS SIZE DIRECTORY
 
 import { once } from 'node:events';
-import { writeFileSync } from 'node:fs';
+import { mkdirSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { createServer } from 'node:net';
 import { fileURLToPath } from 'node:url';
@@ -26,9 +26,19 @@ const engineFor = () =>
 
 const receiverFor = (onEvent = () => {}) => new native.Receiver({ host: '127.0.0.1', port: 0, onEvent });
 
-const openSession = async (receiver, token) =>
+const storeFor = () => {
+  const metaDir = `${directory}/disk`;
+  mkdirSync(metaDir, { recursive: true });
+  return new native.DiskStore({
+    disks: [{ id: 'a', imagePath: `${metaDir}/image`, metaDir, imageBytes: 2 ** 20, journalBytes: 2 ** 23 }],
+    onEvent: () => {},
+  });
+};
+
+const openSession = async (receiver, token, disks) =>
   await receiver.openSession({
     token,
+    disks,
     ramPath: `${directory}/replica`,
     ramBytes: Number(size),
     pageSize: 4096,
@@ -99,6 +109,15 @@ const scenarios = {
   background: async () => {
     native.compareFiles('/dev/zero', '/dev/zero', 2 ** 45, 4096, 1).catch(() => {});
     setTimeout(() => process.exit(0), 100);
+  },
+  // An open store and a session that has it: node ends by itself once the session is closed.
+  disks: async () => {
+    const store = storeFor();
+    await store.open();
+    const receiver = receiverFor();
+    await openSession(receiver, new Uint8Array(32), store);
+    globalThis.kept = [store, receiver];
+    await receiver.closeSession();
   },
   // Closed in order, everything is back at its start and node ends by itself.
   closed: async () => {

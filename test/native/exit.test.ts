@@ -22,8 +22,11 @@ afterAll(async () => {
 });
 
 const cases = [
-  ...['idle', 'pending', 'epoch', 'throwing', 'background', 'closed'].map((scenario) => [scenario, 'main']),
-  ...['idle', 'pending', 'epoch', 'background', 'closed', 'terminate'].map((scenario) => [
+  ...['idle', 'pending', 'epoch', 'throwing', 'background', 'disks', 'closed'].map((scenario) => [
+    scenario,
+    'main',
+  ]),
+  ...['idle', 'pending', 'epoch', 'background', 'disks', 'closed', 'terminate'].map((scenario) => [
     scenario,
     'worker',
   ]),
