@@ -223,6 +223,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       },
       {
         term: parts.record.term,
+        hasDisks: parts.disks !== undefined,
         gateAdopted: parts.gate.installed,
         operatorPaused: parts.operatorPaused,
         vmStopped: parts.leftStopped,

@@ -82,7 +82,7 @@ export class PrimaryHost {
         captureFailuresMax: 3,
         convergence: (rounds) => rounds.length >= 2,
       },
-      { term: 1, gateAdopted: qemu.gate, operatorPaused: false, vmStopped: adopted && !qemu.running },
+      { term: 1, hasDisks: options.disks, gateAdopted: qemu.gate, operatorPaused: false, vmStopped: adopted && !qemu.running },
     );
     this.#pace = new Pace(
       {
