@@ -31,6 +31,9 @@ import { assertProtectable } from '../vm/preflight.js';
 import { isAlive, type ProcessIdentity } from '../vm/process.js';
 import { BackupLink, SupersededError } from './backup-link.js';
 import { fixedConvergence, type RoundStats } from './convergence.js';
+import type { CopyProgress } from './copy-progress.js';
+import type { DiskPlan } from './disk-plan.js';
+import { type DisksCopied, type PrimaryDiskStatus, PrimaryDisks } from './disks.js';
 import { EpochEffects } from './epoch-effects.js';
 import type { EpochReport, EpochSummary } from './epoch-report.js';
 import { followsOnStandby, GuestClock, type GuestClockStatus } from './guest-clock.js';
@@ -101,6 +104,10 @@ export interface PrimaryStatus {
   readonly gate: { readonly kind: OutputGate['kind']; readonly seesOutput: boolean } & Partial<GateStats>;
   readonly guestClock: GuestClockStatus;
   readonly baseRounds: number;
+  /** Absent for a VM without disks. */
+  readonly disks?: readonly PrimaryDiskStatus[];
+  /** While the disks are copied to a backup. */
+  readonly diskCopy?: CopyProgress;
   readonly settings: Omit<PrimarySettings, 'runDir' | 'replace' | 'name' | 'backup'>;
   /** How the latest epochs were sent, and why so. */
   readonly sender: SenderExplanation;
@@ -113,6 +120,13 @@ export interface PrimaryStatus {
 interface PrimaryEvents {
   epoch: [EpochReport];
   round: [RoundStats];
+  /** What a session is going to send of each disk. */
+  'disk-plan': [readonly DiskPlan[]];
+  /** Some times a second, while that is done. */
+  'disk-copy': [CopyProgress];
+  'disks-copied': [DisksCopied];
+  /** Protection goes on, but somebody should know. */
+  warning: [HoldfastError];
   phase: [PrimaryStatus];
   ended: [Outcome];
 }
@@ -132,6 +146,8 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   readonly #engine: PrimaryEngine;
   readonly #gate: OutputGate;
   readonly #relays: readonly VmRelay[];
+  readonly #servers: DiskSet | undefined;
+  readonly #disks: PrimaryDisks | undefined;
   readonly #scratchDir: string;
   readonly #driver: VmDriver;
   readonly #guestClock: GuestClock;
@@ -156,6 +172,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     engine: PrimaryEngine;
     gate: OutputGate;
     relays: readonly VmRelay[];
+    servers: DiskSet | undefined;
     scratchDir: string;
     unavailable: UnavailableSenders;
     log: Logger;
@@ -174,6 +191,18 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     this.#engine = parts.engine;
     this.#gate = parts.gate;
     this.#relays = parts.relays;
+    this.#servers = parts.servers;
+    if (parts.servers !== undefined) {
+      this.#disks = new PrimaryDisks({
+        servers: parts.servers,
+        engine: parts.engine,
+        log: parts.log,
+        onDue: () => this.#dispatch({ type: 'tick', trigger: 'disk' }),
+        onPlan: (plans) => this.emit('disk-plan', plans),
+        onCopy: (progress) => this.emit('disk-copy', progress),
+        onDiskError: (error) => this.#warnOfDisk(error),
+      });
+    }
     this.#scratchDir = parts.scratchDir;
     this.#log = parts.log;
     let resolve: (outcome: Outcome) => void = () => {};
@@ -192,6 +221,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       gate: parts.gate,
       deviceState: parts.settings.deviceState,
       guestClock: this.#guestClock,
+      disks: this.#disks,
       scratchDir: parts.scratchDir,
       stoppedByUs: parts.leftStopped,
       onOperator: (change) => this.#dispatch({ type: change === 'paused' ? 'vm-paused' : 'vm-resumed' }),
@@ -201,6 +231,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       engine: parts.engine,
       driver: this.#driver,
       gate: parts.gate,
+      disks: this.#disks,
       pageSize: parts.ram.mapping.pageSize,
       unavailable: parts.unavailable,
       log: parts.log,
@@ -223,6 +254,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       },
       {
         term: parts.record.term,
+        hasDisks: parts.servers !== undefined,
         gateAdopted: parts.gate.installed,
         operatorPaused: parts.operatorPaused,
         vmStopped: parts.leftStopped,
@@ -410,6 +442,8 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       gate: { kind: this.#gate.kind, seesOutput: this.#gate.seesOutput, ...this.#gate.stats() },
       guestClock: this.#guestClock.status(),
       baseRounds: phase.name === 'syncing' ? phase.rounds.length : 0,
+      ...(this.#disks === undefined ? {} : { disks: this.#disks.status() }),
+      ...(this.#disks?.copy === undefined ? {} : { diskCopy: this.#disks.copy }),
       settings,
       sender: this.#epochs.explainSender(),
       pacing: this.#epochs.explainPacing(distributions),
@@ -523,6 +557,12 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       case 'connect':
         void this.#connect(action.term, action.outputHeld);
         return;
+      case 'copy-disks':
+        void this.#copyDisks(action.resume);
+        return;
+      case 'stop-logs':
+        void this.#disks?.end();
+        return;
       case 'base-round':
         void this.#baseRound(action.first, action.resume);
         return;
@@ -614,6 +654,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         streams: this.#settings.streams,
         verify: this.#settings.verify,
       });
+      await this.#disks?.begin(link.journalBytes);
       this.#epochs.relink(await peerIsLocal);
       if (lostMeanwhile !== undefined) throw new PeerLostError(lostMeanwhile);
       connecting = false;
@@ -646,6 +687,15 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       heartbeatIntervalMs: this.#settings.heartbeatIntervalMs,
       heartbeatTimeoutMs: this.#settings.heartbeatTimeoutMs,
       guestClockFollows: followsOnStandby(this.#settings.guestClock, this.#vm),
+      ...(this.#servers === undefined
+        ? {}
+        : {
+            disks: this.#servers.disks.map(({ id, imagePath, imageBytes }) => ({
+              id,
+              imagePath,
+              imageBytes,
+            })),
+          }),
       standby: {
         binary: basename(this.#vm.binary),
         qemuVersion: this.#vm.qemuVersion,
@@ -709,6 +759,37 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
 
   // --- base sync ----------------------------------------------------------------------------
 
+  async #copyDisks(resume: boolean): Promise<void> {
+    try {
+      if (resume) await this.#driver.resume();
+      const copied = await this.#disks?.copyImages();
+      this.#dispatch({ type: 'disks-copied' });
+      if (copied !== undefined) this.emit('disks-copied', copied);
+    } catch (error) {
+      this.#lostOnBulk(error, 'copying the disks');
+    }
+  }
+
+  #warnOfDisk({
+    id,
+    image,
+    errno,
+  }: {
+    readonly id: string;
+    readonly image: string;
+    readonly errno: string;
+  }): void {
+    const warning = new DiskError(
+      `the image of disk ${id}, ${image}, fails with ${errno}; the guest sees the errors`,
+      {
+        cure: "While the backup's copy is whole: `holdfast switchover`, then look after this one.",
+        details: { id, image, errno },
+      },
+    );
+    this.#log.error({ id, image, errno }, 'a local disk fails');
+    this.emit('warning', warning);
+  }
+
   async #baseRound(first: boolean, resume: boolean): Promise<void> {
     try {
       if (resume) await this.#driver.resume();
@@ -740,7 +821,8 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     try {
       // If the backup can still hear us: released output voids its checkpoint; held output doesn't.
       this.#link?.send({ type: action.openGate ? 'detach' : 'reconnecting' });
-      if (action.vm === 'stop') await this.#driver.stop(); // first: held output stays within its bound
+      // First: held output stays within its bound. And no write waits for room in a log that nobody reads.
+      await Promise.all([this.#disks?.end(), action.vm === 'stop' ? this.#driver.stop() : undefined]);
       await this.#disconnect();
       await sliced; // what it staged belongs to the session that is gone
       if (action.abortEpoch !== undefined) await this.#engine.abort(action.abortEpoch);
@@ -762,7 +844,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     this.#log.info({ outcome: outcome.kind, release }, 'ending');
     try {
       await this.#tellBackup(outcome, release);
-      await this.#disconnect();
+      await Promise.all([this.#disks?.end(), this.#disconnect()]);
       await sliced;
       await this.#driver.idle(); // nothing may start or stop the VM behind what comes now
       const vmIsGone = outcome.kind === 'vm-ended' || outcome.kind === 'vm-lost';
@@ -774,6 +856,8 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       this.#log.error({ err: toHoldfastError(error).message }, 'detaching from QEMU');
     });
     await this.#engine.close();
+    this.#disks?.close();
+    await this.#servers?.close();
     await this.#gate.close();
     await this.#qmp.close();
     await rm(this.#scratchDir, { recursive: true, force: true }).catch(() => {});
