@@ -5,6 +5,7 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import { Command } from 'commander';
 import { CaseFilter } from './case-filter.js';
+import { runDiskSuite } from './disk.js';
 import { runEpochSuite } from './epoch.js';
 import { renderHtml } from './html/page.js';
 import { runLatencySuite } from './latency.js';
@@ -15,6 +16,7 @@ import { runSendSuite } from './send.js';
 import { runTimeSuite } from './time.js';
 
 const suites: Readonly<Record<string, RunSuite>> = {
+  disk: runDiskSuite,
   epoch: runEpochSuite,
   latency: runLatencySuite,
   peers: runPeersSuite,

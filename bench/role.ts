@@ -26,6 +26,7 @@ const runPrimary = async (options: PrimaryOptions): Promise<void> => {
   );
   createInterface({ input: process.stdin }).on('line', (line) => {
     if (line === 'detach') void primary.detach();
+    if (line === 'status') say({ event: 'status', ...primary.status() });
     if (line === 'switchover')
       void primary.switchover().catch((error: Error) => say({ event: 'error', message: error.message }));
   });

@@ -46,6 +46,8 @@ export interface SqliteLoadSummary {
   /** Acknowledged insertions that the final check over a fresh connection does not show. */
   readonly lost: number;
   readonly violations: readonly string[];
+  /** What was there when this run began. */
+  readonly begun: SqliteRows;
   /** As the check over a fresh connection found them; null if there was none. */
   readonly found: SqliteRows | null;
   readonly latencyMsP50: number;
@@ -135,7 +137,7 @@ class Load {
   readonly #writer: Writer;
   readonly #latency = new LatencyHistogram();
   readonly #violations: string[] = [];
-  readonly #begin: number;
+  readonly #begun: SqliteRows;
   /** Highest number acknowledged, and the request that is not answered yet. */
   #last: number;
   #first: number;
@@ -143,12 +145,12 @@ class Load {
   #broken: string | undefined;
   #stopping = false;
 
-  private constructor(options: SqliteLoadOptions, writer: Writer, { first, last }: SqliteRows) {
+  private constructor(options: SqliteLoadOptions, writer: Writer, begun: SqliteRows) {
     this.#options = options;
     this.#writer = writer;
-    this.#first = Math.max(first, 1);
-    this.#last = last;
-    this.#begin = last;
+    this.#begun = begun;
+    this.#first = Math.max(begun.first, 1);
+    this.#last = begun.last;
   }
 
   static async connect(options: SqliteLoadOptions): Promise<Load> {
@@ -157,7 +159,7 @@ class Load {
   }
 
   get acknowledged(): number {
-    return this.#last - this.#begin;
+    return this.#last - this.#begun.last;
   }
   get broken(): string | null {
     return this.#broken ?? null;
@@ -248,8 +250,9 @@ class Load {
       event: 'summary',
       ok: violations.length === 0,
       acknowledged: this.acknowledged,
-      lost: Math.max(0, this.#last - Math.max(this.#begin, found?.last ?? 0)),
+      lost: Math.max(0, this.#last - Math.max(this.#begun.last, found?.last ?? 0)),
       violations,
+      begun: this.#begun,
       found,
       latencyMsP50: this.#latency.percentileMs(0.5),
       latencyMsP99: this.#latency.percentileMs(0.99),
