@@ -34,7 +34,7 @@ import { BackupLink, SupersededError } from './backup-link.js';
 import { fixedConvergence, type RoundStats } from './convergence.js';
 import type { CopyProgress } from './copy-progress.js';
 import type { DiskPlan } from './disk-plan.js';
-import { type DisksCopied, type PrimaryDiskStatus, PrimaryDisks } from './disks.js';
+import { type DiskServers, type DisksCopied, type PrimaryDiskStatus, PrimaryDisks } from './disks.js';
 import { EpochEffects } from './epoch-effects.js';
 import type { EpochReport, EpochSummary } from './epoch-report.js';
 import { followsOnStandby, GuestClock, type GuestClockStatus } from './guest-clock.js';
@@ -132,6 +132,9 @@ interface PrimaryEvents {
   ended: [Outcome];
 }
 
+/** The VM's disk servers, held for as long as it is protected. */
+type PrimaryDiskServers = DiskServers & { close(): Promise<void> };
+
 /** The backend that holds guest RAM, with its mapping in QEMU. */
 type MappedBackend = MemoryBackend & { readonly mapping: RamMapping };
 
@@ -147,7 +150,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   readonly #engine: PrimaryEngine;
   readonly #gate: OutputGate;
   readonly #relays: readonly VmRelay[];
-  readonly #servers: DiskSet | undefined;
+  readonly #servers: PrimaryDiskServers | undefined;
   readonly #disks: PrimaryDisks | undefined;
   readonly #scratchDir: string;
   readonly #driver: VmDriver;
@@ -173,7 +176,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     engine: PrimaryEngine;
     gate: OutputGate;
     relays: readonly VmRelay[];
-    servers: DiskSet | undefined;
+    servers: PrimaryDiskServers | undefined;
     scratchDir: string;
     unavailable: UnavailableSenders;
     log: Logger;
@@ -336,6 +339,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         engine,
         gate,
         relays,
+        servers: undefined,
         scratchDir,
         unavailable,
         log,
