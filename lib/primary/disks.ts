@@ -14,7 +14,7 @@ import { randomBytes } from 'node:crypto';
 import { getSystemErrorName } from 'node:util';
 import { toHoldfastError } from '../errors.js';
 import type { Logger } from '../log.js';
-import type { DiskShipStats, PrimaryEngine } from '../native.js';
+import type { DiskStats, PrimaryEngine } from '../native.js';
 import { CopyMeter, type CopyProgress } from './copy-progress.js';
 import { type DiskPlan, planDisks } from './disk-plan.js';
 import { isJournalShareFull } from './disk-tick.js';
@@ -259,7 +259,7 @@ export class PrimaryDisks {
   }
 }
 
-const nothing: Omit<DiskShipStats, 'id'> = {
+const nothing: Omit<DiskStats, 'id'> = {
   ...{ loggedBytes: 0, shippedBytes: 0, receivedBytes: 0, ringUsedBytes: 0, ringBytes: 0, copiedBytes: 0 },
   ...{ flushesOwed: 0, flushesPaid: 0 },
 };

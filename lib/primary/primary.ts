@@ -12,6 +12,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { ControlMessage, SessionMessage } from '../control/messages.js';
 import {
   CancelledError,
+  DiskError,
   type HoldfastError,
   NotProtectedError,
   PeerLostError,

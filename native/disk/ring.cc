@@ -97,6 +97,12 @@ Result<Ring> Ring::Open(const std::string& path) {
   return Map(std::move(file), start.ring_bytes, path);
 }
 
+void Ring::Remove(const std::string& path) const {
+  struct stat named {}, own {};
+  if (::stat(path.c_str(), &named) != 0 || ::fstat(file_.get(), &own) != 0) return;
+  if (named.st_dev == own.st_dev && named.st_ino == own.st_ino) ::unlink(path.c_str());
+}
+
 Status Ring::Reserve() {
   const auto bytes = static_cast<off_t>(kRingHeaderBytes + ring_bytes_);
   if (const int failed = ::posix_fallocate(file_.get(), 0, bytes); failed != 0) {

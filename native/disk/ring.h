@@ -30,6 +30,9 @@ class Ring {
   }
   uint64_t FileOffset(uint64_t lsn) const { return kRingHeaderBytes + lsn % ring_bytes_; }
 
+  // Takes the name away, unless another ring has it by now; who has it open keeps it.
+  void Remove(const std::string& path) const;
+
   // All of the circle's memory, now: later there is no way to say that there is none.
   Status Reserve();
 

@@ -24,13 +24,10 @@ Result<uint64_t> Done(const Status& status, uint64_t value) {
 
 }  // namespace
 
-Result<std::unique_ptr<ControlServer>> ControlServer::Listen(const std::string& path,
-                                                             DiskServer& server,
-                                                             std::function<void()> vm_ended) {
+Result<std::unique_ptr<ControlServer>> ControlServer::Listen(const std::string& path) {
   auto listener = ListenUnix(path);
   if (!listener.ok()) return listener.error();
-  return std::unique_ptr<ControlServer>(
-      new ControlServer(path, std::move(listener).value(), server, std::move(vm_ended)));
+  return std::unique_ptr<ControlServer>(new ControlServer(path, std::move(listener).value()));
 }
 
 ControlServer::~ControlServer() {
@@ -39,7 +36,9 @@ ControlServer::~ControlServer() {
   ::unlink(path_.c_str());
 }
 
-void ControlServer::Begin() {
+void ControlServer::Begin(DiskServer& server, std::function<void()> vm_ended) {
+  server_ = &server;
+  vm_ended_ = std::move(vm_ended);
   thread_ = Thread("hf-control", [this] { Loop(); });
 }
 
@@ -69,8 +68,8 @@ void ControlServer::Accept() {
   DiskMessage hello;
   hello.type = kDiskHello;
   hello.value = uint64_t{kDiskControlVersion} << 32;
-  if (server_.logging()) hello.value |= kDiskLogging;
-  if (server_.active()) hello.value |= kDiskActive;
+  if (server_->logging()) hello.value |= kDiskLogging;
+  if (server_->active()) hello.value |= kDiskActive;
   Send(std::as_bytes(std::span(&hello, 1)));
 }
 
@@ -78,7 +77,7 @@ void ControlServer::Drop() {
   if (!controller_.valid()) return;
   controller_.Close();
   received_bytes_ = 0;
-  server_.StopLog();
+  server_->StopLog();
 }
 
 void ControlServer::Receive() {
@@ -105,32 +104,32 @@ void ControlServer::Receive() {
 bool ControlServer::Handle(const DiskMessage& request, std::span<const std::byte> body) {
   switch (static_cast<DiskRequest>(request.type)) {
     case DiskRequest::kLogStart:
-      Answer(request, server_.StartLog());
+      Answer(request, server_->StartLog());
       return true;
     case DiskRequest::kLogStop:
-      server_.StopLog();
+      server_->StopLog();
       Answer(request, uint64_t{0});
       return true;
     case DiskRequest::kMapRotate:
-      Answer(request, server_.RotateMap());
+      Answer(request, server_->RotateMap());
       return true;
     case DiskRequest::kMapClear:
-      Answer(request, server_.ClearMap());
+      Answer(request, server_->ClearMap());
       return true;
     case DiskRequest::kSyncIdSet: {
       SyncId sync_id;
       std::memcpy(sync_id.data(), body.data(), sync_id.size());
-      Answer(request, Done(server_.SetSyncId(sync_id), 0));
+      Answer(request, Done(server_->SetSyncId(sync_id), 0));
       return true;
     }
     case DiskRequest::kActivate:
-      Answer(request, Done(server_.Activate(), 0));
+      Answer(request, Done(server_->Activate(), 0));
       return true;
     case DiskRequest::kBind:
       Answer(request, Bind(request.value));
       return true;
     case DiskRequest::kStats: {
-      DiskStats stats = server_.stats();
+      DiskStats stats = server_->stats();
       if (bound_) stats.flags |= kDiskBound;
       Answer(request, uint64_t{sizeof stats});
       Send(std::as_bytes(std::span(&stats, 1)));

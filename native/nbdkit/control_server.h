@@ -19,22 +19,18 @@ namespace holdfast {
 
 class ControlServer {
  public:
-  // Listens at `path`. `vm_ended` is called once, by its thread.
-  static Result<std::unique_ptr<ControlServer>> Listen(const std::string& path, DiskServer& server,
-                                                       std::function<void()> vm_ended);
+  // Listens at `path`: who connects waits until Begin().
+  static Result<std::unique_ptr<ControlServer>> Listen(const std::string& path);
   ControlServer(const ControlServer&) = delete;
   ControlServer& operator=(const ControlServer&) = delete;
   ~ControlServer();  // the path goes, too
 
-  void Begin();  // its thread
+  // Makes its thread. `vm_ended` is called by it, when a VM to which this was bound ends.
+  void Begin(DiskServer& server, std::function<void()> vm_ended);
 
  private:
-  ControlServer(std::string path, Descriptor listener, DiskServer& server,
-                std::function<void()> vm_ended)
-      : path_(std::move(path)),
-        listener_(std::move(listener)),
-        server_(server),
-        vm_ended_(std::move(vm_ended)) {}
+  ControlServer(std::string path, Descriptor listener)
+      : path_(std::move(path)), listener_(std::move(listener)) {}
 
   void Loop();
   void Accept();
@@ -48,8 +44,8 @@ class ControlServer {
 
   const std::string path_;
   const Descriptor listener_;
-  DiskServer& server_;
-  const std::function<void()> vm_ended_;
+  DiskServer* server_ = nullptr;
+  std::function<void()> vm_ended_;
   Descriptor controller_;
   Descriptor vm_;  // a pidfd
   bool bound_ = false;

@@ -7,6 +7,8 @@ namespace holdfast {
 Result<std::unique_ptr<DiskServer>> DiskServer::Open(const Options& options) {
   auto image = ImageFile::Open(options.image_path);
   if (!image.ok()) return image.error();
+  // Before anything of another server's is replaced.
+  if (options.active) HF_TRY(image.value().Lock());
   auto ring = Ring::Create(options.ring_path, options.ring_bytes, image.value().bytes());
   if (!ring.ok()) return ring.error();
   std::unique_ptr<DiskServer> server(
@@ -30,6 +32,7 @@ void DiskServer::Quit() {
 
 Status DiskServer::Close() {
   log_.Stop();
+  log_.ring().Remove(ring_path_);
   debt_.reset();
   if (!active()) return {};
   if (const int failed = FlushNow(); failed != 0) {
@@ -154,13 +157,17 @@ void DiskServer::StopLog() {
   if (logging()) log_.Stop();
 }
 
+void DiskServer::MarkUnderWay() {
+  ranges_.ForEach([this](uint64_t offset, uint64_t length, bool) { map_->Mark(offset, length); });
+}
+
 Result<uint64_t> DiskServer::RotateMap() {
   HF_TRY(NeedActive());
   // What is under way may not be in the log yet, so that its mark must be as
   // young as its record will be.
   ranges_.Exclusively([this] {
     map_->Rotate();
-    ranges_.ForEachHeld([this](uint64_t offset, uint64_t length) { map_->Mark(offset, length); });
+    MarkUnderWay();
   });
   // The head that the daemon reads after the answer is past every record whose
   // mark is in the older window only.
@@ -172,7 +179,7 @@ Result<uint64_t> DiskServer::ClearMap() {
   HF_TRY(NeedActive());
   ranges_.Exclusively([this] {
     map_->Clear();
-    ranges_.ForEachHeld([this](uint64_t offset, uint64_t length) { map_->Mark(offset, length); });
+    MarkUnderWay();
   });
   log_.Settle();
   return map_->MarkedBlocks();

@@ -45,7 +45,7 @@ class DiskServer {
   void Begin();
   // Nobody waits here any more, for anything: nbdkit ends.
   void Quit();
-  // After the last request: image and map on stable storage.
+  // After the last request: image and map on stable storage, the ring's name gone.
   Status Close();
 
   const ImageFile& image() const { return image_; }
@@ -70,7 +70,10 @@ class DiskServer {
 
  private:
   DiskServer(const Options& options, ImageFile image, Ring ring)
-      : map_path_(options.meta_path + "/map"), image_(std::move(image)), log_(std::move(ring)) {}
+      : map_path_(options.meta_path + "/map"),
+        ring_path_(options.ring_path),
+        image_(std::move(image)),
+        log_(std::move(ring)) {}
 
   bool WaitUntilActive();  // false: never
   // `change` alters the image: 0, an errno, or EOPNOTSUPP if it has not touched it.
@@ -78,9 +81,11 @@ class DiskServer {
   int Mutate(uint64_t offset, uint64_t length, bool fua, const Change& change);
   int FlushNow();
   int Failed(int error);
+  void MarkUnderWay();
   Status NeedActive() const;
 
   const std::string map_path_;
+  const std::string ring_path_;
   ImageFile image_;
   RangeLock ranges_;
   std::optional<DiskMap> map_;  // while active; what a rotation must not overtake, under ranges_

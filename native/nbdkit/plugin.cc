@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -30,7 +31,7 @@ struct Arguments {
   bool active = true;
 };
 
-// What nbdkit's callbacks find: one disk per process.
+// What nbdkit's callbacks find: one disk per process. Destroyed at exit.
 struct Plugin {
   Arguments arguments;
   std::unique_ptr<DiskServer> server;
@@ -112,6 +113,11 @@ int GetReady() {
   Plugin& plugin = ThePlugin();
   const Arguments& arguments = plugin.arguments;
   ::umask(0077);  // ring, map and sockets are for this user only
+  // First: a second server with the same paths ends here, before it replaces the
+  // ring of the one that runs.
+  auto control = ControlServer::Listen(arguments.control);
+  if (!control.ok()) return Say(control.error());
+  plugin.control = std::move(control).value();
   auto server = DiskServer::Open({.image_path = arguments.image,
                                   .meta_path = arguments.meta,
                                   .ring_path = arguments.ring,
@@ -119,16 +125,13 @@ int GetReady() {
                                   .active = arguments.active});
   if (!server.ok()) return Say(server.error());
   plugin.server = std::move(server).value();
-  auto control = ControlServer::Listen(arguments.control, *plugin.server, [] { nbdkit_shutdown(); });
-  if (!control.ok()) return Say(control.error());
-  plugin.control = std::move(control).value();
   return 0;
 }
 
 int AfterFork() {
   Plugin& plugin = ThePlugin();
   plugin.server->Begin();
-  plugin.control->Begin();
+  plugin.control->Begin(*plugin.server, [] { nbdkit_shutdown(); });
   // nbdkit waits at its end for requests that are under way, and tells plugins
   // of it by nothing but this sleep.
   plugin.end_watch = Thread("hf-end", [&plugin] {
@@ -143,7 +146,6 @@ int AfterFork() {
 // After the last request.
 void Cleanup() {
   Plugin& plugin = ThePlugin();
-  if (!plugin.server) return;
   nbdkit_shutdown();
   plugin.end_watch.Join();
   plugin.control.reset();

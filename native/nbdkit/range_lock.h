@@ -66,12 +66,10 @@ class RangeLock {
     action();
   }
 
-  // In Exclusively(): each range that is held.
+  // In Exclusively(): each range that is held, or waited for.
   template <typename Visit>
-  void ForEachHeld(const Visit& visit) const {
-    for (const Entry& entry : entries_) {
-      if (entry.held) visit(entry.offset, entry.end - entry.offset);
-    }
+  void ForEach(const Visit& visit) const {
+    for (const Entry& entry : entries_) visit(entry.offset, entry.end - entry.offset, entry.held);
   }
 
  private:

@@ -1,7 +1,7 @@
 /** PrimaryDisks against servers and an engine that write down what they are asked for. */
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { NOTHING_LOGGED } from '../../lib/log.js';
-import type { DiskShipStats, PeerDisk } from '../../lib/native.js';
+import type { DiskStats, PeerDisk } from '../../lib/native.js';
 import type { CopyProgress } from '../../lib/primary/copy-progress.js';
 import { type DiskServerCounts, PrimaryDisks } from '../../lib/primary/disks.js';
 
@@ -66,7 +66,7 @@ const setUp = () => {
       },
       diskProgress: () => world.progress,
       setStopPending: (on) => ask(`stop pending ${on}`),
-      diskStats: (): readonly DiskShipStats[] => [
+      diskStats: (): readonly DiskStats[] => [
         {
           id,
           loggedBytes: world.loggedBytes,
