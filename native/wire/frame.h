@@ -21,7 +21,7 @@ namespace holdfast {
 
 static_assert(std::endian::native == std::endian::little, "the wire is little-endian");
 
-inline constexpr uint32_t kWireVersion = 3;
+inline constexpr uint32_t kWireVersion = 4;
 inline constexpr uint32_t kFrameMagic = 0x31424648;
 inline constexpr size_t kFrameHeaderBytes = 40;
 inline constexpr uint32_t kTableBytesMax = 1 << 20;
@@ -116,9 +116,10 @@ PageTotals DecodeTotals(std::span<const std::byte, PageTotals::kBytes> bytes);
 // Of COMMIT and of END_PART: what its stream carried. The digest is 0 in base
 // rounds, and where the sides agreed on none.
 struct PartBody {
-  static constexpr size_t kBytes = 24;
+  static constexpr size_t kBytes = 32;
   PageTotals totals;
   uint64_t digest = 0;
+  uint64_t age_ns = 0;  // COMMIT: since the VM was stopped; 0 in END_PART, or if not known
 };
 std::array<std::byte, PartBody::kBytes> EncodePart(const PartBody& part);
 PartBody DecodePart(std::span<const std::byte, PartBody::kBytes> bytes);
