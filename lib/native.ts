@@ -106,6 +106,64 @@ export interface PrimaryEngineOptions {
   readonly strategy: SenderStrategy;
   /** Threads that copy during the pause (default 2). */
   readonly copyThreads: number;
+  /** The VM's disks that are on disk servers (docs/disk.md); none: epochs carry none. */
+  readonly disks?: readonly PrimaryDisk[] | undefined;
+}
+
+/** A disk as the primary's data plane sees it: three files of its disk server. */
+export interface PrimaryDisk {
+  /** The backup's disk of the same id is its copy: up to 128 printable characters, no spaces, no slash. */
+  readonly id: string;
+  readonly ringPath: string;
+  readonly mapPath: string;
+  readonly imagePath: string;
+  readonly imageBytes: number;
+}
+
+/** What the two sides of a disk know about how it differs. */
+export interface PeerDisk {
+  readonly id: string;
+  /** 32 hexadecimal digits; all zero is none. */
+  readonly syncId: string;
+  /** The backup's map knows of every write to its image since `syncId`. */
+  readonly trusted: boolean;
+  /** Nothing was ever written to the backup's image. */
+  readonly fresh: boolean;
+  /** What the backup's map has marked; 0 also where it is not trusted. */
+  readonly markedBytes: number;
+  readonly localSyncId: string;
+  readonly localTrusted: boolean;
+  readonly localMarkedBytes: number;
+}
+
+export interface SyncDisksOptions {
+  /** One for each disk. `changed` only where both sides are trusted and have the same sync id, not zero. */
+  readonly plans: readonly { readonly id: string; readonly what: 'all' | 'changed' }[];
+  /** 32 hexadecimal digits, not all zero: fresh ones. */
+  readonly syncId: string;
+}
+
+export interface SyncDisksResult {
+  /** Data that travelled. */
+  readonly bytes: number;
+  /** What was told to read as zeros. */
+  readonly holeBytes: number;
+  readonly millis: number;
+}
+
+export interface DiskStats {
+  readonly id: string;
+  /** Of the log since connectDisks(): appended by the disk server, handed to the kernel, received by the backup. */
+  readonly loggedBytes: number;
+  readonly shippedBytes: number;
+  readonly receivedBytes: number;
+  readonly ringUsedBytes: number;
+  readonly ringBytes: number;
+  /** Of `shippedBytes`: copied once more, because the kernel would not send them from the ring. */
+  readonly copiedBytes: number;
+  /** Flushes answered before they were done, and those of them done since, ever. */
+  readonly flushesOwed: number;
+  readonly flushesPaid: number;
 }
 
 export interface ConnectOptions {
@@ -199,6 +257,8 @@ export interface CaptureResult {
   /** Left for the pause by the last slice, because they were rewritten again and again. */
   readonly heldBackPages: number;
   readonly runs: number;
+  /** Log of all disks that belongs to the epoch; most of it has left already. */
+  readonly diskBytes: number;
   /** Within the pause. */
   readonly scanMs: number;
   readonly copyMs: number;
@@ -249,6 +309,8 @@ export interface SendResult {
   readonly referenceBytes: number;
   /** Calls of which the kernel has reported that it needs their pages no more. */
   readonly completions: number;
+  /** Log of all disks in the epoch, beside `bytes`. */
+  readonly diskBytes: number;
   /** The backup's apply time of the epoch before, as carried by the acknowledgement; -1 unknown. */
   readonly previousApplyMs: number;
 }
@@ -261,11 +323,37 @@ export interface SendResult {
  * `staged` the VM may run as soon as capture() settles; with `direct` it must
  * stay stopped until send() settles. At most one epoch is unacknowledged:
  * capture(N+1) before send(N) settled rejects with HOLDFAST_E_LIMIT.
+ *
+ * With disks: connect(), connectDisks(), then each disk server is told to log,
+ * then syncDisks(); base rounds of RAM before, after or between. Each capture
+ * then notes how far the logs go, and send() settles when the backup has them so
+ * far. The end of the disks' connection is the end of the other streams, too.
  */
 export interface PrimaryEngine {
   /** Injects (or adopts) the userfaultfd, registers the RAM mapping write-protected. */
   attach(): Promise<AttachResult>;
   connect(options: ConnectOptions): Promise<void>;
+  /**
+   * Opens the disks' rings and their stream to the backup, and asks how the disks
+   * differ. What the rings held of an earlier connection is forgotten.
+   */
+  connectDisks(): Promise<readonly PeerDisk[]>;
+  /**
+   * Sends the disks as they are, beside their logs, while the VM runs; from here
+   * the logs are shipped as they grow. Only once every disk server has answered
+   * that it logs. Settles when the backup has all of it.
+   */
+  syncDisks(options: SyncDisksOptions): Promise<SyncDisksResult>;
+  /** Of the syncDisks() under way. `totalBytes` is an estimate that may still change. */
+  diskProgress(): { readonly doneBytes: number; readonly totalBytes: number } | undefined;
+  /**
+   * On right before QEMU is told to stop, off when it has answered: what it then
+   * drains finds room in the rings, and its flushes are answered before they are
+   * done (docs/disk.md). Does nothing without connected disks.
+   */
+  setStopPending(on: boolean): void;
+  /** Since connectDisks(); empty before. */
+  diskStats(): readonly DiskStats[];
   /** One live round of the base sync, straight from guest RAM. The VM runs. */
   baseRound(options: BaseRoundOptions): Promise<BaseRoundResult>;
   /**

@@ -80,7 +80,16 @@ Status ReplicaSession::Handle(const FrameHeader& header, Stream& stream) {
     case FrameType::kHelloOk:
     case FrameType::kAck:
     case FrameType::kRoundOk:
-    case FrameType::kAbandoned: break;
+    case FrameType::kAbandoned:
+    case FrameType::kDiskState:
+    case FrameType::kDiskMarks:
+    case FrameType::kDiskSync:
+    case FrameType::kDiskBase:
+    case FrameType::kDiskLog:
+    case FrameType::kDiskSynced:
+    case FrameType::kDiskReady:
+    case FrameType::kDiskBoundary:
+    case FrameType::kDiskReceived: break;
   }
   HF_ASSERT(!"a frame that the decoder lets through");
 }

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "wire/digest.h"
+#include "wire/disk_frame.h"
 #include "wire/text.h"
 
 namespace holdfast {
@@ -43,16 +44,29 @@ PayloadLimits LimitsOf(FrameType type, uint64_t device_bytes_max) {
     case FrameType::kEndRound: return {PageTotals::kBytes, PageTotals::kBytes};
     case FrameType::kAck: return {AckBody::kBytes, AckBody::kBytes};
     case FrameType::kError: return {sizeof(uint32_t), kErrorBytesMax};
+    case FrameType::kDiskState: return {DiskState::kBytesMin, DiskState::kBytesMax};
+    case FrameType::kDiskMarks: return {DiskMarksBody::kBytes, DiskMarksBody::kBytes};
+    case FrameType::kDiskSync: return {DiskPlan::kBytesMin, DiskPlan::kBytesMax};
+    case FrameType::kDiskBase:
+      return {DiskBaseBody::kBytes, DiskBaseBody::kBytes + kDiskPieceBytesMax};
+    case FrameType::kDiskLog:
+      return {DiskLogBody::kBytes + 1, DiskLogBody::kBytes + kDiskPieceBytesMax};
+    case FrameType::kDiskSynced: return {sizeof(SyncId), sizeof(SyncId)};
+    case FrameType::kDiskBoundary: return {DiskBoundaryBytes(1), DiskBoundaryBytes(kDisksMax)};
+    case FrameType::kDiskReceived: return {DiskLogBody::kBytes, DiskLogBody::kBytes};
     case FrameType::kBegin:
     case FrameType::kZero:
     case FrameType::kRoundOk:
     case FrameType::kAbandon:
-    case FrameType::kAbandoned: return {0, 0};
+    case FrameType::kAbandoned:
+    case FrameType::kDiskReady: return {0, 0};
   }
   return {0, 0};
 }
 
-bool HasTable(FrameType type) { return type == FrameType::kPages || type == FrameType::kZero; }
+bool HasPages(FrameType type) { return type == FrameType::kPages || type == FrameType::kZero; }
+
+bool HasTable(FrameType type) { return HasPages(type) || type == FrameType::kDiskMarks; }
 
 Error Refused(std::string message) {
   return Error::Of(ErrorCode::kProtocol, std::move(message));
@@ -98,6 +112,15 @@ const char* FrameName(FrameType type) {
     case FrameType::kDeviceDelta: return "DEVICE_DELTA";
     case FrameType::kAbandon: return "ABANDON";
     case FrameType::kAbandoned: return "ABANDONED";
+    case FrameType::kDiskState: return "DISK_STATE";
+    case FrameType::kDiskMarks: return "DISK_MARKS";
+    case FrameType::kDiskSync: return "DISK_SYNC";
+    case FrameType::kDiskBase: return "DISK_BASE";
+    case FrameType::kDiskLog: return "DISK_LOG";
+    case FrameType::kDiskSynced: return "DISK_SYNCED";
+    case FrameType::kDiskReady: return "DISK_READY";
+    case FrameType::kDiskBoundary: return "DISK_BOUNDARY";
+    case FrameType::kDiskReceived: return "DISK_RECEIVED";
   }
   return "unknown";
 }
@@ -128,7 +151,7 @@ Result<FrameHeader> DecodeHeader(std::span<const std::byte, kFrameHeaderBytes> b
   }
   const auto type = Get<uint16_t>(&bytes[4]);
   if (type < static_cast<uint16_t>(FrameType::kHello) ||
-      type > static_cast<uint16_t>(FrameType::kAbandoned)) {
+      type > static_cast<uint16_t>(FrameType::kDiskReceived)) {
     return Refused(Text("frame: type %u is unknown", type));
   }
   FrameHeader header;
@@ -143,7 +166,7 @@ Result<FrameHeader> DecodeHeader(std::span<const std::byte, kFrameHeaderBytes> b
   if ((header.flags & ~allowed_flags) != 0) {
     return Refused(Text("%s frame: flags 0x%04x has unknown bits", name, header.flags));
   }
-  const uint32_t slice_max = HasTable(header.type) ? kSlicesMax - 1 : 0;
+  const uint32_t slice_max = HasPages(header.type) ? kSlicesMax - 1 : 0;
   if (header.slice > slice_max) {
     return Refused(
         Text("%s frame: slice %" PRIu32 " exceeds %" PRIu32, name, header.slice, slice_max));
@@ -193,10 +216,15 @@ Status CheckHello(const HelloBody& hello) {
   if (hello.stream >= hello.streams) {
     return Refused(Text("HELLO frame: stream %u of %u", hello.stream, hello.streams));
   }
-  if ((hello.stream == 0) != (hello.link == 0)) {
-    return Refused(Text("HELLO frame: link %" PRIu64 " of stream %u", hello.link, hello.stream));
+  if (hello.of_disks() && hello.stream != 0) {
+    return Refused(Text("HELLO frame: stream %u of the disks", hello.stream));
   }
-  if ((hello.flags & ~HelloBody::kFlagVerify) != 0) {
+  const bool first = hello.stream == 0 && !hello.of_disks();
+  if (first != (hello.link == 0)) {
+    return Refused(Text("HELLO frame: link %" PRIu64 " of %s %u", hello.link,
+                        hello.of_disks() ? "disk stream" : "stream", hello.stream));
+  }
+  if ((hello.flags & ~(HelloBody::kFlagVerify | HelloBody::kFlagDisks)) != 0) {
     return Refused(Text("HELLO frame: flags 0x%08" PRIx32 " has unknown bits", hello.flags));
   }
   return {};

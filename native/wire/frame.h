@@ -54,6 +54,15 @@ enum class FrameType : uint16_t {
   kDeviceDelta = 14,
   kAbandon = 15,
   kAbandoned = 16,
+  kDiskState = 17,  // the disk stream's, from here on: wire/disk_frame.h
+  kDiskMarks = 18,
+  kDiskSync = 19,
+  kDiskBase = 20,
+  kDiskLog = 21,
+  kDiskSynced = 22,
+  kDiskReady = 23,
+  kDiskBoundary = 24,
+  kDiskReceived = 25,
 };
 
 const char* FrameName(FrameType type);
@@ -80,6 +89,7 @@ struct HelloBody {
   static constexpr size_t kBytes = 64;
   static constexpr size_t kVersion1Bytes = 48;  // so that version 1 learns what it is refused for
   static constexpr uint32_t kFlagVerify = 1;
+  static constexpr uint32_t kFlagDisks = 2;  // the disk stream: its number is 0, and it has a link
   uint32_t version = kWireVersion;
   uint32_t page_size = 0;
   uint64_t ram_bytes = 0;
@@ -88,6 +98,7 @@ struct HelloBody {
   uint16_t stream = 0;
   uint16_t streams = 1;
   uint32_t flags = kFlagVerify;
+  bool of_disks() const { return (flags & kFlagDisks) != 0; }
 };
 std::array<std::byte, HelloBody::kBytes> EncodeHello(const HelloBody& hello);
 HelloBody DecodeHello(std::span<const std::byte, HelloBody::kBytes> bytes);

@@ -123,7 +123,16 @@ Status FrameDecoder::CheckOrder(unsigned stream, const FrameHeader& header) cons
     case FrameType::kHelloOk:
     case FrameType::kAck:
     case FrameType::kRoundOk:
-    case FrameType::kAbandoned: break;
+    case FrameType::kAbandoned:
+    case FrameType::kDiskState:
+    case FrameType::kDiskMarks:
+    case FrameType::kDiskSync:
+    case FrameType::kDiskBase:
+    case FrameType::kDiskLog:
+    case FrameType::kDiskSynced:
+    case FrameType::kDiskReady:
+    case FrameType::kDiskBoundary:
+    case FrameType::kDiskReceived: break;
   }
   if (!expected) {
     return Refused(Text("%s frame: type %u is out of order here, on stream %u", name,
