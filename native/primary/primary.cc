@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "base/host_clock.h"
 
 namespace holdfast {
 namespace {
@@ -301,6 +302,7 @@ Status Primary::SendSlice(const Slice& slice, Prestaged& prestaged) {
 }
 
 Result<Primary::Captured> Primary::Capture(uint64_t epoch, Mode mode) {
+  const int64_t stopped_ns = HostClock::Now().ns;
   if (ram_ == nullptr) return NotAttached();
   if (epoch_) {
     return Error::Of(ErrorCode::kLimit, "epoch " + std::to_string(epoch_->number) +
@@ -314,7 +316,7 @@ Result<Primary::Captured> Primary::Capture(uint64_t epoch, Mode mode) {
   Dirty dirty = std::move(taken).value();
   const double scanned_ms = MonotonicMs();
   ahead_.Supersede(dirty.pages);
-  Epoch next{.number = epoch, .mode = mode};
+  Epoch next{.number = epoch, .mode = mode, .stopped_ns = stopped_ns};
   if (mode == Mode::kDirect || !Stage(dirty.pages, next)) {
     next.mode = Mode::kDirect;
     next.runs = UnionOf(ahead_.unsent(), dirty.pages);
@@ -445,7 +447,7 @@ Result<Primary::Sent> Primary::SendEpoch(const Epoch& epoch, Strategy strategy,
   HF_TRY(writer_->Pages(source, epoch.runs, /*stable=*/true));
   if (!prefix.empty()) HF_TRY(writer_->Prefix(prefix));
   HF_TRY(writer_->Device(device));
-  HF_TRY(writer_->Commit());
+  HF_TRY(writer_->Commit(epoch.stopped_ns));
   Sent sent;
   sent.send_ms = MonotonicMs() - start_ms;
   HF_TRY(AwaitDisks(epoch));

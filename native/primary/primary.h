@@ -142,6 +142,7 @@ class Primary {
   // Speculative: stages what is dirty by now, while the VM runs, and sends it as
   // a slice of the epoch (capture/ahead_pages.h).
   Result<Prestaged> Prestage(const Slice& slice);
+  // The VM has just been stopped.
   Result<Captured> Capture(uint64_t epoch, Mode mode);
   Result<Sent> Send(uint64_t epoch, Strategy strategy, const StateFile& device,
                     const std::optional<StateFile>& prefix);
@@ -165,6 +166,7 @@ class Primary {
   struct Epoch {
     uint64_t number;
     Mode mode;
+    int64_t stopped_ns;  // the host's monotonic clock
     std::vector<PageRun> runs{};      // to be sent
     std::vector<PageRun> ahead{};     // sent and valid, beside these
     bool begun = false;               // on the wire, by slices

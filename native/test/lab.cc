@@ -235,12 +235,13 @@ Result<std::unique_ptr<EpochWriter>> ConnectWriter(uint16_t port, const EpochWri
 }
 
 Status SendEpoch(EpochWriter& writer, const GuestRam& ram, const std::vector<PageRun>& runs,
-                 uint64_t epoch, const Bytes& device, const Bytes* prefix) {
+                 uint64_t epoch, const Bytes& device, const Bytes* prefix,
+                 std::optional<int64_t> stopped_ns) {
   HF_TRY(writer.BeginEpoch(epoch));
   HF_TRY(writer.Pages(ram.source(), runs, true));
   if (prefix != nullptr) HF_TRY(writer.Prefix(*prefix));
   HF_TRY(writer.Device(device));
-  HF_TRY(writer.Commit());
+  HF_TRY(writer.Commit(stopped_ns));
   auto ack = writer.AwaitAck(epoch);
   if (!ack.ok()) return ack.error();
   return {};

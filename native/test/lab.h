@@ -116,7 +116,8 @@ Result<std::unique_ptr<EpochWriter>> ConnectWriter(uint16_t port, const EpochWri
 
 // Sends one epoch straight from `ram` and waits for its acknowledgement.
 Status SendEpoch(EpochWriter& writer, const GuestRam& ram, const std::vector<PageRun>& runs,
-                 uint64_t epoch, const Bytes& device, const Bytes* prefix = nullptr);
+                 uint64_t epoch, const Bytes& device, const Bytes* prefix = nullptr,
+                 std::optional<int64_t> stopped_ns = std::nullopt);
 Status SendRound(EpochWriter& writer, const GuestRam& ram, const std::vector<PageRun>& runs);
 
 // A Unix listener in the standby's place; takes one connection to its end.
