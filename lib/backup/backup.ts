@@ -866,9 +866,8 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     const support = this.#support;
     const replicas = this.#replicas;
     if (support === undefined || replicas === undefined) return false;
-    const found = await Promise.all(sockets.map((socket) => support.find(socket)));
-    const servers = found.filter((server) => server !== undefined);
-    if (servers.length < found.length) throw new DiskError('a disk server of it is not there');
+    const servers = await support.find(sockets);
+    if (servers.length < sockets.length) throw new DiskError('a disk server of it is not there');
     return await finishTakeover({
       servers,
       take: () =>

@@ -3,8 +3,8 @@
  * behind the replicas, and the disk servers of a standby. Structural, so that
  * the roles can be tested without either.
  */
-import type { SessionDisk } from '../control/messages.js';
 import type { Logger } from '../log.js';
+import type { Replacement } from '../vm/command-line.js';
 import type { ProcessIdentity } from '../vm/process.js';
 import type { FoundServer } from './finish-takeover.js';
 import type { ReplicaDisk, ReplicaStore, ReplicaStoreOptions } from './replica-disks.js';
@@ -13,8 +13,8 @@ import type { ReplicaDisk, ReplicaStore, ReplicaStoreOptions } from './replica-d
 export interface StandbyDisks {
   /** QEMU's, by which the servers are found again. */
   readonly sockets: readonly string[];
-  /** QEMU's command line over the servers' sockets. */
-  wire(argv: readonly string[]): readonly string[];
+  /** QEMU's arguments over the servers' sockets. @param argv of the session, its replacements applied */
+  over(argv: readonly string[], replacements: readonly Replacement[]): readonly string[];
   /** Before QEMU: it connects when it starts. */
   start(): Promise<void>;
   /** The servers end with it from now on. */
@@ -25,9 +25,6 @@ export interface StandbyDisks {
 }
 
 export interface StandbyDisksOptions {
-  /** As the session names them. */
-  readonly asked: readonly SessionDisk[];
-  /** The same ones, here. */
   readonly disks: readonly ReplicaDisk[];
   /** For QEMU's sockets. */
   readonly dir: string;
@@ -41,6 +38,6 @@ export interface DiskSupport {
   metaDirOf(diskDir: string, imagePath: string): Promise<string>;
   openStore(options: ReplicaStoreOptions): ReplicaStore;
   standby(options: StandbyDisksOptions): StandbyDisks;
-  /** A server that runs, by QEMU's socket; undefined if none does. */
-  find(socket: string): Promise<FoundServer | undefined>;
+  /** Servers of VMs that run, by QEMU's sockets; whether one is active is the server's own word. */
+  find(sockets: readonly string[]): Promise<readonly FoundServer[]>;
 }

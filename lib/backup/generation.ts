@@ -303,7 +303,7 @@ export class Generation {
     const disks = this.#standbyDisks();
     const networked = moveSockets(ownArgv, relays.sockets);
     const argv = [
-      ...(disks === undefined ? networked : disks.wire(networked)),
+      ...(disks === undefined ? networked : disks.over(networked, replacements)),
       '-qmp',
       `unix:${this.qmpPath.replaceAll(',', ',,')},server=on,wait=off`,
     ];
@@ -335,9 +335,8 @@ export class Generation {
 
   #standbyDisks(): StandbyDisks | undefined {
     const { standbyDisks, logger } = this.#options;
-    if (this.#disks === undefined || this.session.disks === undefined) return undefined;
+    if (this.#disks === undefined) return undefined;
     return standbyDisks?.({
-      asked: this.session.disks,
       disks: this.#disks.disks,
       dir: this.#dir,
       launch: this.#launches,

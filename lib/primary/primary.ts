@@ -133,7 +133,13 @@ interface PrimaryEvents {
 }
 
 /** The VM's disk servers, held for as long as it is protected. */
-type PrimaryDiskServers = DiskServers & { close(): Promise<void> };
+type PrimaryDiskServers = DiskServers & {
+  /** A server was lost, and its log with it: the session is void. */
+  onLost(listener: (reason: HoldfastError) => void): void;
+  /** QEMU's arguments with each disk by its id: a path of this host means nothing on the backup. */
+  portableArgv(argv: readonly string[]): string[];
+  close(): Promise<void>;
+};
 
 /** The backend that holds guest RAM, with its mapping in QEMU. */
 type MappedBackend = MemoryBackend & { readonly mapping: RamMapping };
@@ -197,6 +203,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     this.#relays = parts.relays;
     this.#servers = parts.servers;
     if (parts.servers !== undefined) {
+      parts.servers.onLost((reason) => this.#dispatch({ type: 'backup-lost', reason: reason.message }));
       this.#disks = new PrimaryDisks({
         servers: parts.servers,
         engine: parts.engine,
@@ -704,7 +711,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       standby: {
         binary: basename(this.#vm.binary),
         qemuVersion: this.#vm.qemuVersion,
-        argv: [...this.#vm.argv],
+        argv: this.#servers?.portableArgv(this.#vm.argv) ?? [...this.#vm.argv],
         cwd: this.#vm.cwd,
         machineType: this.#vm.machineType,
         backendId: this.#ram.id,
