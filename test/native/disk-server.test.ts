@@ -135,7 +135,7 @@ test('04 a standby reads, its writers wait, and it is active only once nobody el
   await waitFor('the write to come', async () => (await control.stats()).writes === 1);
   await using other = await DiskServerLab.start({ image: lab.image });
   expect((await control.ask('activate')).error).toBe(EBUSY);
-  expect(lab.server.stderr).toMatch(/in use by another process/);
+  await waitFor('the reason', () => /in use by another process/.test(lab.server.stderr));
   await other.end();
   expect(await control.ask('activate')).toEqual({ error: 0, value: 0 });
   await writer;
@@ -166,7 +166,7 @@ test('05 a second active server of an image ends at once, and says why; so do wr
   writeFileSync(join(second.directory, 'meta/map'), 'no map');
   const control = await second.control();
   expect((await control.ask('activate')).error).toBe(117); // EUCLEAN
-  expect(second.server.stderr).toMatch(/no map of a disk, or damaged/);
+  await waitFor('the reason', () => /no map of a disk, or damaged/.test(second.server.stderr));
   await lab.io(['write 0 4k']);
 });
 
@@ -364,7 +364,11 @@ test("12 QEMU's stop drains the writes, also those that wait for room, and its f
     await lab.startServer();
     await io('write -P 4 1536k 64k');
     expect((await (await lab.control()).stats()).writes).toBe(1);
-    await lab.io(['read -P 4 1536k 64k']);
+    // The same with one that is told to end, though QEMU stays connected.
+    expect(await lab.end()).toEqual({ code: 0, signal: null });
+    await lab.startServer();
+    await io('write -P 5 2M 64k');
+    await lab.io(['read -P 4 1536k 64k', 'read -P 5 2M 64k']);
   } finally {
     await qemu.kill();
   }
