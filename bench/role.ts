@@ -5,6 +5,7 @@
  *   node role.js primary|backup '<options as JSON, key in hexadecimal>'
  *   node role.js launch '<LaunchOptions as JSON>'      launches a VM over relays, which outlives this process
  */
+import { RING_BYTES_DEFAULT } from '../lib/disk/disk-files.js';
 import { readFileSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { LaunchedVm } from '../lib/cli/launched-vm.js';
@@ -54,9 +55,14 @@ type LaunchOptions = Pick<
 
 /** What one relay may hold; the default of `holdfast primary`. */
 const HELD_BYTES_MAX = 16 << 20;
+const DISK_DIR = '/var/lib/holdfast';
 
 const launch = async (options: LaunchOptions): Promise<void> => {
-  const vm = await LaunchedVm.ensure({ ...options, gate: 'relay', heldBytesMax: HELD_BYTES_MAX, native });
+  const vm = await LaunchedVm.ensure({
+    ...options,
+    ...{ gate: 'relay', heldBytesMax: HELD_BYTES_MAX, native },
+    ...{ diskDir: DISK_DIR, ringBytes: RING_BYTES_DEFAULT },
+  });
   say({ event: 'launched', pid: vm.pid, qmp: vm.qmpPath });
   process.exit(0);
 };
