@@ -18,6 +18,12 @@ Error Superseded() {
   return Error::Of(ErrorCode::kFenced, "a newer session has taken the disks");
 }
 
+// Of this host's disk, and not of the connection.
+bool IsDiskFault(const Status& written) {
+  return !written.ok() && (written.error().code == ErrorCode::kSyscall ||
+                           written.error().code == ErrorCode::kNoSpace);
+}
+
 std::vector<WireRun> MarksOf(const DiskMap& map) {
   std::vector<WireRun> marks;
   map.ForEachMarkedRun([&](uint64_t offset, uint64_t length) {
@@ -126,20 +132,22 @@ Status DiskSession::Start(std::span<const DiskPlan> plans) {
   return CheckLocked();
 }
 
-Status DiskSession::Wrote(uint32_t disk, const Status& written, uint64_t bytes) {
+int DiskSession::BaseFile(uint32_t disk) const { return (*store_->set_)[disk].BaseFile(); }
+
+Status DiskSession::BaseWritten(uint32_t disk, const Status& written, uint64_t bytes) {
   const Lock lock(store_->mutex_);
-  if (!written.ok()) store_->Fail(disk, written.error());
+  if (IsDiskFault(written)) store_->Fail(disk, written.error());
+  if (!written.ok()) return written;
   store_->open_[disk]->base_bytes += bytes;
-  HF_TRY(CheckLocked());
-  return written;
+  return CheckLocked();
 }
 
 Status DiskSession::BaseData(uint32_t disk, uint64_t offset, std::span<const std::byte> bytes) {
-  return Wrote(disk, (*store_->set_)[disk].BaseData(offset, bytes), bytes.size());
+  return BaseWritten(disk, (*store_->set_)[disk].BaseData(offset, bytes), bytes.size());
 }
 
 Status DiskSession::BaseHole(uint32_t disk, uint64_t offset, uint64_t bytes) {
-  return Wrote(disk, (*store_->set_)[disk].BaseHole(offset, bytes), 0);
+  return BaseWritten(disk, (*store_->set_)[disk].BaseHole(offset, bytes), 0);
 }
 
 Result<DiskSession::Room> DiskSession::AwaitRoom(uint32_t disk, uint64_t bytes_max,
@@ -168,6 +176,13 @@ Result<DiskSession::Room> DiskSession::AwaitRoom(uint32_t disk, uint64_t bytes_m
     HF_TRY(idle());
     lock.lock();
   }
+}
+
+Status DiskSession::LogWritten(uint32_t disk, const Status& written) {
+  if (!IsDiskFault(written)) return written;
+  const Lock lock(store_->mutex_);
+  store_->Fail(disk, written.error());
+  return written;
 }
 
 Status DiskSession::Took(uint32_t disk, uint64_t bytes) {

@@ -43,6 +43,10 @@ class DiskSession {
   Status Start(std::span<const DiskPlan> plans);
   Status BaseData(uint32_t disk, uint64_t offset, std::span<const std::byte> bytes);
   Status BaseHole(uint32_t disk, uint64_t offset, uint64_t bytes);
+  // The file that data of the base goes to as it is; -1: there is none. And how
+  // writing to it went.
+  int BaseFile(uint32_t disk) const;
+  Status BaseWritten(uint32_t disk, const Status& written, uint64_t bytes);
 
   // Where the next log bytes go: so many of them, in one piece of this file.
   struct Room {
@@ -52,6 +56,8 @@ class DiskSession {
   };
   // Waits for room, calling `idle` now and then. kLimit where there will be none.
   Result<Room> AwaitRoom(uint32_t disk, uint64_t bytes_max, const std::function<Status()>& idle);
+  // How writing there went.
+  Status LogWritten(uint32_t disk, const Status& written);
   // They are there: whole records are verified, and marked in the map.
   Status Took(uint32_t disk, uint64_t bytes);
 
@@ -76,7 +82,6 @@ class DiskSession {
   friend class DiskStore;
   using Lock = DiskStore::Lock;
   Status CheckLocked() const;
-  Status Wrote(uint32_t disk, const Status& written, uint64_t bytes);
 
   const std::shared_ptr<DiskStore> store_;
   // Under the store's mutex.

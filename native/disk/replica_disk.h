@@ -103,6 +103,7 @@ class ReplicaDisk {
   // Of the base; without the lock.
   Status BaseData(uint64_t offset, std::span<const std::byte> bytes);
   Status BaseHole(uint64_t offset, uint64_t bytes);
+  int BaseFile() const { return aside_ != nullptr ? -1 : image_.fd(); }
 
   uint64_t received() const { return received_; }
   uint64_t checked() const { return checked_; }

@@ -221,7 +221,7 @@ Status DiskStore::AwaitLocked(Lock& lock, const std::function<bool()>& condition
 // With a broken journal there is one thing left that must not happen: that it is
 // found, and applied to what the running VM has written by then.
 Status DiskStore::RetireWithoutJournal(Lock& lock) {
-  HF_TRY(AwaitAppliedLocked(lock, [this] { return state_ != State::kOpen; }));
+  HF_TRY(AwaitAppliedLocked(lock, [this] { return state_ != State::kOpen || cancelled_; }));
   for (const auto& disk : open_) {
     HF_TRY(disk->image->Sync());
     disk->directory.Remove("journal");
@@ -250,12 +250,17 @@ Status DiskStore::AwaitAppliedLocked(Lock& lock, const std::function<bool()>& ca
   return {};
 }
 
+void DiskStore::Cancel() {
+  cancelled_ = true;
+  changed_.notify_all();
+}
+
 Status DiskStore::Retire() {
   Lock lock(mutex_);
   if (state_ == State::kRetired) return {};
   if (state_ != State::kOpen) return Error::Of(ErrorCode::kDisk, "disks: not open");
   if (streaming_ != nullptr) *streaming_->cut_ = true;
-  const auto closed = [this] { return state_ != State::kOpen; };
+  const auto closed = [this] { return state_ != State::kOpen || cancelled_; };
   RetryLocked();
   if (!journal_fault_) {
     Status drained = AwaitLocked(lock, [this] { return streaming_ == nullptr && DrainedLocked(); }, closed);

@@ -94,6 +94,9 @@ class DiskStore : public std::enable_shared_from_this<DiskStore> {
   // Not from the store's threads; sessions have ended, or are ended. Idempotent.
   Status Close();
 
+  // Open() and Retire() give up what they wait for, and every later one at once.
+  void Cancel();
+
   // For one replica of RAM. Outlives the store's closing, with errors.
   std::unique_ptr<DiskSession> NewSession();
 
@@ -169,7 +172,8 @@ class DiskStore : public std::enable_shared_from_this<DiskStore> {
   std::vector<std::unique_ptr<OpenDisk>> open_;
   std::optional<DiskSet> set_;
   std::optional<Error> journal_fault_;  // until it is opened anew
-  std::atomic<bool> stop_{false};
+  std::atomic<bool> stop_{false};       // the threads
+  std::atomic<bool> cancelled_{false};  // who waits
   uint64_t told_durable_ = 0;
   std::deque<Applying> applying_;
   unsigned ending_ = 0;  // streams that wait for the apply thread to let go

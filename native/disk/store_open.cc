@@ -135,7 +135,7 @@ Status DiskStore::OpenSet() {
                                                      std::move(journal).value()));
   }
   set_.emplace(std::move(replicas));
-  return set_->Recover(stop_);
+  return set_->Recover(cancelled_);
 }
 
 // Recovered and in step: nothing but the last slot is needed of the old file.
@@ -180,7 +180,7 @@ Result<std::vector<DiskStore::Opened>> DiskStore::Open() {
             return std::all_of(set_->begin(), set_->end(),
                                [](const auto& disk) { return disk->AllApplied(); });
           },
-          [this] { return state_ != State::kOpen; }));
+          [this] { return state_ != State::kOpen || cancelled_; }));
       return Describe({});
     }
     if (checkpoint_ != nullptr || streaming_ != nullptr) return *journal_fault_;
