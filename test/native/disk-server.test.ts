@@ -1,6 +1,14 @@
 /** The disk server as QEMU and the daemon meet it: a real nbdkit, real clients, the control socket, the ring. */
 
-import { existsSync, mkdirSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import { constants } from 'node:os';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
@@ -190,12 +198,9 @@ test('06 flushes during a stop are answered early and paid; the loss of the daem
 });
 
 test('07 a full file system is answered, counted, not logged, and its blocks stay marked', async () => {
-  const image = '/dev/shm/holdfast-disk-full/image';
-  const before = [
-    'mount -t tmpfs -o size=1m none /dev/shm/holdfast-disk-full',
-    `truncate -s 16M ${image}`,
-  ].join('\n');
-  mkdirSync('/dev/shm/holdfast-disk-full', { recursive: true });
+  const directory = mkdtempSync('/dev/shm/holdfast-disk-');
+  const image = join(directory, 'image');
+  const before = [`mount -t tmpfs -o size=1m none ${directory}`, `truncate -s 16M ${image}`].join('\n');
   try {
     await using lab = await DiskServerLab.start({ image, before });
     const control = await lab.control();
@@ -211,14 +216,13 @@ test('07 a full file system is answered, counted, not logged, and its blocks sta
     // There is room again: the guest's next attempt succeeds.
     await lab.io(['discard 8M 4M', 'write -P 8 8M 64k', 'read -P 8 8M 64k']);
   } finally {
-    rmSync('/dev/shm/holdfast-disk-full', { recursive: true });
+    rmSync(directory, { recursive: true });
   }
 });
 
 test('08 a device that loses a write: this flush fails, every later one, and the map is worth nothing', async (context) => {
   // A block device over a file that cannot grow: what it is given, it cannot keep.
-  const directory = '/dev/shm/holdfast-disk-loop';
-  mkdirSync(directory, { recursive: true });
+  const directory = mkdtempSync('/dev/shm/holdfast-disk-');
   await execToEnd('mount', ['-t', 'tmpfs', '-o', 'size=2m', 'none', directory]);
   const file = join(directory, 'file');
   writeFileSync(file, '');
