@@ -38,6 +38,17 @@ LogReader::LogReader(Ring ring, std::string path, uint64_t start)
 // The server is not to answer flushes early for somebody who is gone.
 LogReader::~LogReader() { ring_.SetStopPending(false); }
 
+Status LogReader::Begin() {
+  HF_TRY(CheckLogging());
+  const uint64_t tail = ring_.header().tail.load();
+  start_ = tail;
+  received_ = tail;
+  sent_ = tail;
+  auto head = Head();
+  if (!head.ok()) return head.error();
+  return {};
+}
+
 Result<uint64_t> LogReader::Head() const {
   const uint64_t head = ring_.header().head.load();
   if (head < sent() || head - received() > ring_.ring_bytes()) {

@@ -38,8 +38,8 @@ Status ReplicaDisk::Recover(const JournalSlot& slot, const std::atomic<bool>& st
     HF_TRY(ApplyRecords(plan, stop));
     if (stop) return Error::Of(ErrorCode::kCancelled, "recovery: told to stop");
   }
-  const bool written = state_ == JournalState::kMerging || slot.applied_lsn < slot.committed_lsn;
-  if (written) HF_TRY(image_.Sync());
+  recovered_ = state_ == JournalState::kMerging || slot.applied_lsn < slot.committed_lsn;
+  if (recovered_) HF_TRY(image_.Sync());
   if (state_ == JournalState::kMerging) {
     state_ = JournalState::kReplica;
     merged_ = true;
@@ -119,7 +119,9 @@ uint64_t ReplicaDisk::ApplyLimit() const {
       return std::max(applied_, checked_ - std::min(held_back, checked_ - applied_));
     }
     case Stream::kNone:
-    case Stream::kLive: return first_round_pending_ ? applied_ : durable_;
+    case Stream::kLive:
+      if (forgone_) return committed_;
+      return first_round_pending_ ? applied_ : durable_;
   }
   return applied_;
 }
@@ -131,7 +133,7 @@ ReplicaDisk::ApplyPlan ReplicaDisk::PlanApply() {
     plan.kind = ApplyPlan::Kind::kForgetAside;
   } else if (!BeforeFirstCommit() && merging()) {
     // Only once the journal says so: a crash must find the rest of it.
-    if (stable_.state == JournalState::kMerging && !first_round_pending_) {
+    if (forgone_ || (stable_.state == JournalState::kMerging && !first_round_pending_)) {
       plan.kind = ApplyPlan::Kind::kMerge;
     }
   } else if (!BeforeFirstCommit() || MayWriteImage()) {
@@ -168,8 +170,12 @@ void ReplicaDisk::FinishApply(const ApplyPlan& plan, bool succeeded) {
       applied_ = applying_to_ = plan.done;
       // Before the first commit nobody needs them once more.
       if (BeforeFirstCommit()) freed_ = synced_ = durable_ = committed_ = applied_;
+      if (rewind_) Rewind();
       return;
-    case ApplyPlan::Kind::kMerge: merged_ = succeeded; return;
+    case ApplyPlan::Kind::kMerge:
+      merged_ = succeeded;
+      if (rewind_) Rewind();
+      return;
     case ApplyPlan::Kind::kForgetAside:
       aside_.reset();
       merged_ = forget_aside_ = false;
@@ -211,8 +217,8 @@ bool ReplicaDisk::ImageSyncIsOfUse() const {
 
 bool ReplicaDisk::ImageSyncIsDue() const {
   if (!ImageSyncIsOfUse()) return false;
-  return applied_ - synced_ > journal_->circle_bytes() / 4 || state_ == JournalState::kMerging ||
-         stream_ == Stream::kNone;
+  return applied_ - synced_ > journal_->circle_bytes() / 4 || room() == 0 ||
+         state_ == JournalState::kMerging || stream_ == Stream::kNone;
 }
 
 uint64_t ReplicaDisk::PlanImageSync() {
@@ -224,9 +230,21 @@ Status ReplicaDisk::RunImageSync() { return image_.Sync(); }
 
 void ReplicaDisk::FinishImageSync(uint64_t plan, bool succeeded) {
   syncing_ = false;
-  if (!succeeded) return;
+  if (!succeeded) {
+    rewind_ = true;
+    if (!applying_) Rewind();
+    return;
+  }
   synced_ = plan;
   if (merged_ && state_ == JournalState::kMerging) state_ = JournalState::kReplica;
+}
+
+// After a failed sync the kernel may take for clean what it has lost: everything
+// since the last good one is written once more.
+void ReplicaDisk::Rewind() {
+  rewind_ = false;
+  applied_ = applying_to_ = synced_;
+  if (state_ == JournalState::kMerging) merged_ = false;
 }
 
 // --- the stream ---
@@ -259,7 +277,7 @@ bool ReplicaDisk::MayWriteImage() const {
 }
 
 void ReplicaDisk::EndStream() {
-  HF_ASSERT(!busy());
+  HF_ASSERT(MayEndStream());
   boundary_.reset();
   if (BeforeFirstCommit()) {
     if (aside_ != nullptr) {
@@ -299,10 +317,6 @@ Result<uint64_t> ReplicaDisk::CheckRecords(
     if (bytes.value() == 0) break;
     auto record = journal_->RecordAt(at, true);
     if (!record.ok()) return record.error();
-    if (boundary_ && at < *boundary_ && *boundary_ < at + bytes.value()) {
-      return Error::Of(ErrorCode::kProtocol,
-                       Text("disk boundary %" PRIu64 " lies within a record", *boundary_));
-    }
     visit(record.value().header.offset, record.value().header.length);
     at += bytes.value();
   }
@@ -312,6 +326,9 @@ Result<uint64_t> ReplicaDisk::CheckRecords(
 Status ReplicaDisk::Synced(const SyncId& sync_id) {
   if (stream_ != Stream::kBase) {
     return Error::Of(ErrorCode::kProtocol, "the base copy of a disk ends twice");
+  }
+  if (checked_ != received_) {
+    return Error::Of(ErrorCode::kProtocol, "the base copy of a disk ends within a record of its log");
   }
   stream_ = Stream::kSynced;
   next_sync_id_ = sync_id;
@@ -339,17 +356,16 @@ Status ReplicaDisk::Boundary(uint64_t lsn) {
     if (!bytes.ok()) return bytes.error();
     at += bytes.value();
   }
-  if (at > lsn) {
+  if (at != lsn) {
     return Error::Of(ErrorCode::kProtocol, Text("disk boundary %" PRIu64 " lies within a record", lsn));
   }
   boundary_ = lsn;
   return {};
 }
 
-bool ReplicaDisk::Commit(uint64_t epoch) {
-  HF_ASSERT(BoundaryReached());
-  const bool first = stream_ == Stream::kSynced;
-  if (first) {
+void ReplicaDisk::Commit(uint64_t epoch) {
+  HF_ASSERT(boundary_.has_value());
+  if (stream_ == Stream::kSynced) {
     stream_ = Stream::kLive;
     first_round_pending_ = true;
     sync_id_ = next_sync_id_;
@@ -358,7 +374,6 @@ bool ReplicaDisk::Commit(uint64_t epoch) {
   committed_ = *boundary_;
   epoch_ = epoch;
   boundary_.reset();
-  return first;
 }
 
 void ReplicaDisk::Retire() {
