@@ -64,7 +64,6 @@ Result<DiskSession::Begun> DiskSession::Begin(std::shared_ptr<std::atomic<bool>>
   Lock lock(store_->mutex_);
   const auto open = [this] { return store_->state_ == DiskStore::State::kOpen; };
   if (!open()) return Error::Of(ErrorCode::kCancelled, "the disks are closed");
-  if (store_->fenced_ != nullptr) return Error::Of(ErrorCode::kFenced, "a takeover is under way");
   store_->RetryLocked();
   if (store_->streaming_ != nullptr) {
     *store_->streaming_->cut_ = true;
@@ -260,12 +259,12 @@ bool DiskSession::Reached(uint64_t epoch) const {
 Status DiskSession::Commit(uint64_t epoch) {
   const Lock lock(store_->mutex_);
   HF_TRY(CheckLocked());
-  if (store_->fenced_ != nullptr) return Error::Of(ErrorCode::kFenced, "a takeover is under way");
   HF_ASSERT(boundary_epoch_ == epoch);
   for (const auto& disk : *store_->set_) disk->Commit(epoch);
   boundary_epoch_ = 0;
   committed_ = true;
   store_->checkpoint_ = this;
+  store_->fenced_ = nullptr;  // an older session's fence, whose checkpoint is void now
   store_->CommittedLocked(epoch);
   store_->changed_.notify_all();
   return {};

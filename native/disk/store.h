@@ -180,7 +180,7 @@ class DiskStore : public std::enable_shared_from_this<DiskStore> {
 
   DiskSession* streaming_ = nullptr;   // has the log
   DiskSession* checkpoint_ = nullptr;  // has committed last
-  DiskSession* fenced_ = nullptr;      // nobody commits any more
+  DiskSession* fenced_ = nullptr;      // its checkpoint may be taken over
 
   Thread durable_thread_;
   Thread apply_thread_;

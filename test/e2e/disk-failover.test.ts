@@ -98,7 +98,7 @@ test('a primary daemon that is killed comes back to its disks, and sends what ch
   const backup = await startBackup(lab, 'b', [
     ...serialReplacement(lab, 'b'),
     ...service.backupArgs('b'),
-    ...['--connection-grace', '60s'],
+    ...['--connection-grace', '5s'],
   ]);
   const killed = await primaryOn(lab, service, 'a', ['--', ...service.commandLine]);
   await killed.message('launched');
