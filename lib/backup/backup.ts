@@ -15,13 +15,21 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { type ControlChannel, ControlServer } from '../control/channel.js';
 import { Liveness } from '../control/liveness.js';
 import type { ControlMessage, SessionMessage } from '../control/messages.js';
-import { DiskError, type HoldfastError, NotProtectedError, toHoldfastError } from '../errors.js';
+import {
+  DiskError,
+  type HoldfastError,
+  NotProtectedError,
+  toHoldfastError,
+  UnsupportedHostError,
+} from '../errors.js';
 import { type Logger, NOTHING_LOGGED } from '../log.js';
 import type { ReceiverEvent } from '../native.js';
 import { parseHostPort } from '../primary/options.js';
 import { VmRecords } from '../state/records.js';
 import { SampleWindow } from '../stats.js';
 import { isAlive } from '../vm/process.js';
+import type { DiskSupport } from './disk-support.js';
+import { finishTakeover } from './finish-takeover.js';
 import { Generation } from './generation.js';
 import {
   type BackupAction,
@@ -33,7 +41,7 @@ import {
   step,
 } from './machine.js';
 import { type BackupSettings, type BackupSettingsInput, checkBackupSettings } from './options.js';
-import { type DiskFault, type ReplicaDiskStatus, ReplicaKeeper } from './replica-disks.js';
+import { type DiskFault, type ReplicaDiskStatus, ReplicaKeeper, type TakenDisks } from './replica-disks.js';
 
 export interface BackupOptions extends BackupSettingsInput {
   /** Pre-shared key, at least 16 bytes; the same on both sides. */
@@ -124,7 +132,9 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   readonly #dir: string;
   readonly #replicaPrefix: string;
   readonly #log: Logger;
-  readonly #replicas: ReplicaKeeper;
+  readonly #support: DiskSupport | undefined;
+  /** Undefined where there is no support for disks. */
+  readonly #replicas: ReplicaKeeper | undefined;
   readonly #sessions = new Map<number, Session>();
   readonly #receiveMs = new SampleWindow(WINDOW_EPOCHS);
   readonly #applyMs = new SampleWindow(WINDOW_EPOCHS);
@@ -143,7 +153,13 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   /** Disks that did not take the VM's writes at once, after a takeover. */
   #activating: Promise<void> | undefined;
 
-  private constructor(settings: BackupSettings, server: ControlServer, records: VmRecords, log: Logger) {
+  private constructor(
+    settings: BackupSettings,
+    server: ControlServer,
+    records: VmRecords,
+    log: Logger,
+    support?: DiskSupport,
+  ) {
     super();
     this.#settings = settings;
     this.#server = server;
@@ -153,13 +169,17 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     const runDirHash = createHash('sha256').update(settings.runDir).digest('hex').slice(0, 8);
     this.#replicaPrefix = `holdfast-${settings.name}-${runDirHash}-`;
     this.#log = log;
-    this.#replicas = new ReplicaKeeper({
-      metaDirOf: (imagePath) => diskMetaDir(settings.diskDir, imagePath),
-      journalBytes: settings.journalMiB * (1 << 20),
-      adopt: settings.adoptDisks,
-      log,
-      onFault: (fault, image) => this.#onDiskFault(fault, image),
-    });
+    this.#support = support;
+    this.#replicas =
+      support &&
+      new ReplicaKeeper({
+        metaDirOf: (imagePath) => support.metaDirOf(settings.diskDir, imagePath),
+        openStore: (options) => support.openStore(options),
+        journalBytes: settings.journalMiB * (1 << 20),
+        adopt: settings.adoptDisks,
+        log,
+        onFault: (fault, image) => this.#onDiskFault(fault, image),
+      });
     this.#state = initialState({
       takeover: settings.takeover,
       connectionGraceMs: settings.connectionGraceMs,
@@ -205,6 +225,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     take = (channel) => backup.#onChannel(channel);
     for (const channel of early) if (!channel.isClosed) take(channel);
     signal?.addEventListener('abort', () => void backup.close(), { once: true });
+    void backup.#finishTakeovers();
     return backup;
   }
 
@@ -229,7 +250,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       phase.name === 'ended' ? phase.failure?.message : 'reason' in phase ? phase.reason : undefined;
     const receiveMs = this.#receiveMs.summary();
     const applyMs = this.#applyMs.summary();
-    const disks = this.#replicas.status();
+    const disks = this.#replicas?.status() ?? [];
     return {
       role: 'backup',
       name: this.#settings.name,
@@ -349,15 +370,9 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
         ramPath: join(this.#settings.ramDir, `${this.#replicaPrefix}${process.pid}-g${id}.ram`),
         qemu: this.#settings.qemu,
         replacements: this.#settings.replace,
-        takeDisks:
-          message.disks === undefined
-            ? undefined
-            : () =>
-                this.#replicas.take(message.disks!, [
-                  ...message.standby.replacements,
-                  ...this.#settings.replace,
-                ]),
-        retireDisks: (disks) => this.#replicas.retire(disks),
+        takeDisks: message.disks && (() => this.#takeDisks(message)),
+        standbyDisks: this.#support && ((options) => this.#support!.standby(options)),
+        retireDisks: async (disks) => await this.#replicas?.retire(disks),
         logger: this.#log,
         onReceiverEvent: (event) => {
           if (session !== undefined) this.#onReceiverEvent(session, event);
@@ -376,6 +391,13 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     this.#sessions.set(id, session);
     void this.#requestSession(session, message);
     return session;
+  }
+
+  async #takeDisks({ disks, standby }: SessionMessage): Promise<TakenDisks> {
+    if (this.#replicas === undefined || disks === undefined) {
+      throw new UnsupportedHostError('this backup cannot keep disks');
+    }
+    return await this.#replicas.take(disks, [...standby.replacements, ...this.#settings.replace]);
   }
 
   /** The kept generation may still hold one of the two ports. */
@@ -655,6 +677,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     if (!action.planned) session.liveness?.stop();
     const { generation } = session;
     try {
+      await this.#replicas?.recover();
       const { fenceMs } = await generation.fence();
       if (this.#session(action.abandon)?.generation.standby !== undefined) void this.#drop(action.abandon!);
       await Promise.all(this.#endingStandbys); // a standby that is being ended still has the tap device
@@ -812,6 +835,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     }
     // Also those that a detach has just begun: their standbys hold a tap and the replica until they have ended.
     await Promise.all(this.#drops);
+    await this.#replicas?.close(); // a takeover that failed keeps its generation, but not the images' locks
     if (!failed && (takeover === undefined || outcome.kind === 'vm-exited')) {
       await rm(this.#dir, { recursive: true, force: true }).catch(() => {});
     }
@@ -819,6 +843,40 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       takeover !== undefined && outcome.kind === 'stopped' ? { kind: 'left-running', takeover } : outcome;
     this.emit('ended', final);
     this.#ended.resolve(final);
+  }
+
+  /** VMs whose takeover an earlier daemon did not live to finish: their writes wait for it. */
+  async #finishTakeovers(): Promise<void> {
+    for (const record of await this.#records.list()) {
+      while (this.#closing === undefined && record.role === 'active' && (await isAlive(record.process))) {
+        try {
+          if (await this.#finishTakeover(record.disks ?? [])) {
+            this.#log.info({ vm: record.vmName }, 'a takeover of an earlier run is finished');
+          }
+          break;
+        } catch (error) {
+          this.#warn(toHoldfastError(error, `the VM ${record.vmName} runs, but its disks don't take writes`));
+          await delay(DISKS_RETRY_MS);
+        }
+      }
+    }
+  }
+
+  async #finishTakeover(sockets: readonly string[]): Promise<boolean> {
+    const support = this.#support;
+    const replicas = this.#replicas;
+    if (support === undefined || replicas === undefined) return false;
+    const servers = await support.find(sockets);
+    if (servers.length < sockets.length) throw new DiskError('a disk server of it is not there');
+    return await finishTakeover({
+      servers,
+      take: () =>
+        replicas.take(
+          servers.map(({ id, imagePath, imageBytes }) => ({ id, imagePath, imageBytes })),
+          [],
+        ),
+      retire: (disks) => replicas.retire(disks),
+    });
   }
 
   /** Standbys and replicas of an earlier daemon of this name that was killed. */

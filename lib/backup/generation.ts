@@ -29,6 +29,7 @@ import { forStandby } from '../vm/command-line.js';
 import { killVm, type LaunchedVm, launchVm } from '../vm/launch.js';
 import { moveSockets } from '../vm/netdevs.js';
 import { isAlive, type ProcessIdentity } from '../vm/process.js';
+import type { StandbyDisks, StandbyDisksOptions } from './disk-support.js';
 import type { TakenDisks } from './replica-disks.js';
 import { findStandbyBinary } from './standby-binary.js';
 import { StandbyRelays } from './standby-relays.js';
@@ -50,6 +51,7 @@ export interface GenerationOptions {
   readonly replacements: readonly { readonly from: string; readonly to: string }[];
   /** Opens the replicas of the session's disks; undefined if it has none. */
   readonly takeDisks: (() => Promise<TakenDisks>) | undefined;
+  readonly standbyDisks: ((options: StandbyDisksOptions) => StandbyDisks) | undefined;
   /** Their journals are to be closed: see ReplicaKeeper.retire. */
   readonly retireDisks: (disks: TakenDisks) => Promise<void>;
   readonly logger: Logger;
@@ -140,7 +142,6 @@ export class Generation {
       pageSize,
       epochBytesMax: ramBytes,
       deviceBytesMax,
-      ...(disks === undefined ? {} : { disks: disks.store }),
     });
     if (this.#state === 'new') this.#state = 'ready';
   }
@@ -299,11 +300,14 @@ export class Generation {
       qmpPath: daemonQmpPath,
       replacements,
     });
+    const disks = this.#standbyDisks();
+    const networked = moveSockets(ownArgv, relays.sockets);
     const argv = [
-      ...moveSockets(ownArgv, relays.sockets),
+      ...(disks === undefined ? networked : disks.over(networked, replacements)),
       '-qmp',
       `unix:${this.qmpPath.replaceAll(',', ',,')},server=on,wait=off`,
     ];
+    await disks?.start();
     const vm = await launchVm({
       binary,
       argv,
@@ -312,9 +316,14 @@ export class Generation {
       cwd: existsSync(standby.cwd) ? standby.cwd : '/',
       sendWithFd: native.sendWithFd,
       peerPid: native.peerPid,
-      beside: (identity) => relays.start(identity),
+      beside: async (identity) => {
+        await Promise.all([relays.start(identity), disks?.bind(identity)]);
+      },
+    }).catch(async (error: unknown) => {
+      await disks?.end(); // not bound to a process, perhaps: nobody else would
+      throw error;
     });
-    this.#standby = { vm, qmp: vm.qmp, relays, incomingPath };
+    this.#standby = { vm, qmp: vm.qmp, relays, disks, incomingPath };
     void vm.exited.then((exit) => {
       if (this.#standby?.vm !== vm) return; // ended by us
       const how = exit.signal === null ? `exit code ${exit.code}` : `signal ${exit.signal}`;
@@ -322,6 +331,17 @@ export class Generation {
     });
     refuseOlderQemu(standby.qemuVersion, versionText(vm.qmp.greeting.version));
     this.#capabilitiesBefore = await prepareIncoming(vm.qmp, incomingPath);
+  }
+
+  #standbyDisks(): StandbyDisks | undefined {
+    const { standbyDisks, logger } = this.#options;
+    if (this.#disks === undefined) return undefined;
+    return standbyDisks?.({
+      disks: this.#disks.disks,
+      dir: this.#dir,
+      launch: this.#launches,
+      log: logger,
+    });
   }
 
   async #load(standby: Standby): Promise<number> {

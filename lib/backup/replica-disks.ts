@@ -12,7 +12,6 @@
 import type { SessionDisk } from '../control/messages.js';
 import { ConfigError, toHoldfastError } from '../errors.js';
 import type { Logger } from '../log.js';
-import { type DiskStore, type DiskStoreEvent, native } from '../native.js';
 import { type Replacement, replaceText } from '../vm/command-line.js';
 
 /** One disk of the replica, as the operator sees it. */
@@ -37,11 +36,39 @@ export interface ReplicaDisk {
   readonly metaDir: string;
 }
 
-export type DiskFault = Extract<DiskStoreEvent, { type: 'fault' }>;
+/** Image or journal failed; nothing more is received for the disk. */
+export interface DiskFault {
+  readonly id: string;
+  readonly code: string;
+  readonly errno: number;
+  readonly message: string;
+}
+
+/** The native store behind the replicas, as far as this side needs it. */
+export interface ReplicaStore {
+  /** Also again, after a fault: what is committed and not yet in the images is applied. */
+  open(): Promise<readonly { readonly id: string }[]>;
+  stats(): readonly {
+    readonly id: string;
+    readonly journalUsedBytes: number;
+    readonly journalBytes: number;
+    readonly receivedBytes: number;
+    readonly appliedBytes: number;
+    readonly durableEpoch: number;
+  }[];
+  retire(): Promise<void>;
+  close(): Promise<void>;
+}
+
+export interface ReplicaStoreOptions {
+  readonly disks: readonly (ReplicaDisk & { readonly journalBytes: number; readonly adopt: boolean })[];
+  readonly onFault: (fault: DiskFault) => void;
+}
 
 export interface ReplicaKeeperOptions {
   /** Directory of an image's journal and map; made if it is not there. */
   readonly metaDirOf: (imagePath: string) => Promise<string>;
+  readonly openStore: (options: ReplicaStoreOptions) => ReplicaStore;
   readonly journalBytes: number;
   readonly adopt: boolean;
   readonly log: Logger;
@@ -51,14 +78,14 @@ export interface ReplicaKeeperOptions {
 /** What a generation holds while it may need the disks. */
 export interface TakenDisks {
   readonly disks: readonly ReplicaDisk[];
-  readonly store: DiskStore;
+  readonly store: ReplicaStore;
   /** Idempotent. */
   letGo(): Promise<void>;
 }
 
 interface Open {
   readonly disks: readonly ReplicaDisk[];
-  readonly store: DiskStore;
+  readonly store: ReplicaStore;
   readonly faults: Map<string, DiskFault>;
   takers: number;
   isRetired: boolean;
@@ -123,9 +150,26 @@ export class ReplicaKeeper {
             if (!isHeld) return;
             isHeld = false;
             open.takers -= 1;
-            if (open.takers === 0) await this.#close(open);
+            if (open.takers === 0 && this.#open === open) await this.#close(open);
           }),
       };
+    });
+  }
+
+  /**
+   * Applies once more what could not be applied, if there is such: before a fence that failed for it is
+   * tried again.
+   */
+  async recover(): Promise<void> {
+    await this.#exclusively(async () => {
+      if (this.#open !== undefined && this.#open.faults.size > 0) await this.#recover(this.#open);
+    });
+  }
+
+  /** Whoever holds them still: what is committed stays in images and journals. */
+  async close(): Promise<void> {
+    await this.#exclusively(async () => {
+      if (this.#open !== undefined) await this.#close(this.#open);
     });
   }
 
@@ -140,14 +184,13 @@ export class ReplicaKeeper {
   }
 
   async #openStore(disks: readonly ReplicaDisk[]): Promise<Open> {
-    const { journalBytes, adopt, log, onFault } = this.#options;
+    const { openStore, journalBytes, adopt, log, onFault } = this.#options;
     const faults = new Map<string, DiskFault>();
-    const store = new native.DiskStore({
+    const store = openStore({
       disks: disks.map((disk) => ({ ...disk, journalBytes, adopt })),
-      onEvent: (event) => {
-        if (event.type !== 'fault') return;
-        faults.set(event.id, event);
-        onFault(event, disks.find(({ id }) => id === event.id)?.imagePath ?? '');
+      onFault: (fault) => {
+        faults.set(fault.id, fault);
+        onFault(fault, disks.find(({ id }) => id === fault.id)?.imagePath ?? '');
       },
     });
     try {
@@ -162,8 +205,14 @@ export class ReplicaKeeper {
 
   /** The cause may be gone; what is committed is in the journals, and is applied now. */
   async #recover(open: Open): Promise<void> {
+    const before = [...open.faults];
     open.faults.clear();
-    await open.store.open();
+    try {
+      await open.store.open();
+    } catch (error) {
+      for (const [id, fault] of before) open.faults.set(id, fault);
+      throw toHoldfastError(error);
+    }
   }
 
   async #close(open: Open): Promise<void> {

@@ -34,7 +34,7 @@ import { BackupLink, SupersededError } from './backup-link.js';
 import { fixedConvergence, type RoundStats } from './convergence.js';
 import type { CopyProgress } from './copy-progress.js';
 import type { DiskPlan } from './disk-plan.js';
-import { type DisksCopied, type PrimaryDiskStatus, PrimaryDisks } from './disks.js';
+import { type DiskServers, type DisksCopied, type PrimaryDiskStatus, PrimaryDisks } from './disks.js';
 import { EpochEffects } from './epoch-effects.js';
 import type { EpochReport, EpochSummary } from './epoch-report.js';
 import { followsOnStandby, GuestClock, type GuestClockStatus } from './guest-clock.js';
@@ -132,6 +132,15 @@ interface PrimaryEvents {
   ended: [Outcome];
 }
 
+/** The VM's disk servers, held for as long as it is protected. */
+type PrimaryDiskServers = DiskServers & {
+  /** A server was lost, and its log with it: the session is void. */
+  onLost(listener: (reason: HoldfastError) => void): void;
+  /** QEMU's arguments with each disk by its id: a path of this host means nothing on the backup. */
+  portableArgv(argv: readonly string[]): string[];
+  close(): Promise<void>;
+};
+
 /** The backend that holds guest RAM, with its mapping in QEMU. */
 type MappedBackend = MemoryBackend & { readonly mapping: RamMapping };
 
@@ -147,7 +156,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   readonly #engine: PrimaryEngine;
   readonly #gate: OutputGate;
   readonly #relays: readonly VmRelay[];
-  readonly #servers: DiskSet | undefined;
+  readonly #servers: PrimaryDiskServers | undefined;
   readonly #disks: PrimaryDisks | undefined;
   readonly #scratchDir: string;
   readonly #driver: VmDriver;
@@ -173,7 +182,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     engine: PrimaryEngine;
     gate: OutputGate;
     relays: readonly VmRelay[];
-    servers: DiskSet | undefined;
+    servers: PrimaryDiskServers | undefined;
     scratchDir: string;
     unavailable: UnavailableSenders;
     log: Logger;
@@ -194,6 +203,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     this.#relays = parts.relays;
     this.#servers = parts.servers;
     if (parts.servers !== undefined) {
+      parts.servers.onLost((reason) => this.#dispatch({ type: 'backup-lost', reason: reason.message }));
       this.#disks = new PrimaryDisks({
         servers: parts.servers,
         engine: parts.engine,
@@ -336,6 +346,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         engine,
         gate,
         relays,
+        servers: undefined,
         scratchDir,
         unavailable,
         log,
@@ -700,7 +711,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       standby: {
         binary: basename(this.#vm.binary),
         qemuVersion: this.#vm.qemuVersion,
-        argv: [...this.#vm.argv],
+        argv: this.#servers?.portableArgv(this.#vm.argv) ?? [...this.#vm.argv],
         cwd: this.#vm.cwd,
         machineType: this.#vm.machineType,
         backendId: this.#ram.id,
