@@ -35,9 +35,8 @@ export const diskBytes = 8 * 2 ** 20;
 const RING_BYTES = 4 * 2 ** 20;
 const JOURNAL_BYTES = 64 * 2 ** 20;
 const PLUGIN = join(repositoryRoot(), 'build/Release/holdfast_disk.so');
-/** Requests of the disk server's control protocol (native/nbdkit/disk_control.h). */
+/** A request of the disk server's control protocol (native/nbdkit/disk_control.h). */
 const LOG_START = 1;
-const LOG_STOP = 2;
 const MESSAGE_BYTES = 16;
 
 /** One disk server over an image of its own. */
@@ -82,20 +81,12 @@ export class DiskServerProcess {
   }
 
   async startLog(): Promise<void> {
-    await this.#ask(LOG_START);
-  }
-
-  async stopLog(): Promise<void> {
-    await this.#ask(LOG_STOP);
-  }
-
-  async #ask(type: number): Promise<void> {
     const request = Buffer.alloc(MESSAGE_BYTES);
-    request.writeUInt32LE(type, 0);
+    request.writeUInt32LE(LOG_START, 0);
     this.#control.write(request);
     const [answer] = (await once(this.#control, 'data')) as [Buffer];
     if (answer.length !== MESSAGE_BYTES || answer.readUInt32LE(4) !== 0) {
-      throw new Error(`disk server ${this.id} refused request ${type}: ${this.#stderr}`);
+      throw new Error(`disk server ${this.id} refused to log: ${this.#stderr}`);
     }
   }
 
@@ -107,39 +98,61 @@ export class DiskServerProcess {
   }
 }
 
-/** An NBD client of its own process, with many requests under way. */
+const PROMPT = 'qemu-io> ';
+const ANSWER_MS_MAX = 20_000;
+
+/** An NBD client, qemu-io, of its own process, with many requests under way. */
 export class NbdWriter {
   readonly #process: ChildProcessWithoutNullStreams;
-  #output = '';
-  #batches = 0;
+  #said = '';
+  #onSaid: () => void = () => {};
 
   constructor(server: DiskServerProcess) {
     // What the disk is asked to do must be what it gets: no cache, no detection of zeros.
     const image = `driver=nbd,server.type=unix,server.path=${server.socketPath},discard=unmap,detect-zeroes=off`;
-    this.#process = spawn('qemu-io', ['--cache=none', '--discard=unmap', '--image-opts', image]);
-    this.#process.stdout.setEncoding('utf8').on('data', (text: string) => {
-      this.#output += text;
-    });
-    this.#process.stderr.setEncoding('utf8').on('data', (text: string) => {
-      this.#output += text;
-    });
+    const qemuIo = ['qemu-io', '--cache=none', '--discard=unmap', '--image-opts', image];
+    // Into a pipe it would keep its answers to itself.
+    this.#process = spawn('stdbuf', ['-oL', ...qemuIo]);
+    const listen = (text: string): void => {
+      this.#said += text;
+      this.#onSaid();
+    };
+    this.#process.stdout.setEncoding('utf8').on('data', listen);
+    this.#process.stderr.setEncoding('utf8').on('data', listen);
+    this.#process.on('exit', () => listen(' (it ended)'));
   }
 
   /** Begins these commands of qemu-io's; settles when all of them are done. */
   async run(commands: readonly string[]): Promise<void> {
-    this.#batches += 1;
-    // qemu-io takes one command after the other: it answers the last when all the others are done.
-    this.#process.stdin.write(`${[...commands, 'aio_flush', 'length'].join('\n')}\n`);
-    const wanted = this.#batches;
-    await until('an NBD client to write', () => {
-      if (this.#process.exitCode !== null) throw new Error(`qemu-io ended: ${this.#output.slice(-500)}`);
-      return (this.#output.match(/8 MiB$/gm)?.length ?? 0) >= wanted;
+    // One line at a time: of several that come at once it takes the first, and the others with the next.
+    for (const command of [...commands, 'aio_flush']) {
+      await this.#prompt();
+      this.#said = '';
+      this.#process.stdin.write(`${command}\n`);
+    }
+    await this.#prompt();
+  }
+
+  /** qemu-io is ready for a command, and had nothing to complain of: quiet commands say nothing else. */
+  async #prompt(): Promise<void> {
+    await new Promise<void>((resolve, reject) => {
+      const timer = setTimeout(
+        () => reject(new Error(`no answer from qemu-io; it said: ${this.#said}`)),
+        ANSWER_MS_MAX,
+      );
+      this.#onSaid = () => {
+        if (PROMPT.startsWith(this.#said) && this.#said !== PROMPT) return;
+        clearTimeout(timer);
+        if (this.#said === PROMPT) resolve();
+        else reject(new Error(`qemu-io: ${this.#said}`));
+      };
+      this.#onSaid();
     });
-    if (/failed|error|unsupported/i.test(this.#output)) throw new Error(this.#output.slice(-500));
   }
 
   async end(): Promise<void> {
     const exited = once(this.#process, 'exit');
+    this.#onSaid = () => {};
     this.#process.stdin.end('quit\n');
     await exited;
   }
