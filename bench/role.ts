@@ -5,10 +5,11 @@
  *   node role.js primary|backup '<options as JSON, key in hexadecimal>'
  *   node role.js launch '<LaunchOptions as JSON>'      launches a VM over relays, which outlives this process
  */
-import { RING_BYTES_DEFAULT } from '../lib/disk/disk-files.js';
+
 import { readFileSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { LaunchedVm } from '../lib/cli/launched-vm.js';
+import { RING_BYTES_DEFAULT } from '../lib/disk/disk-files.js';
 import { Backup, type BackupOptions, native, Primary, type PrimaryOptions } from '../lib/index.js';
 
 const say = (value: object): void => {

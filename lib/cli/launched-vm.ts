@@ -130,7 +130,13 @@ export class LaunchedVm {
     const { argv: ownArgv, ram } = forPrimary(argv, { ramPath, qmpPath });
     const network = await networkOf(ownArgv, options.gate, dir);
     const { diskDir, ringBytes } = options;
-    const disks = await LaunchedDisks.plan({ argv: network.argv, cwd: process.cwd(), dir, diskDir, ringBytes });
+    const disks = await LaunchedDisks.plan({
+      argv: network.argv,
+      cwd: process.cwd(),
+      dir,
+      diskDir,
+      ringBytes,
+    });
     const planned: LaunchRecord = {
       process: null,
       commandLine: [...commandLine],

@@ -6,8 +6,8 @@
  */
 import { join, resolve } from 'node:path';
 import { ConfigError } from '../errors.js';
-import type { ProcessIdentity } from '../vm/process.js';
 import { findDisks, wireDisks } from '../vm/disks.js';
+import type { ProcessIdentity } from '../vm/process.js';
 import { DISK_SOCKET_PATH_BYTES_MAX, type DiskServerSpec, diskMetaDir } from './disk-files.js';
 import { NBDKIT_DEFAULT } from './disk-plugin.js';
 import {
