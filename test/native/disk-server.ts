@@ -2,15 +2,7 @@
 
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import {
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  readFileSync,
-  rmSync,
-  truncateSync,
-  writeFileSync,
-} from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -23,7 +15,7 @@ const run = promisify(execFile);
 const messageBytes = 16;
 
 /** Request types of native/nbdkit/disk_control.h. */
-export const diskRequests = { logStart: 1, logStop: 2 } as const;
+export const diskRequests = { logStart: 1, logStop: 2, mapClear: 4, syncIdSet: 5 } as const;
 
 export class DiskServer {
   readonly disk: PrimaryDisk;
@@ -54,7 +46,7 @@ export class DiskServer {
         ...[`image=${file('image')}`, `meta=${file('meta')}`, `ring=${file('ring')}`],
         ...[`control=${file('control')}`, 'ring-bytes=4M'],
       ],
-      { stdio: ['ignore', 'ignore', 'inherit'] },
+      { stdio: 'ignore' },
     );
     const disk = {
       ...{ id, imageBytes, imagePath: file('image') },
@@ -82,10 +74,10 @@ export class DiskServer {
   }
 
   /** The answer's value. */
-  async request(type: number): Promise<bigint> {
+  async request(type: number, body = Buffer.alloc(0)): Promise<bigint> {
     const message = Buffer.alloc(messageBytes);
     message.writeUInt32LE(type, 0);
-    this.#control?.write(message);
+    this.#control?.write(Buffer.concat([message, body]));
     const answer = await this.#answer();
     const error = answer.readUInt32LE(4);
     if (answer.readUInt32LE(0) !== (type | 0x100) || error !== 0) {
@@ -94,19 +86,16 @@ export class DiskServer {
     return answer.readBigUInt64LE(8);
   }
 
+  /** What both hosts have now goes by this name, and no block is marked. */
+  async remember(syncId: string): Promise<void> {
+    await this.request(diskRequests.syncIdSet, Buffer.from(syncId, 'hex'));
+    await this.request(diskRequests.mapClear);
+  }
+
   /** Runs qemu-io commands on it, as QEMU would: over NBD. */
   async io(...commands: readonly string[]): Promise<void> {
     const uri = `nbd+unix:///?socket=${join(this.#directory, 'nbd')}`;
     await run('qemu-io', ['-f', 'raw', ...commands.flatMap((command) => ['-c', command]), uri]);
-  }
-
-  content(): Buffer {
-    return readFileSync(this.disk.imagePath);
-  }
-
-  async kill(): Promise<void> {
-    this.#process.kill('SIGKILL');
-    await this.#exited;
   }
 
   async close(): Promise<void> {
