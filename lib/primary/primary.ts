@@ -10,6 +10,7 @@ import { mkdir, rm, statfs } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { ControlMessage, SessionMessage } from '../control/messages.js';
+import { DiskSet } from '../disk/disk-set.js';
 import {
   CancelledError,
   DiskError,
@@ -27,16 +28,16 @@ import { QmpClient } from '../qmp/client.js';
 import { isLocalPeer, usableSenders } from '../send/sender-availability.js';
 import { BASE_STRATEGY, type SenderExplanation, type UnavailableSenders } from '../send/sender-choice.js';
 import { type VmRecord, VmRecords } from '../state/records.js';
-import { describeVm, type MemoryBackend, type VmDescription } from '../vm/describe.js';
-import { assertProtectable } from '../vm/preflight.js';
+import type { MemoryBackend, VmDescription } from '../vm/describe.js';
 import { isAlive, type ProcessIdentity } from '../vm/process.js';
 import { BackupLink, SupersededError } from './backup-link.js';
 import { fixedConvergence, type RoundStats } from './convergence.js';
 import type { CopyProgress } from './copy-progress.js';
 import type { DiskPlan } from './disk-plan.js';
-import { type DiskServers, type DisksCopied, type PrimaryDiskStatus, PrimaryDisks } from './disks.js';
+import { type DisksCopied, type PrimaryDiskStatus, PrimaryDisks } from './disks.js';
 import { EpochEffects } from './epoch-effects.js';
 import type { EpochReport, EpochSummary } from './epoch-report.js';
+import { examineVm } from './examine-vm.js';
 import { followsOnStandby, GuestClock, type GuestClockStatus } from './guest-clock.js';
 import { recordOf } from './identity.js';
 import {
@@ -132,15 +133,6 @@ interface PrimaryEvents {
   ended: [Outcome];
 }
 
-/** The VM's disk servers, held for as long as it is protected. */
-type PrimaryDiskServers = DiskServers & {
-  /** A server was lost, and its log with it: the session is void. */
-  onLost(listener: (reason: HoldfastError) => void): void;
-  /** QEMU's arguments with each disk by its id: a path of this host means nothing on the backup. */
-  portableArgv(argv: readonly string[]): string[];
-  close(): Promise<void>;
-};
-
 /** The backend that holds guest RAM, with its mapping in QEMU. */
 type MappedBackend = MemoryBackend & { readonly mapping: RamMapping };
 
@@ -156,7 +148,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   readonly #engine: PrimaryEngine;
   readonly #gate: OutputGate;
   readonly #relays: readonly VmRelay[];
-  readonly #servers: PrimaryDiskServers | undefined;
+  readonly #servers: DiskSet | undefined;
   readonly #disks: PrimaryDisks | undefined;
   readonly #scratchDir: string;
   readonly #driver: VmDriver;
@@ -182,7 +174,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     engine: PrimaryEngine;
     gate: OutputGate;
     relays: readonly VmRelay[];
-    servers: PrimaryDiskServers | undefined;
+    servers: DiskSet | undefined;
     scratchDir: string;
     unavailable: UnavailableSenders;
     log: Logger;
@@ -293,14 +285,10 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     const qmp = await QmpClient.connect(qmpPath, { timeoutMs: 5_000, sendWithFd: native.sendWithFd, signal });
     let engine: PrimaryEngine | undefined;
     let gate: OutputGate | undefined;
+    let servers: DiskSet | undefined;
     try {
-      const vm = await describeVm({
-        qmp,
-        pid: native.peerPid(qmp.socketFd),
-        findRamMappings: native.findRamMappings,
-      });
-      assertProtectable(vm);
-      // assertProtectable has shown that there is exactly one backend, and that it is mapped.
+      const vm = await examineVm(qmp, settings, log);
+      // It has been shown that there is exactly one backend, and that it is mapped.
       const backend = vm.memoryBackends[0] as MappedBackend;
       const records = new VmRecords(settings.runDir, 'primary');
       const record = await recordOf(records, vm, qmpPath);
@@ -313,6 +301,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         );
       }
       const relays = await relaysOf(vm);
+      servers = await DiskSet.adopt({ vm, log });
       gate = await chooseGate({ setting: settings.gate, vm, relays, qmp, native, log });
       const adopted = gate.installed;
       const { running } = await qmp.execute('query-status');
@@ -322,6 +311,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         stagingBytesMax: settings.stagingMiB * (1 << 20),
         strategy: settings.sender === 'auto' ? BASE_STRATEGY : settings.sender,
         copyThreads: settings.copyThreads,
+        disks: servers?.disks,
       });
       const attached = await engine.attach();
       log.info(
@@ -346,7 +336,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         engine,
         gate,
         relays,
-        servers: undefined,
+        servers,
         scratchDir,
         unavailable,
         log,
@@ -359,6 +349,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     } catch (error) {
       await engine?.detach().catch(() => {});
       await engine?.close();
+      await servers?.close();
       await gate?.close();
       await qmp.close();
       throw toHoldfastError(error);
