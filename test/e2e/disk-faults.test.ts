@@ -108,7 +108,10 @@ test('a replica without room: protection ends, the checkpoint stays, and both co
     expect(stderr).toMatch(/No space left/);
   };
   const grow = async (): Promise<void> => {
-    await guestCommand(lab.client, 'dd if=/dev/urandom of=/disk/grown bs=1M count=8 conv=fsync; rm /disk/grown');
+    await guestCommand(
+      lab.client,
+      'dd if=/dev/urandom of=/disk/grown bs=1M count=8 conv=fsync; rm /disk/grown',
+    );
   };
   const faultOf = async (): Promise<string | undefined> => (await backupStatus(lab)).disks?.[0]?.fault;
 
@@ -125,7 +128,6 @@ test('a replica without room: protection ends, the checkpoint stays, and both co
   await grow();
   const { reason } = await releasing.message('waiting', { timeoutMs: PATIENCE_MS });
   expect(reason).toMatch(/disk0.*space|space.*disk0/i);
-  await waitFor('the backup to say why', async () => /space/i.test((await faultOf()) ?? ''));
   expect(backup.process.stderr).toMatch(/ENOSPC|no space/i);
   await load.advance(); // nobody waits for a replica that is full
   expect(releasing.of('protected')).toHaveLength(1);
@@ -143,7 +145,8 @@ test('a replica without room: protection ends, the checkpoint stays, and both co
   await fill();
   const growing = grow().catch(() => {}); // its answer is held
   await holding.message('waiting', { timeoutMs: PATIENCE_MS });
-  expect((await primaryStatus(lab)).phase).toBe('waiting');
+  // Here the checkpoint stands, so its replica is open, and says in the status what is wrong with it.
+  await waitFor('the backup to say why', async () => /space/i.test((await faultOf()) ?? ''));
   lab.host('a').die();
   await growing;
   const failed = await backup.message('takeover-failed', { timeoutMs: PATIENCE_MS });
@@ -176,7 +179,7 @@ test('a disk server that is killed under load costs nothing; an image that fails
     service.primaryArgs('a'),
     { dir, sizeMb: 16, image: { name: 'disk1.img', sizeMb: 64 } },
   );
-  const vm = await protectedVm(service, primary);
+  await protectedVm(service, primary);
   const load = await service.startLoad();
   await load.advance();
 
@@ -188,26 +191,33 @@ test('a disk server that is killed under load costs nothing; an image that fails
   expect((await guestOutput(lab.client, 'dmesg')).match(/I\/O error/g)).toBeNull();
 
   const sum = await writeSecondDisk(lab, 8);
-  const tooMuch = await guestCommand(lab.client, 'dd if=/dev/zero of=/dev/vdb bs=1M seek=10 count=20 conv=fsync', {
-    timeoutMs: PATIENCE_MS,
-  });
+  const tooMuch = await guestCommand(
+    lab.client,
+    'dd if=/dev/zero of=/dev/vdb bs=1M seek=10 count=20 conv=fsync',
+    {
+      timeoutMs: PATIENCE_MS,
+    },
+  );
   expect(tooMuch.code).not.toBe(0);
   await waitFor('the status to warn', async () => {
     const { stdout } = await holdfast(lab, 'a', ['status'], { check: false });
     return /disk1.*FAILS: \d+ errors, last ENOSPC/.test(stdout);
   });
   expect(primary.process.stderr).toMatch(/disk1.*ENOSPC/);
-  expect(await vmStatusByDaemon(lab)).toBe('protected');
-  expect(vm.pid).toBeGreaterThan(0);
+  expect((await primaryStatus(lab)).phase).toBe('protected');
   await load.advance();
 
   expect((await holdfast(lab, 'a', ['switchover'], { timeoutMs: PATIENCE_MS })).code).toBe(0);
   await backup.message('took-over', { timeoutMs: PATIENCE_MS });
   await load.advance();
   expect(await readSecondDisk(lab, 8)).toBe(sum);
-  await guestOutput(lab.client, 'dd if=/dev/urandom of=/dev/vdb bs=1M seek=10 count=20 conv=fsync 2> /dev/null', {
-    timeoutMs: PATIENCE_MS,
-  });
+  await guestOutput(
+    lab.client,
+    'dd if=/dev/urandom of=/dev/vdb bs=1M seek=10 count=20 conv=fsync 2> /dev/null',
+    {
+      timeoutMs: PATIENCE_MS,
+    },
+  );
   expect(await load.stop()).toMatchObject({ lost: 0, violations: [] });
 });
 
@@ -282,5 +292,3 @@ const serverOf = async (lab: Lab, host: Host, id: string) => {
   });
   return record;
 };
-
-const vmStatusByDaemon = async (lab: Lab): Promise<string> => (await primaryStatus(lab)).phase;
