@@ -94,6 +94,7 @@ done
 cp -L /lib64/ld-linux-x86-64.so.2 "$root/lib64/"
 
 gcc -O2 -Wall -Wextra -Werror -static -s -o "$root/bin/memwriter" "$sources/memwriter.c"
+gcc -O2 -Wall -Wextra -Werror -static -s -o "$root/bin/flood" "$sources/flood.c"
 install -m 755 "$sources/init" "$root/init"
 (cd "$root" && find . -print0 | LC_ALL=C sort -z | cpio --quiet --null --reproducible -o -H newc) > "$out/initrd.cpio.new"
 
