@@ -6,7 +6,7 @@
     {
       'target_name': 'holdfast',
       'sources': [
-        '<!@(find native -name "*.cc" -not -path "native/fuzz/*" -not -path "native/test/*" -not -path "native/build/*" | sort)'
+        '<!@(find native -name "*.cc" -not -path "native/fuzz/*" -not -path "native/test/*" -not -path "native/build/*" -not -path "native/nbdkit/*" | sort)'
       ],
       'include_dirs': ['native'],
       # Static: the addon then asks nothing of the host it runs on.
@@ -31,6 +31,35 @@
         ['sanitize!=""', {
           # g++ 12 takes members of an optional for uninitialised when it instruments them.
           'cflags': ['-fsanitize=<(sanitize)', '-fno-omit-frame-pointer', '-g', '-Wno-maybe-uninitialized'],
+          'ldflags': ['-fsanitize=<(sanitize)']
+        }]
+      ]
+    },
+    {
+      # The disk server, which nbdkit loads. Not *.node: that is what a loader of
+      # addons looks for. prebuildify packs *.so beside the addon.
+      'target_name': 'holdfast_disk',
+      'type': 'shared_library',
+      'product_prefix': '',
+      'sources': [
+        '<!@(find native/nbdkit -name "*.cc" | sort)',
+        'native/base/unix_socket.cc',
+        'native/disk/disk_map.cc',
+        'native/disk/image_file.cc',
+        'native/disk/record.cc',
+        'native/disk/ring.cc',
+        'native/wire/digest.cc',
+        'native/wire/digest_avx2.cc'
+      ],
+      'include_dirs': ['native'],
+      'defines': ['_GNU_SOURCE'],
+      'cflags!': ['-O3'],
+      'cflags': ['-O2', '-Wall', '-Wextra', '-Werror', '-fvisibility=hidden'],
+      'cflags_cc!': ['-std=gnu++17', '-std=gnu++14'],
+      'cflags_cc': ['-std=gnu++20', '-fvisibility-inlines-hidden'],
+      'conditions': [
+        ['sanitize!=""', {
+          'cflags': ['-fsanitize=<(sanitize)', '-fno-omit-frame-pointer', '-g'],
           'ldflags': ['-fsanitize=<(sanitize)']
         }]
       ]

@@ -14,6 +14,8 @@ import { randomBytes } from 'node:crypto';
 import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { z } from 'zod';
+import { endDiskServer } from '../disk/disk-process.js';
+import { LaunchedDisks } from '../disk/launched-disks.js';
 import { ConfigError } from '../errors.js';
 import type { NativeBinding } from '../native.js';
 import { controlSocketOf } from '../output/relay-files.js';
@@ -37,6 +39,8 @@ const launchRecord = z.strictObject({
   ramPath: z.string().optional(),
   /** The relays that were started with it: netdev, tap, and where QEMU listens for the relay. */
   relays: z.array(z.strictObject({ netdev: z.string(), tap: z.string(), socket: z.string() })).default([]),
+  /** Sockets of the disk servers that were started with it. */
+  disks: z.array(z.string()).default([]),
 });
 type LaunchRecord = z.infer<typeof launchRecord>;
 
@@ -87,6 +91,8 @@ export class LaunchedVm {
     readonly commandLine: readonly string[];
     readonly gate: PrimarySettings['gate'];
     readonly heldBytesMax: number;
+    readonly diskDir: string;
+    readonly ringBytes: number;
     readonly native: Pick<NativeBinding, 'sendWithFd' | 'peerPid'>;
     readonly signal?: AbortSignal;
   }): Promise<LaunchedVm> {
@@ -123,25 +129,35 @@ export class LaunchedVm {
     const ramPath = join(ramDir, `vm-${name}-${randomBytes(4).toString('hex')}.holdfast.ram`);
     const { argv: ownArgv, ram } = forPrimary(argv, { ramPath, qmpPath });
     const network = await networkOf(ownArgv, options.gate, dir);
+    const { diskDir, ringBytes } = options;
+    const disks = await LaunchedDisks.plan({
+      argv: network.argv,
+      cwd: process.cwd(),
+      dir,
+      diskDir,
+      ringBytes,
+    });
     const planned: LaunchRecord = {
       process: null,
       commandLine: [...commandLine],
       qmpPath,
       ...(ram.added ? { ramPath } : {}),
       relays: [...network.taps],
+      disks: [...disks.sockets],
     };
     // Written before the launch too: a daemon killed in between leaves no RAM file that nobody knows of.
     await writeRecord(dir, planned);
     try {
+      await disks.start(signal);
       const vm = await launchVm({
         binary,
-        argv: network.argv,
+        argv: disks.argv,
         qmpPath,
         logPath: join(dir, 'qemu.log'),
         sendWithFd: native.sendWithFd,
         peerPid: native.peerPid,
         signal,
-        beside: async (process) => {
+        beside: async (identity) => {
           const start = network.taps.map(({ tap, socket }) => {
             const control = controlSocketOf(socket);
             const spec = {
@@ -149,11 +165,11 @@ export class LaunchedVm {
               control,
               target: { tap },
               heldBytesMax: options.heldBytesMax,
-              vm: process,
+              vm: identity,
             };
             return startRelay(spec, { signal });
           });
-          await Promise.all(start);
+          await Promise.all([...start, disks.bind(identity)]);
         },
       });
       await vm.qmp.close(); // one client at a time: the primary is next
@@ -161,6 +177,7 @@ export class LaunchedVm {
       await writeRecord(dir, record);
       return new LaunchedVm(dir, record, true, network.refused);
     } catch (error) {
+      await disks.end();
       await rm(ramPath, { force: true });
       await rm(join(dir, 'launched.json'), { force: true }); // the log stays: the error names it
       throw error;
@@ -254,7 +271,11 @@ const writeRecord = async (dir: string, record: LaunchRecord): Promise<void> => 
 
 /** Only what we made: a directory that merely holds such a record is not removed. */
 const removeFiles = async (dir: string, record: LaunchRecord): Promise<void> => {
-  await Promise.all(record.relays.map(({ socket }) => endRelay(socket))); // ending by themselves already
+  // Ending by themselves already.
+  await Promise.all([
+    ...record.relays.map(({ socket }) => endRelay(socket)),
+    ...record.disks.map((socket) => endDiskServer(socket)),
+  ]);
   if (record.ramPath !== undefined) await rm(record.ramPath, { force: true });
   if (basename(dir).startsWith('vm-')) await rm(dir, { recursive: true, force: true });
 };

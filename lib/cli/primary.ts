@@ -192,7 +192,7 @@ const notProtected = (phase: string): NotProtectedError =>
 
 /** The VM if Holdfast launched it, now or earlier; undefined for a stranger behind --qmp. */
 const findVm = async (
-  { qmp, qemu, runDir, ramDir, name, gate, heldMiB }: PrimaryCommandSettings,
+  { qmp, qemu, runDir, ramDir, name, gate, heldMiB, diskDir, ringMiB }: PrimaryCommandSettings,
   signal: AbortSignal,
   console: CommandConsole,
 ): Promise<LaunchedVm | undefined> => {
@@ -201,6 +201,7 @@ const findVm = async (
   const heldBytesMax = heldMiB * (1 << 20);
   const vm = await LaunchedVm.ensure({
     ...{ runDir, ramDir, name, commandLine: qemu, gate, heldBytesMax, native, signal },
+    ...{ diskDir, ringBytes: ringMiB * (1 << 20) },
   });
   console.tell(
     vm.isNew

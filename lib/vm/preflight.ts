@@ -270,12 +270,15 @@ const hostDeviceRefusals = (vm: VmDescription): Refusal[] => {
 
 const driveRefusals = (vm: VmDescription): Refusal[] =>
   vm.drives
-    .filter(({ readOnly }) => !readOnly)
-    .map(({ name, file }) => ({
+    .filter(({ readOnly, server }) => !readOnly && server === undefined)
+    .map(({ name, file, format }) => ({
       what: `drive ${name}${file === '' ? '' : ` (${file})`}`,
       reason:
-        'It is writable, and disk writes are not replicated yet: after a failover memory and disk would not match.',
-      cure: 'Attach it with readonly=on, or keep the data in memory or on a network file system.',
+        'It is writable, and QEMU writes it by itself: after a failover memory and disk would not match.',
+      cure:
+        format === 'raw'
+          ? 'Let Holdfast launch the VM (-- qemu-system-…), which puts it on a disk server, or attach it with readonly=on.'
+          : `Convert it (qemu-img convert -f ${format} -O raw), let Holdfast launch the VM, or attach it with readonly=on.`,
     }));
 
 const hotplugRefusals = (vm: VmDescription): Refusal[] =>

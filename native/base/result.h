@@ -32,6 +32,8 @@ enum class ErrorCode {
   kStateLoad,
   kFenced,
   kCancelled,
+  kDisk,
+  kDiskForeign,
 };
 
 struct Error {

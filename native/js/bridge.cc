@@ -26,6 +26,8 @@ const char* CodeName(ErrorCode code) {
     case ErrorCode::kStateLoad: return "HOLDFAST_E_STATE_LOAD";
     case ErrorCode::kFenced: return "HOLDFAST_E_FENCED";
     case ErrorCode::kCancelled: return "HOLDFAST_E_CANCELLED";
+    case ErrorCode::kDisk: return "HOLDFAST_E_DISK";
+    case ErrorCode::kDiskForeign: return "HOLDFAST_E_DISK_FOREIGN";
   }
   return "HOLDFAST_E_SYSCALL";
 }

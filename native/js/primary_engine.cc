@@ -8,6 +8,7 @@
 
 #include "js/bridge.h"
 #include "js/core.h"
+#include "js/disk_fields.h"
 #include "js/fields.h"
 #include "js/result_object.h"
 #include "primary/primary.h"
@@ -19,7 +20,9 @@ namespace holdfast::js {
 class PrimaryCore : public Core {
  public:
   PrimaryCore(std::shared_ptr<Bridge> bridge, const Primary::Options& options)
-      : Core(std::move(bridge), "hf-primary"), primary_(std::make_unique<Primary>(options)) {}
+      : Core(std::move(bridge), "hf-primary"),
+        primary_(std::make_unique<Primary>(options)),
+        shipped_(primary_->shipped()) {}
   // The thread must be gone before the members it uses are.
   ~PrimaryCore() override { StopAndJoin(); }
 
@@ -27,6 +30,8 @@ class PrimaryCore : public Core {
   Primary& primary() { return *primary_; }
 
   // The rest: JavaScript thread only.
+
+  std::shared_ptr<const ShippedDisks> shipped() const { return shipped_->Get(); }
 
   // What belongs to the present connection is cut by this signal.
   std::shared_ptr<CancelSignal> link() const { return link_; }
@@ -47,6 +52,7 @@ class PrimaryCore : public Core {
 
   std::shared_ptr<CancelSignal> link_ = std::make_shared<CancelSignal>();
   std::unique_ptr<Primary> primary_;
+  const std::shared_ptr<const ShippedSlot> shipped_;
 };
 
 namespace {
@@ -127,6 +133,7 @@ Value ToValue(const Primary::Captured& captured) {
         .Number("aheadPages", captured.ahead_pages)
         .Number("heldBackPages", captured.held_back_pages)
         .Number("runs", captured.runs)
+        .Number("diskBytes", captured.disk_bytes)
         .Number("scanMs", captured.scan_ms)
         .Number("copyMs", captured.copy_ms)
         .object();
@@ -143,6 +150,7 @@ Value ToValue(uint64_t epoch, const Primary::Sent& sent) {
         .Number("deviceBytes", sent.device_bytes)
         .Number("deviceSentBytes", sent.device_sent_bytes)
         .Number("supersededBytes", sent.superseded_bytes)
+        .Number("diskBytes", sent.disk_bytes)
         .Number("sendMs", sent.send_ms)
         .Number("ackMs", sent.ack_ms)
         .Number("syscalls", sent.counters.syscalls)
@@ -162,6 +170,11 @@ Napi::Function PrimaryEngine::Define(Napi::Env env) {
                      {
                          InstanceMethod("attach", &PrimaryEngine::Attach),
                          InstanceMethod("connect", &PrimaryEngine::Connect),
+                         InstanceMethod("connectDisks", &PrimaryEngine::ConnectDisks),
+                         InstanceMethod("syncDisks", &PrimaryEngine::SyncDisks),
+                         InstanceMethod("diskProgress", &PrimaryEngine::DiskProgress),
+                         InstanceMethod("setStopPending", &PrimaryEngine::SetStopPending),
+                         InstanceMethod("diskStats", &PrimaryEngine::DiskStats),
                          InstanceMethod("baseRound", &PrimaryEngine::BaseRound),
                          InstanceMethod("prestage", &PrimaryEngine::Prestage),
                          InstanceMethod("capture", &PrimaryEngine::Capture),
@@ -187,6 +200,7 @@ PrimaryEngine::PrimaryEngine(const Napi::CallbackInfo& info)
     fields.Wrong("copyThreads", 0);
   }
   if (options.pid <= 0) fields.Wrong("pid", 0);
+  if (fields.Has("disks")) options.disks = ToDisks(env, fields);
   const Napi::Value mapping = fields.Get("ram");
   if (!fields.Check()) return;
   Fields ram(env, mapping);
@@ -237,6 +251,56 @@ Napi::Value PrimaryEngine::Connect(const Napi::CallbackInfo& info) {
                          if (link->cancelled()) return Cut();
                          return FromStatus(core->primary().Connect(peer, link));
                        });
+}
+
+Napi::Value PrimaryEngine::ConnectDisks(const Napi::CallbackInfo& info) {
+  return core_->Submit(info.Env(), Value(),
+                       [core = core_.get(), link = core_->link()]() -> Result<js::Value> {
+                         if (link->cancelled()) return Cut();
+                         auto differences = core->primary().ConnectDisks();
+                         if (!differences.ok()) return differences.error();
+                         return ToValue(std::move(differences).value());
+                       });
+}
+
+Napi::Value PrimaryEngine::SyncDisks(const Napi::CallbackInfo& info) {
+  Fields fields(info.Env(), info[0]);
+  const std::vector<Shipper::Plan> plans = ToPlans(info.Env(), fields);
+  const SyncId sync_id = ToSyncId(fields, "syncId");
+  if (!fields.Check()) return {};
+  return core_->Submit(
+      info.Env(), Value(),
+      [core = core_.get(), link = core_->link(), plans, sync_id]() -> Result<js::Value> {
+        if (link->cancelled()) return Cut();
+        auto synced = core->primary().SyncDisks(plans, sync_id);
+        if (!synced.ok()) return synced.error();
+        return ToValue(synced.value());
+      });
+}
+
+Napi::Value PrimaryEngine::DiskProgress(const Napi::CallbackInfo& info) {
+  const auto disks = core_->shipped();
+  if (disks == nullptr || !disks->copying) return info.Env().Undefined();
+  return ResultObject(info.Env())
+      .Number("doneBytes", disks->done_bytes.load())
+      .Number("totalBytes", disks->total_bytes.load())
+      .object();
+}
+
+// Here and now: QEMU is told to stop right after it.
+void PrimaryEngine::SetStopPending(const Napi::CallbackInfo& info) {
+  if (!info[0].IsBoolean()) {
+    Napi::TypeError::New(info.Env(), "holdfast: bad or missing value: on")
+        .ThrowAsJavaScriptException();
+    return;
+  }
+  const auto disks = core_->shipped();
+  if (disks != nullptr) disks->SetStopPending(info[0].As<Napi::Boolean>().Value());
+}
+
+Napi::Value PrimaryEngine::DiskStats(const Napi::CallbackInfo& info) {
+  const auto disks = core_->shipped();
+  return disks == nullptr ? Napi::Array::New(info.Env()) : ToArray(info.Env(), *disks);
 }
 
 Napi::Value PrimaryEngine::BaseRound(const Napi::CallbackInfo& info) {

@@ -18,6 +18,11 @@ class PrimaryEngine : public Napi::ObjectWrap<PrimaryEngine> {
  private:
   Napi::Value Attach(const Napi::CallbackInfo& info);
   Napi::Value Connect(const Napi::CallbackInfo& info);
+  Napi::Value ConnectDisks(const Napi::CallbackInfo& info);
+  Napi::Value SyncDisks(const Napi::CallbackInfo& info);
+  Napi::Value DiskProgress(const Napi::CallbackInfo& info);
+  void SetStopPending(const Napi::CallbackInfo& info);
+  Napi::Value DiskStats(const Napi::CallbackInfo& info);
   Napi::Value BaseRound(const Napi::CallbackInfo& info);
   Napi::Value Prestage(const Napi::CallbackInfo& info);
   Napi::Value Capture(const Napi::CallbackInfo& info);

@@ -52,6 +52,9 @@ Error LacksBase() {
   return Error::Of(ErrorCode::kProtocol, "this connection lacks a complete base");
 }
 Error NotConnected() { return Error::Of(ErrorCode::kPeerLost, "not connected to a backup"); }
+Error LacksDisks() {
+  return Error::Of(ErrorCode::kProtocol, "this connection lacks the disks: they are not synchronised");
+}
 
 }  // namespace
 
@@ -98,7 +101,44 @@ Status Primary::Connect(const Peer& peer, std::shared_ptr<const CancelSignal> ca
                                      *cancel_);
   if (!writer.ok()) return writer.error();
   writer_ = std::move(writer).value();
+  peer_ = peer;
   return {};
+}
+
+Result<std::vector<Shipper::Difference>> Primary::ConnectDisks() {
+  if (writer_ == nullptr) return NotConnected();
+  if (options_.disks.empty()) return Error::Of(ErrorCode::kLimit, "the engine has no disks");
+  if (shipper_ != nullptr) return Error::Of(ErrorCode::kLimit, "the disks are connected");
+  DiskLink::Peer peer;
+  peer.host = peer_.host;
+  peer.port = peer_.port;
+  peer.token = peer_.token;
+  peer.page_size = ram_->page_size();
+  peer.ram_bytes = ram_->size();
+  peer.link = writer_->link();
+  peer.streams = static_cast<uint16_t>(peer_.streams);
+  peer.timeout_ms = peer_.timeout_ms;
+  // The disks' loss is the connection's.
+  auto shipper = Shipper::Connect(options_.disks, peer, *cancel_,
+                                  [writer = writer_.get()] { writer->Interrupt(); });
+  if (!shipper.ok()) return shipper.error();
+  shipper_ = std::move(shipper).value();
+  shipped_->Set(shipper_->shipped());
+  return shipper_->differences();
+}
+
+Result<Shipper::Synced> Primary::SyncDisks(std::span<const Shipper::Plan> plans,
+                                           const SyncId& sync_id) {
+  if (shipper_ == nullptr) return NotConnected();
+  auto synced = shipper_->Sync(plans, sync_id);
+  if (!synced.ok()) {
+    // A refusal of ours leaves the connection as it is.
+    if (shipper_->error()) Disconnect();
+    return synced;
+  }
+  disk_ends_.clear();
+  for (const auto& disk : shipper_->shipped()->disks) disk_ends_.push_back(disk->log->start());
+  return synced;
 }
 
 Result<Primary::Round> Primary::BaseRound(bool first, const CancelSignal& cancel) {
@@ -121,8 +161,9 @@ Result<Primary::Round> Primary::BaseRound(bool first, const CancelSignal& cancel
   if (!sent.ok()) {
     // Which pages arrived is unknown: the next connection starts from the base.
     dirty_set_unknown_ = true;
+    Error error = Explained(sent.error());
     Disconnect();
-    return sent.error();
+    return error;
   }
   base_sent_ = true;
   const SendCounters counters = writer_->counters();
@@ -252,8 +293,9 @@ Status Primary::SendSlice(const Slice& slice, Prestaged& prestaged) {
     return writer_->EndSlice();
   }();
   if (!sent.ok()) {
+    Error error = Explained(sent.error());
     Disconnect();
-    return sent;
+    return error;
   }
   ahead_.Sent();
   ahead_cpu_ms_ += ThreadCpuMs() - start_cpu_ms;
@@ -298,10 +340,48 @@ Result<Primary::Captured> Primary::Capture(uint64_t epoch, Mode mode) {
   next.begun = ahead_.slices() > 0;
   next.superseded_pages = ahead_.pages_sent() - captured.ahead_pages;
   next.ahead_cpu_ms = ahead_cpu_ms_;
+  NoteDisks(next);
+  captured.disk_bytes = next.disk_bytes;
   epoch_ = std::move(next);
   hot_->EndEpoch(dirty.written);
   EndAhead();
   return captured;
+}
+
+// The VM is stopped, and QEMU has drained its writes: each is in a log, or it was
+// not answered.
+void Primary::NoteDisks(Epoch& epoch) {
+  if (shipper_ == nullptr || !shipper_->synced()) return;
+  epoch.disk_ends = shipper_->Heads();
+  if (!epoch.disk_ends.ok()) return;
+  const std::vector<uint64_t>& ends = epoch.disk_ends.value();
+  for (size_t i = 0; i < ends.size(); i++) epoch.disk_bytes += ends[i] - disk_ends_[i];
+}
+
+// Rule "atomic checkpoints": no epoch is committed without its disks.
+Status Primary::CheckDisks(const Epoch& epoch) const {
+  if (options_.disks.empty()) return {};
+  if (!epoch.disk_ends.ok()) return epoch.disk_ends.error();
+  if (shipper_ == nullptr || epoch.disk_ends.value().empty()) return LacksDisks();
+  if (auto error = shipper_->error()) return *error;
+  return {};
+}
+
+// The log of a large epoch may take longer than a peer may be silent. While it
+// moves, the shipper is content, and when it is not, it ends the connection.
+Status Primary::AwaitDisks(const Epoch& epoch) {
+  if (shipper_ == nullptr) return {};
+  for (;;) {
+    auto word = writer_->AwaitWord(kPeerSilenceMsMax);
+    if (!word.ok()) return word.error();
+    if (word.value() || shipper_->Received(epoch.disk_ends.value())) return {};
+  }
+}
+
+// Why the connection was lost, if that began with the disks.
+Error Primary::Explained(Error error) const {
+  if (error.code != ErrorCode::kPeerLost || shipper_ == nullptr) return error;
+  return shipper_->error().value_or(std::move(error));
 }
 
 // False if there is too much to stage, or no memory for it: the VM stays paused instead.
@@ -335,6 +415,10 @@ Result<Primary::Sent> Primary::Send(uint64_t epoch, Strategy strategy, const Sta
   Result<Sent> sent = [&]() -> Result<Sent> {
     if (writer_ == nullptr) return NotConnected();
     if (!base_sent_) return LacksBase();
+    if (const Status sound = CheckDisks(sending); !sound.ok()) {
+      Disconnect();
+      return sound.error();
+    }
     auto device_bytes = ReadStateFile(device);
     if (!device_bytes.ok()) return device_bytes.error();
     std::vector<std::byte> prefix_bytes;
@@ -346,8 +430,10 @@ Result<Primary::Sent> Primary::Send(uint64_t epoch, Strategy strategy, const Sta
     Result<Sent> outcome = SendEpoch(sending, strategy, device_bytes.value(), prefix_bytes);
     // A connection that failed is of no further use, and what it still holds
     // by reference must not leave once staging is reused.
-    if (!outcome.ok()) Disconnect();
-    return outcome;
+    if (outcome.ok()) return outcome;
+    Error error = Explained(outcome.error());
+    Disconnect();
+    return error;
   }();
   if (!sent.ok()) GiveUp(sending);
   return sent;
@@ -358,6 +444,7 @@ Result<Primary::Sent> Primary::SendEpoch(const Epoch& epoch, Strategy strategy,
                                          std::span<const std::byte> prefix) {
   const double start_ms = MonotonicMs();
   const double start_cpu_ms = ThreadCpuMs();
+  if (shipper_ != nullptr) shipper_->MarkBoundary(epoch.number, epoch.disk_ends.value());
   writer_->UseStrategy(strategy);
   if (!epoch.begun) HF_TRY(writer_->BeginEpoch(epoch.number));
   const PageSource source = epoch.mode == Mode::kStaged ? staging_->source() : ram_->source();
@@ -367,6 +454,7 @@ Result<Primary::Sent> Primary::SendEpoch(const Epoch& epoch, Strategy strategy,
   HF_TRY(writer_->Commit(epoch.stopped_ns));
   Sent sent;
   sent.send_ms = MonotonicMs() - start_ms;
+  HF_TRY(AwaitDisks(epoch));
   // Output commit: only the backup's own message counts.
   auto ack = writer_->AwaitAck(epoch.number);
   if (!ack.ok()) return ack.error();
@@ -377,6 +465,8 @@ Result<Primary::Sent> Primary::SendEpoch(const Epoch& epoch, Strategy strategy,
   sent.device_bytes = device.size();
   sent.device_sent_bytes = writer_->device_bytes_sent();
   sent.superseded_bytes = epoch.superseded_pages * ram_->page_size();
+  sent.disk_bytes = epoch.disk_bytes;
+  if (shipper_ != nullptr) disk_ends_ = epoch.disk_ends.value();
   const int64_t apply_us = ack.value().previous_apply_us;
   sent.previous_apply_ms = apply_us < 0 ? -1 : static_cast<double>(apply_us) / 1e3;
   return sent;
@@ -424,7 +514,12 @@ void Primary::Abort(uint64_t epoch) {
 
 void Primary::Disconnect() {
   CarryAhead();
-  if (epoch_) epoch_->begun = false;
+  if (epoch_) {
+    epoch_->begun = false;
+    epoch_->disk_ends = std::vector<uint64_t>{};
+  }
+  shipped_->Set(nullptr);
+  shipper_.reset();
   writer_.reset();
   cancel_.reset();
   base_sent_ = false;

@@ -2,6 +2,10 @@
 //
 //   Attach ─► Connect ─► BaseRound(first) ─► BaseRound… ─► { Prestage… ─► Capture ─► Send }*
 //
+// With disks ConnectDisks and SyncDisks come before the first Send, too. A capture
+// then notes where the logs end, and Send tells the shipper: from there on it is
+// one epoch with the pages, acknowledged as one.
+//
 // The set of pages the backup may lack is never forgotten. Each of them is either
 //   dirty in the tracker, not found by any scan yet;
 //   in carry_: found, but neither staged nor captured (hot, beyond a limit, or of
@@ -19,6 +23,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -29,6 +34,7 @@
 #include "capture/hot_pages.h"
 #include "capture/staging_pool.h"
 #include "capture/step_aside.h"
+#include "disk/shipper.h"
 #include "guest/ram_view.h"
 #include "guest/tracker.h"
 #include "guest/userfault.h"
@@ -46,6 +52,7 @@ class Primary {
     uint64_t staging_bytes_max = 0;
     Strategy strategy = Strategy::kCopy;  // of base rounds
     unsigned copy_threads = 1;
+    std::vector<Shipper::Disk> disks{};
   };
 
   struct Attached {
@@ -98,6 +105,7 @@ class Primary {
     uint64_t ahead_pages = 0;       // of these, sent and not written again
     uint64_t held_back_pages = 0;   // hot when the last slice was taken
     uint64_t runs = 0;
+    uint64_t disk_bytes = 0;  // of log
     double scan_ms = 0;
     double copy_ms = 0;
   };
@@ -113,6 +121,7 @@ class Primary {
     uint64_t device_bytes = 0;
     uint64_t device_sent_bytes = 0;  // less where a delta travelled
     uint64_t superseded_bytes = 0;   // pages that were sent ahead in vain
+    uint64_t disk_bytes = 0;         // of log, beside counters.bytes
     double send_ms = 0;
     double ack_ms = 0;
     double cpu_ms = 0;  // of all sending threads
@@ -126,6 +135,10 @@ class Primary {
   Result<Attached> Attach();
   // `cancel` cuts what waits on this connection, from any thread.
   Status Connect(const Peer& peer, std::shared_ptr<const CancelSignal> cancel);
+  // After Connect: how the disks differ.
+  Result<std::vector<Shipper::Difference>> ConnectDisks();
+  // Once their servers log: the disks' base.
+  Result<Shipper::Synced> SyncDisks(std::span<const Shipper::Plan> plans, const SyncId& sync_id);
   Result<Round> BaseRound(bool first, const CancelSignal& cancel);
   // Speculative: stages what is dirty by now, while the VM runs, and sends it as
   // a slice of the epoch (capture/ahead_pages.h).
@@ -147,6 +160,9 @@ class Primary {
   // An epoch is captured and neither acknowledged nor given up.
   bool epoch_open() const { return epoch_.has_value(); }
 
+  // Where any thread finds the disks that are connected; outlives this object.
+  std::shared_ptr<const ShippedSlot> shipped() const { return shipped_; }
+
  private:
   struct Epoch {
     uint64_t number;
@@ -157,6 +173,8 @@ class Primary {
     bool begun = false;               // on the wire, by slices
     uint64_t superseded_pages = 0;    // sent in vain
     double ahead_cpu_ms = 0;
+    Result<std::vector<uint64_t>> disk_ends = std::vector<uint64_t>{};  // of the logs
+    uint64_t disk_bytes = 0;
   };
 
   struct Dirty {
@@ -171,6 +189,10 @@ class Primary {
   uint64_t AheadRoomPages(const Slice& slice) const;
   Status SendSlice(const Slice& slice, Prestaged& prestaged);
   bool Stage(std::vector<PageRun>& dirty, Epoch& epoch);
+  void NoteDisks(Epoch& epoch);
+  Status CheckDisks(const Epoch& epoch) const;
+  Status AwaitDisks(const Epoch& epoch);
+  Error Explained(Error error) const;
   void Carry(const std::vector<PageRun>& runs);
   void GiveUp(const Epoch& epoch);
   void GiveUpAhead();
@@ -189,7 +211,11 @@ class Primary {
   std::optional<MainThread> qemu_main_;
   WorkerPool alone_{1};  // while the VM runs, the other cores are its
   std::shared_ptr<const CancelSignal> cancel_;
+  Peer peer_;  // of the writer
   std::unique_ptr<EpochWriter> writer_;
+  std::unique_ptr<Shipper> shipper_;  // interrupts the writer until it is gone
+  std::vector<uint64_t> disk_ends_;   // of the epoch acknowledged last
+  const std::shared_ptr<ShippedSlot> shipped_ = std::make_shared<ShippedSlot>();
 
   std::optional<Epoch> epoch_;
   std::unique_ptr<HotPages> hot_;

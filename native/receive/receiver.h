@@ -24,6 +24,8 @@
 
 namespace holdfast {
 
+class DiskStore;
+
 struct ReceiverEvent {
   enum class Type { kConnected, kRound, kCommitted, kApplied, kDisconnected };
   Type type = Type::kConnected;
@@ -56,6 +58,7 @@ class Receiver {
     bool verify = true;          // false: no digest, whatever the primary wishes
     bool deliver_state = false;  // with kCommitted events
     bool gated = false;          // committed epochs are applied only as AllowApplies() says
+    std::shared_ptr<DiskStore> disks{};  // open; none: the VM has no disks
   };
 
   struct Fenced {

@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/host_clock.h"
+#include "disk/disk_receiver.h"
 #include "receive/session.h"
 #include "wire/state_delta.h"
 
@@ -104,6 +105,9 @@ Status ReplicaSession::OnBegin(Stream& stream) {
   device.clear();  // its memory is kept: every epoch has some
   incoming_ = {.device = std::move(device), .first_byte_ms = MonotonicMs()};
   if (!stream.in_round) {
+    if (disks_ != nullptr && !DisksSynced()) {
+      return Error::Of(ErrorCode::kProtocol, "BEGIN frame: an epoch before the disks are synchronised");
+    }
     auto slot = ClaimSlot();
     if (!slot.ok()) return slot.error();
     incoming_.slot = slot.value();
@@ -193,7 +197,44 @@ Status ReplicaSession::OnEndPart(const FrameHeader& header, Stream& stream) {
   if (header.type == FrameType::kCommit) incoming_.commit = {arrived, DecodePart(body).age_ns};
   if (!whole.value()) return {};
   incoming_.open = false;
-  return stream.in_round ? PublishRound() : Publish();
+  if (stream.in_round) return PublishRound();
+  incoming_.whole = true;
+  return PublishIfWhole();
+}
+
+// The disk stream's thread. Its end is the connection's, as any stream's.
+void ReplicaSession::ServeDisks(DiskStream& stream) {
+  DiskReceiver receiver(
+      *disks_, stream.reader, stream.cut,
+      {.send = [this, &stream](auto frame) { return AnswerOnDisks(stream, frame); },
+       .reached =
+           [this](uint64_t) {
+             const std::lock_guard turn(receive_mutex_);
+             return PublishIfWhole();
+           },
+       .synced =
+           [this] {
+             const std::lock_guard lock(mutex_);
+             disks_synced_ = true;
+           }});
+  Error ended = receiver.Run();
+  if (ended.code == ErrorCode::kCancelled && !cut_) {
+    ended = Error::Of(ErrorCode::kFenced, "disk stream: a newer session has taken the disks");
+  }
+  Lose(std::move(ended));
+}
+
+bool ReplicaSession::DisksSynced() {
+  const std::lock_guard lock(mutex_);
+  return disks_synced_;
+}
+
+// Under receive_mutex_. Pages and disks come in no order.
+Status ReplicaSession::PublishIfWhole() {
+  if (!incoming_.whole) return {};
+  if (disks_ != nullptr && !disks_->Reached(incoming_.slot->epoch)) return {};
+  incoming_.whole = false;
+  return Publish();
 }
 
 // The primary waits for the answer before it uses the memory again from which
@@ -240,6 +281,7 @@ Status ReplicaSession::Publish() {
   const std::lock_guard lock(mutex_);
   if (stopped()) return Stopping();
   Slot& slot = *incoming_.slot;
+  if (disks_ != nullptr) HF_TRY(disks_->Commit(slot.epoch));
   incoming_.slot = nullptr;
   checkpoint_.epoch = slot.epoch;
   checkpoint_.device.swap(incoming_.device);

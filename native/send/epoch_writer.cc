@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <cinttypes>
 #include <mutex>
 #include <optional>
@@ -370,6 +371,19 @@ Result<EpochWriter::Ack> EpochWriter::AwaitAck(uint64_t epoch) {
 }
 
 bool EpochWriter::verified() const { return impl_->verify; }
+
+uint64_t EpochWriter::link() const { return impl_->link; }
+
+Result<bool> EpochWriter::AwaitWord(int timeout_ms) {
+  auto first = BulkStream::AwaitFirst(impl_->streams, timeout_ms);
+  if (first.ok()) return true;
+  if (first.error().sys_errno == ETIMEDOUT) return false;
+  return first.error();
+}
+
+void EpochWriter::Interrupt() {
+  for (const auto& stream : impl_->streams) stream->Interrupt();
+}
 
 SendCounters EpochWriter::counters() const {
   SendCounters total;

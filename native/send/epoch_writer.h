@@ -92,6 +92,14 @@ class EpochWriter {
   Result<Ack> AwaitAck(uint64_t epoch);
 
   bool verified() const;  // the sides agreed on digests
+  uint64_t link() const;  // of HELLO_OK: what belongs to this connection names it
+
+  // Waits until the backup has said something, on any stream, or has ended it;
+  // false: not within this time.
+  Result<bool> AwaitWord(int timeout_ms);
+
+  // Any thread: ends the connection, whoever uses it.
+  void Interrupt();
 
   // Since the last BeginRound or BeginEpoch, over all streams.
   SendCounters counters() const;

@@ -170,10 +170,10 @@ Result<size_t> StreamSocket::AwaitFirst(std::span<StreamSocket* const> sockets, 
 }
 
 Status StreamSocket::WaitWritable() {
-  auto ready = Wait(POLLOUT | POLLIN, kPeerSilenceMsMax);
+  auto ready = Wait(two_way_ ? POLLOUT : POLLOUT | POLLIN, kPeerSilenceMsMax);
   if (!ready.ok()) return ready.error();
   // Nothing is due from the peer while we send: this is its ERROR, or its end.
-  if ((ready.value() & POLLIN) != 0) {
+  if (!two_way_ && (ready.value() & POLLIN) != 0) {
     return Error::Of(ErrorCode::kPeerLost, "bulk connection: peer ended it while being sent to");
   }
   return {};

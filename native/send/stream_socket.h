@@ -54,8 +54,11 @@ class StreamSocket {
   Status SendAll(std::span<iovec> parts, bool more);
 
   // Waits until the socket takes bytes again, after EAGAIN. kPeerLost as well
-  // when the peer speaks meanwhile: it only does so to refuse.
+  // when the peer speaks meanwhile: it only does so to refuse. Unless TwoWay.
   Status WaitWritable();
+
+  // The peer speaks whenever it likes, and a thread of its own listens.
+  void TwoWay() { two_way_ = true; }
 
   // Waits until one of them can be read, or has ended: its index, the lowest of
   // several. kPeerLost after timeout_ms. All have the same CancelSignal.
@@ -105,6 +108,7 @@ class StreamSocket {
   const CancelSignal& cancel_;
   CompletionLedger completions_;
   uint64_t syscalls_ = 0;
+  bool two_way_ = false;
 };
 
 }  // namespace holdfast

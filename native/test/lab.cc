@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -145,7 +146,9 @@ uint64_t ReadHugePages() {
 }
 }  // namespace
 
-HugePages::HugePages(uint64_t count) : before_(ReadHugePages()) {
+HugePages::HugePages(uint64_t count) : turn_(::open(kHugePagesFile, O_RDONLY | O_CLOEXEC)) {
+  CHECK(turn_.valid() && ::flock(turn_.get(), LOCK_EX) == 0);
+  before_ = ReadHugePages();
   std::ofstream(kHugePagesFile) << before_ + count;
   reserved_ = ReadHugePages() == before_ + count;
 }

@@ -65,7 +65,8 @@ class GuestRam {
   std::vector<bool> dirty_;
 };
 
-// Reserves huge pages beside those that are, and gives them back.
+// Reserves huge pages beside those that are, and gives them back. Their number
+// is the machine's: of several test programs, one at a time has its own.
 class HugePages {
  public:
   explicit HugePages(uint64_t count);
@@ -73,6 +74,7 @@ class HugePages {
   bool reserved() const { return reserved_; }
 
  private:
+  Descriptor turn_;
   uint64_t before_ = 0;
   bool reserved_ = false;
 };

@@ -17,6 +17,10 @@ uint64_t HashBytes(std::span<const std::byte> bytes) {
   return Fastest().hash(bytes.data(), bytes.size());
 }
 
+uint64_t HashBytes(std::span<const std::byte> bytes, uint64_t seed) {
+  return Fastest().hash_seeded(bytes.data(), bytes.size(), seed);
+}
+
 void Digest::Reset() { Fastest().reset(state_); }
 
 void Digest::Update(std::span<const std::byte> bytes) {

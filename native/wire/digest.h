@@ -9,6 +9,7 @@
 namespace holdfast {
 
 uint64_t HashBytes(std::span<const std::byte> bytes);
+uint64_t HashBytes(std::span<const std::byte> bytes, uint64_t seed);
 
 class Digest {
  public:

@@ -18,6 +18,7 @@ struct DigestFunctions {
   void (*update)(std::byte* state, const std::byte* bytes, size_t count);
   uint64_t (*value)(const std::byte* state);
   uint64_t (*hash)(const std::byte* bytes, size_t count);
+  uint64_t (*hash_seeded)(const std::byte* bytes, size_t count, uint64_t seed);
 };
 
 // Null on processors without it.
@@ -36,6 +37,9 @@ constexpr DigestFunctions kDigestFunctions = {
       return XXH3_64bits_digest(std::launder(reinterpret_cast<const XXH3_state_t*>(state)));
     },
     [](const std::byte* bytes, size_t count) -> uint64_t { return XXH3_64bits(bytes, count); },
+    [](const std::byte* bytes, size_t count, uint64_t seed) -> uint64_t {
+      return XXH3_64bits_withSeed(bytes, count, seed);
+    },
 };
 
 }  // namespace

@@ -293,7 +293,9 @@ WireError WireErrorOf(ErrorCode code) {
     case ErrorCode::kInject:
     case ErrorCode::kRamMapping:
     case ErrorCode::kPeerLost:
-    case ErrorCode::kStateLoad: return WireError::kInternal;
+    case ErrorCode::kStateLoad:
+    case ErrorCode::kDisk:
+    case ErrorCode::kDiskForeign: return WireError::kInternal;
   }
   return WireError::kInternal;
 }
