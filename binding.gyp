@@ -29,7 +29,8 @@
       ],
       'conditions': [
         ['sanitize!=""', {
-          'cflags': ['-fsanitize=<(sanitize)', '-fno-omit-frame-pointer', '-g'],
+          # g++ 12 takes members of an optional for uninitialised when it instruments them.
+          'cflags': ['-fsanitize=<(sanitize)', '-fno-omit-frame-pointer', '-g', '-Wno-maybe-uninitialized'],
           'ldflags': ['-fsanitize=<(sanitize)']
         }]
       ]

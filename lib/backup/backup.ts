@@ -756,6 +756,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   async #goOnActivating(generation: Generation): Promise<void> {
     while (this.#state.phase.name === 'active' && this.#closing === undefined) {
       await delay(DISKS_RETRY_MS);
+      if (this.#closing !== undefined) return; // the next daemon finishes it
       try {
         await generation.activateDisks();
         this.#log.info({}, "the VM's disks take writes");

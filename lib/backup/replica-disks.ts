@@ -10,7 +10,7 @@
  */
 
 import type { SessionDisk } from '../control/messages.js';
-import { ConfigError, toHoldfastError } from '../errors.js';
+import { ConfigError, DiskError, toHoldfastError } from '../errors.js';
 import type { Logger } from '../log.js';
 import type { DiskStore } from '../native.js';
 import { type Replacement, replaceText } from '../vm/command-line.js';
@@ -165,7 +165,9 @@ export class ReplicaKeeper {
   async retire(taken: TakenDisks): Promise<void> {
     await this.#exclusively(async () => {
       const open = this.#open;
-      if (open === undefined || open.store !== taken.store || open.isRetired) return;
+      // A journal that was not closed for good would be applied over what the VM writes.
+      if (open?.store !== taken.store) throw new DiskError('the replicas are closed already');
+      if (open.isRetired) return;
       await open.store.retire();
       open.isRetired = true;
     });

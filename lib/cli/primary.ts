@@ -209,7 +209,7 @@ const findVm = async (
       : `the VM runs already: process ${vm.pid}, QMP ${vm.qmpPath}; attaching to it`,
     {
       event: vm.isNew ? 'launched' : 'found',
-      ...{ pid: vm.pid, qmp: vm.qmpPath, log: vm.logPath, relays: vm.relays },
+      ...{ pid: vm.pid, qmp: vm.qmpPath, log: vm.logPath, relays: vm.relays, disks: vm.disks },
     },
   );
   for (const { netdev, reason } of vm.notRelayed) {

@@ -8,7 +8,7 @@
  * started before QEMU, which opens it at its start, and bound to QEMU's process as soon as there is one.
  */
 import { spawn } from 'node:child_process';
-import { open, readFile, rm } from 'node:fs/promises';
+import { open, rm } from 'node:fs/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CancelledError, DiskError } from '../errors.js';
 import { lastLogLines } from '../vm/launch.js';
@@ -35,24 +35,6 @@ export interface StartedDiskServer {
   readonly record: DiskServerRecord;
   readonly control: DiskControl;
 }
-
-/** Size of a raw image, a regular file or a block device. @throws DiskError */
-export const imageBytesOf = async (path: string): Promise<number> => {
-  try {
-    await using image = await open(path, 'r');
-    const found = await image.stat();
-    if (!found.isBlockDevice()) return found.size;
-    // Linux's encoding of a device number (include/linux/kdev_t.h, new_decode_dev).
-    const major = (found.rdev & 0xfff00) >> 8;
-    const minor = (found.rdev & 0xff) | ((found.rdev >> 12) & 0xfff00);
-    return Number(await readFile(`/sys/dev/block/${major}:${minor}/size`, 'utf8')) * 512;
-  } catch (cause) {
-    throw new DiskError(`the image ${path}: ${(cause as Error).message}`, {
-      cause,
-      cure: 'Name an image that is there: qemu-img create -f raw FILE SIZE makes one.',
-    });
-  }
-};
 
 /**
  * The server of a socket: the one that runs, or a new one; with a connection to its control socket, which
@@ -149,7 +131,7 @@ const start = async (spec: DiskServerSpec, signal: AbortSignal | undefined): Pro
     await control?.close();
     child.kill('SIGKILL');
     if (child.pid !== undefined) await exited;
-    await removeDiskServerFiles(spec.socket);
+    if (spec.vm === null) await removeDiskServerFiles(spec.socket); // else the record is how it is found again
     throw error;
   }
 };

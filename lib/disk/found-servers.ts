@@ -1,7 +1,12 @@
 /** Disk servers of a VM that runs, found by their sockets: for whoever finishes a takeover that another began. */
 import { isAlive } from '../vm/process.js';
 import { DiskControl } from './disk-control.js';
-import { type DiskServerRecord, diskServerFiles, readDiskServerRecord } from './disk-files.js';
+import {
+  type DiskServerRecord,
+  diskServerFiles,
+  readDiskServerRecord,
+  writeDiskServerRecord,
+} from './disk-files.js';
 import { activateDiskServer } from './standby-disks.js';
 
 export interface FoundDiskServer {
@@ -15,9 +20,12 @@ export interface FoundDiskServer {
 }
 
 /** By its own word: whoever activated it may not have lived to write that down. */
-const isActive = async ({ socket, process }: DiskServerRecord): Promise<boolean> => {
+const isActive = async (record: DiskServerRecord): Promise<boolean> => {
+  const { socket, process } = record;
   if (!(await isAlive(process))) return false;
   await using control = await DiskControl.connect(diskServerFiles(socket).control);
+  // Or it would be asked, and so lose its controller, each time.
+  if (control.isActive) await writeDiskServerRecord({ ...record, mode: 'active' });
   return control.isActive;
 };
 

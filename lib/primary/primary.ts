@@ -28,8 +28,7 @@ import { QmpClient } from '../qmp/client.js';
 import { isLocalPeer, usableSenders } from '../send/sender-availability.js';
 import { BASE_STRATEGY, type SenderExplanation, type UnavailableSenders } from '../send/sender-choice.js';
 import { type VmRecord, VmRecords } from '../state/records.js';
-import { describeVm, type MemoryBackend, type VmDescription } from '../vm/describe.js';
-import { assertProtectable } from '../vm/preflight.js';
+import type { MemoryBackend, VmDescription } from '../vm/describe.js';
 import { isAlive, type ProcessIdentity } from '../vm/process.js';
 import { BackupLink, SupersededError } from './backup-link.js';
 import { fixedConvergence, type RoundStats } from './convergence.js';
@@ -38,6 +37,7 @@ import type { DiskPlan } from './disk-plan.js';
 import { type DisksCopied, type PrimaryDiskStatus, PrimaryDisks } from './disks.js';
 import { EpochEffects } from './epoch-effects.js';
 import type { EpochReport, EpochSummary } from './epoch-report.js';
+import { examineVm } from './examine-vm.js';
 import { followsOnStandby, GuestClock, type GuestClockStatus } from './guest-clock.js';
 import { recordOf } from './identity.js';
 import {
@@ -287,13 +287,8 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     let gate: OutputGate | undefined;
     let servers: DiskSet | undefined;
     try {
-      const vm = await describeVm({
-        qmp,
-        pid: native.peerPid(qmp.socketFd),
-        findRamMappings: native.findRamMappings,
-      });
-      assertProtectable(vm);
-      // assertProtectable has shown that there is exactly one backend, and that it is mapped.
+      const vm = await examineVm(qmp, settings, log);
+      // It has been shown that there is exactly one backend, and that it is mapped.
       const backend = vm.memoryBackends[0] as MappedBackend;
       const records = new VmRecords(settings.runDir, 'primary');
       const record = await recordOf(records, vm, qmpPath);
@@ -306,10 +301,10 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         );
       }
       const relays = await relaysOf(vm);
+      servers = await DiskSet.adopt({ vm, log });
       gate = await chooseGate({ setting: settings.gate, vm, relays, qmp, native, log });
       const adopted = gate.installed;
       const { running } = await qmp.execute('query-status');
-      servers = await DiskSet.adopt({ vm, log });
       engine = new native.PrimaryEngine({
         pid: vm.process.pid,
         ram: backend.mapping,

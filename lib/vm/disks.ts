@@ -27,6 +27,8 @@ export interface FileDisk {
   readonly image: string;
   /** Undefined: QEMU would tell by the contents. */
   readonly format: string | undefined;
+  /** What the guest discards is to be given back to the host. */
+  readonly unmap: boolean;
 }
 
 export interface CommandLineDisks {
@@ -53,7 +55,7 @@ export const findDisks = (argv: readonly string[]): CommandLineDisks => {
   };
 };
 
-const fileDisk = ({ id, format }: Leaf, image: string): FileDisk[] => [{ id, image, format }];
+const fileDisk = ({ id, format, unmap }: Leaf, image: string): FileDisk[] => [{ id, image, format, unmap }];
 
 /**
  * The command line with disks on servers. What is there already stays as it is: doing it twice is doing it once.
@@ -141,6 +143,7 @@ interface Leaf {
   readonly name: string | undefined;
   readonly isReadOnly: boolean;
   readonly format: string | undefined;
+  readonly unmap: boolean;
   readonly what:
     | { readonly image: string }
     | { readonly socket: string }
@@ -181,6 +184,7 @@ const leavesOf = (options: readonly CommandOption[]): readonly Leaf[] => {
       name: nameOf(leaf),
       isReadOnly: isReadOnly(leaf),
       format: formatOf(leaf, way),
+      unmap: [leaf, ...way.map(({ placed }) => placed)].some(({ node }) => isUnmap(node.discard)),
       what: whatIs(leaf, way, isSnapshot),
     };
   });
@@ -272,6 +276,8 @@ const idsOf = (leaves: readonly Placed[]): string[] => {
     return `disk${number}`;
   });
 };
+
+const isUnmap = (discard: unknown): boolean => discard === 'unmap' || isOn(discard);
 
 /** Undefined: QEMU looks. */
 const formatOf = (leaf: Placed, way: readonly Parent[]): string | undefined => {

@@ -9,7 +9,8 @@
  */
 
 import { UnsupportedVmError } from '../errors.js';
-import type { Device, MemoryBackend, VmDescription } from './describe.js';
+import type { Device, Drive, MemoryBackend, VmDescription } from './describe.js';
+import { movableDrives } from './movable-drives.js';
 
 export interface Refusal {
   /** The thing refused, as the operator named it. */
@@ -268,18 +269,38 @@ const hostDeviceRefusals = (vm: VmDescription): Refusal[] => {
     }));
 };
 
-const driveRefusals = (vm: VmDescription): Refusal[] =>
-  vm.drives
+const driveRefusals = (vm: VmDescription): Refusal[] => {
+  const movable = new Set(movableDrives(vm).map(({ drive }) => drive));
+  return vm.drives
     .filter(({ readOnly, server }) => !readOnly && server === undefined)
-    .map(({ name, file, format }) => ({
-      what: `drive ${name}${file === '' ? '' : ` (${file})`}`,
-      reason:
-        'It is writable, and QEMU writes it by itself: after a failover memory and disk would not match.',
-      cure:
-        format === 'raw'
-          ? 'Let Holdfast launch the VM (-- qemu-system-…), which puts it on a disk server, or attach it with readonly=on.'
-          : `Convert it (qemu-img convert -f ${format} -O raw), let Holdfast launch the VM, or attach it with readonly=on.`,
+    .map((drive) => ({
+      what: `drive ${drive.name}${drive.file === '' ? '' : ` (${drive.file})`}`,
+      ...whyNotReplicated(drive, movable.has(drive)),
     }));
+};
+
+/** Formats whose images QEMU can read, but not while they are being filled as a standby's are. */
+const OTHER_FORMATS = new Set('qcow2 qcow qed vmdk vdi vhdx vpc parallels luks dmg bochs cloop'.split(' '));
+
+const whyNotReplicated = ({ format }: Drive, isMovable: boolean): Pick<Refusal, 'reason' | 'cure'> => {
+  if (isMovable) {
+    return {
+      reason: 'It is writable, and QEMU writes to the image by itself, so the writes cannot be replicated.',
+      cure: 'Add --move-disks on: it is moved to a disk server beneath the running guest. A VM that Holdfast launches has its disks there from the start.',
+    };
+  }
+  if (OTHER_FORMATS.has(format)) {
+    return {
+      reason: `It is writable, its format is ${format}, and only raw images can be replicated.`,
+      cure: 'Shut the VM down, convert the image (qemu-img convert -O raw OLD NEW.raw), and start it with that and format=raw.',
+    };
+  }
+  return {
+    reason:
+      'It is writable, and not a raw image or block device of this host that the command line names: after a failover memory and disk would not match.',
+    cure: 'Attach it with readonly=on, or keep the data on a disk with format=raw.',
+  };
+};
 
 const hotplugRefusals = (vm: VmDescription): Refusal[] =>
   vm.hotplugged.map((id) => ({

@@ -160,8 +160,11 @@ void DiskStore::CommittedLocked(uint64_t epoch) {
 void DiskStore::SyncLoop() {
   Lock lock(mutex_);
   const auto due = [this] {
-    return stop_ || std::any_of(set_->begin(), set_->end(),
-                                [](const auto& disk) { return disk->ImageSyncIsDue(); });
+    if (stop_) return true;
+    for (size_t i = 0; i < open_.size(); i++) {
+      if (!open_[i]->apply_fault && (*set_)[i].ImageSyncIsDue()) return true;
+    }
+    return false;
   };
   while (!stop_) {
     changed_.wait_for(lock, kLazy, due);

@@ -71,6 +71,8 @@ Result<Primary::Attached> Primary::Attach() {
   auto tracker = DirtyTracker::Open(options_.pid, options_.host_address, options_.ram_bytes,
                                     located.value().page_size);
   if (!tracker.ok()) return tracker.error();
+  auto qemu_main = MainThread::Open(options_.pid);
+  if (!qemu_main.ok()) return qemu_main.error();
   // Last, for it is what a failure would have to undo in QEMU.
   auto userfault = Userfault::Acquire(options_.pid, options_.host_address, options_.ram_bytes);
   if (!userfault.ok()) return userfault.error();
@@ -79,6 +81,7 @@ Result<Primary::Attached> Primary::Attach() {
   tracker_ = std::move(tracker).value();
   ram_ = std::move(ram).value();
   staging_ = std::move(staging).value();
+  qemu_main_ = std::move(qemu_main).value();
   pool_ = std::make_unique<WorkerPool>(std::max(1u, options_.copy_threads));
   hot_ = std::make_unique<HotPages>(ram_->size() / ram_->page_size());
   dirty_set_unknown_ = true;
@@ -309,6 +312,7 @@ Result<Primary::Captured> Primary::Capture(uint64_t epoch, Mode mode) {
                                             " is not acknowledged yet");
   }
   if (ahead_epoch_ != epoch) GiveUpAhead();
+  const StepAside aside(*qemu_main_);
   Captured captured;
   const double start_ms = MonotonicMs();
   auto taken = TakeDirtyPages(/*all=*/false, *pool_);
@@ -528,6 +532,7 @@ Status Primary::Detach() {
   epoch_.reset();
   carry_.clear();
   pool_.reset();
+  qemu_main_.reset();
   hot_.reset();
   staging_.reset();
   ram_.reset();

@@ -33,6 +33,7 @@
 #include "capture/ahead_pages.h"
 #include "capture/hot_pages.h"
 #include "capture/staging_pool.h"
+#include "capture/step_aside.h"
 #include "disk/shipper.h"
 #include "guest/ram_view.h"
 #include "guest/tracker.h"
@@ -128,6 +129,7 @@ class Primary {
   };
 
   explicit Primary(const Options& options) : options_(options) {}
+  ~Primary() { shipped_->Set(nullptr); }
   Primary(const Primary&) = delete;
   Primary& operator=(const Primary&) = delete;
 
@@ -207,6 +209,7 @@ class Primary {
   std::unique_ptr<RamView> ram_;
   std::unique_ptr<StagingPool> staging_;
   std::unique_ptr<WorkerPool> pool_;
+  std::optional<MainThread> qemu_main_;
   WorkerPool alone_{1};  // while the VM runs, the other cores are its
   std::shared_ptr<const CancelSignal> cancel_;
   Peer peer_;  // of the writer

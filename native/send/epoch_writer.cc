@@ -250,7 +250,8 @@ EpochWriter::EpochWriter(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {
   impl_->errors.resize(count);
   impl_->share_of.resize(count);
   if (count > 1) {
-    impl_->threads = std::make_unique<WorkerPool>(static_cast<unsigned>(count), "hf-send");
+    impl_->threads = std::make_unique<WorkerPool>(static_cast<unsigned>(count), "hf-send",
+                                                   WorkerPool::Helpers::kNeeded);
   }
 }
 EpochWriter::~EpochWriter() = default;

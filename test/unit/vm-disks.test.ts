@@ -128,8 +128,11 @@ describe('disks on the command line', () => {
       ],
     ],
   ])('finds and wires %s', (_, argv, files, expected) => {
-    expect(findDisks(argv)).toEqual({ files, sockets: [], refused: [] });
+    expect(findDisks(argv)).toMatchObject({ files, sockets: [], refused: [] });
     expect(wired(...argv)).toEqual(expected);
+    expect(findDisks(argv).files.map(({ unmap }) => unmap)).toEqual(
+      files.map(() => argv.some((word) => word.includes('discard=unmap'))),
+    );
   });
 
   it.each([

@@ -94,7 +94,7 @@ describe('01 rules', () => {
     [
       'writable drive',
       { drives: [{ name: 'd', readOnly: false, format: 'raw', file: '/d' }] },
-      /not replicated yet/,
+      /writes to the image by itself|not a raw image|only raw images/,
     ],
     ['hotplug', { hotplugged: ['d9'] }, /added after the start/],
     ['SEV', { confidentialGuest: true }, /encrypted/],
