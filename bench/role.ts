@@ -22,6 +22,7 @@ const ownBytes = (): number =>
 
 const runPrimary = async (options: PrimaryOptions): Promise<void> => {
   const primary = await Primary.start(options);
+  primary.on('disks-copied', (copied) => say({ event: 'disks-copied', ...copied }));
   primary.on('round', (round) => say({ event: 'round', ...round }));
   primary.on('epoch', (report) =>
     say({ event: 'epoch', ...report, ownBytes: ownBytes(), atMs: performance.now() }),

@@ -144,8 +144,8 @@ class Turns {
 
   async #protectedTurn(guest: DiskGuest | undefined, text: string): Promise<Turn> {
     if (guest === undefined || this.#plan.probes.protected.length === 0) return new Map();
-    const { primary, backup } = replicaSettings(guest);
-    const pair = await startPair(guest.lab, guest, { intervalMs: INTERVAL_MS, ...primary }, { backup });
+    const backup = replicaSettings(guest);
+    const pair = await startPair(guest.lab, guest, { intervalMs: INTERVAL_MS }, { backup });
     await sleep(SETTLE_MS);
     const before = await statusOf(pair, 1);
     const turn = await this.#turn('protected', guest, text, pair);
