@@ -8,6 +8,7 @@
 import { readFileSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { LaunchedVm } from '../lib/cli/launched-vm.js';
+import { RING_BYTES_DEFAULT } from '../lib/disk/disk-files.js';
 import { Backup, type BackupOptions, native, Primary, type PrimaryOptions } from '../lib/index.js';
 
 const say = (value: object): void => {
@@ -56,7 +57,11 @@ type LaunchOptions = Pick<
 const HELD_BYTES_MAX = 16 << 20;
 
 const launch = async (options: LaunchOptions): Promise<void> => {
-  const vm = await LaunchedVm.ensure({ ...options, gate: 'relay', heldBytesMax: HELD_BYTES_MAX, native });
+  const vm = await LaunchedVm.ensure({
+    ...options,
+    ...{ gate: 'relay', heldBytesMax: HELD_BYTES_MAX, native },
+    ...{ diskDir: options.runDir, ringBytes: RING_BYTES_DEFAULT },
+  });
   say({ event: 'launched', pid: vm.pid, qmp: vm.qmpPath });
   process.exit(0);
 };
