@@ -62,7 +62,6 @@ Result<Ring> Ring::Create(const std::string& path, uint64_t ring_bytes, uint64_t
   header->header_bytes = kRingHeaderBytes;
   header->ring_bytes = ring_bytes;
   header->image_bytes = image_bytes;
-  std::atomic_thread_fence(std::memory_order_release);
   std::memcpy(header->magic, kRingMagic, sizeof kRingMagic);
   if (::rename(fresh.c_str(), path.c_str()) != 0) {
     return Error::FromErrno("rename", "creating the log " + path);

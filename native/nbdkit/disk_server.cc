@@ -21,25 +21,25 @@ void DiskServer::Begin() {
   debt_.emplace(log_.ring().header(), [this] { FlushNow(); });
 }
 
-void DiskServer::Quit() {
+Status DiskServer::Close() {
   {
     const std::lock_guard lock(state_mutex_);
-    quitting_.store(true);
+    closing_.store(true);
   }
   state_changed_.notify_all();
-  log_.Stop();
-}
-
-Status DiskServer::Close() {
-  log_.Stop();
+  log_.Stop();  // or who waits for room would not end
+  ranges_.Close();
   log_.ring().Remove(ring_path_);
-  debt_.reset();
   if (!active()) return {};
-  if (const int failed = FlushNow(); failed != 0) {
-    errno = failed;
-    return Error::FromErrno("fdatasync", "the disk image at the end; its map stays open");
-  }
-  return map_->Close();
+  const int failed = FlushNow();
+  Status closed;
+  ranges_.Exclusively([&] {
+    if (failed == 0) closed = map_->Close();
+    map_.reset();
+  });
+  if (failed == 0) return closed;
+  errno = failed;
+  return Error::FromErrno("fdatasync", "the disk image at the end; its map stays open");
 }
 
 int DiskServer::Failed(int error) {
@@ -51,7 +51,7 @@ int DiskServer::Failed(int error) {
 bool DiskServer::WaitUntilActive() {
   if (active()) return true;
   std::unique_lock lock(state_mutex_);
-  state_changed_.wait(lock, [this] { return active() || quitting_.load(); });
+  state_changed_.wait(lock, [this] { return active() || closing_.load(); });
   return active();
 }
 
@@ -61,6 +61,7 @@ int DiskServer::Mutate(uint64_t offset, uint64_t length, bool fua, const Change&
   debt_->WaitUntilPaid();
   {
     const auto hold = ranges_.Acquire(offset, length, [&] { map_->Mark(offset, length); });
+    if (!hold) return ESHUTDOWN;
     const int failed = change();
     if (failed == EOPNOTSUPP) return failed;
     if (failed != 0) {
@@ -116,6 +117,7 @@ int DiskServer::Trim(uint64_t offset, uint64_t length, bool fua) {
 
 int DiskServer::Flush() {
   counters_.flushes.fetch_add(1, std::memory_order_relaxed);
+  if (closing_.load()) return ESHUTDOWN;
   if (!active()) return 0;  // nothing was written here
   if (flush_failed_.load()) return EIO;
   if (log_.stop_pending()) {
@@ -138,7 +140,9 @@ int DiskServer::FlushNow() {
   // The kernel reports a lost page once and then takes it for clean: a second
   // fdatasync would succeed, and promise what is not so.
   flush_failed_.store(true);
-  ranges_.Exclusively([this] { map_->SetFault(); });
+  ranges_.Exclusively([this] {
+    if (map_) map_->SetFault();
+  });
   return Failed(failed);
 }
 

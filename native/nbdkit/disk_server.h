@@ -43,14 +43,14 @@ class DiskServer {
 
   // Threads may be made from here on: nbdkit has forked.
   void Begin();
-  // Nobody waits here any more, for anything: nbdkit ends.
-  void Quit();
-  // After the last request: image and map on stable storage, the ring's name gone.
+  // Lets changes that have begun end, and begins no other; then brings image and
+  // map to stable storage and takes the ring's name away.
   Status Close();
 
   const ImageFile& image() const { return image_; }
 
-  // Requests of the VM. 0, or the errno to answer. Ranges are within the image.
+  // Requests of the VM. 0, or the errno to answer; ESHUTDOWN: closed, don't
+  // answer, the next server will. Ranges are within the image.
   int Read(std::span<std::byte> target, uint64_t offset);
   int Write(std::span<const std::byte> bytes, uint64_t offset, bool fua);
   int Zero(uint64_t offset, uint64_t length, bool may_trim, bool fast_only, bool fua);
@@ -94,7 +94,7 @@ class DiskServer {
   std::mutex state_mutex_;
   std::condition_variable state_changed_;
   std::atomic<bool> active_{false};  // changed under state_mutex_
-  std::atomic<bool> quitting_{false};
+  std::atomic<bool> closing_{false};  // likewise
   std::atomic<bool> flush_failed_{false};
 
   struct Counters {

@@ -2,16 +2,20 @@
 // a disk needs is in disk_server.h; docs/disk.md, "Disk server", is the manual.
 //
 //   nbdkit --foreground --unix SOCKET holdfast_disk.so image=… meta=… ring=… control=…
+#include <poll.h>
+#include <signal.h>
+#include <sys/signalfd.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <optional>
 #include <string>
 
+#include "base/cancel.h"
+#include "base/thread.h"
 #include "nbdkit/control_server.h"
 #include "nbdkit/disk_server.h"
 
@@ -36,7 +40,9 @@ struct Plugin {
   Arguments arguments;
   std::unique_ptr<DiskServer> server;
   std::unique_ptr<ControlServer> control;
-  Thread end_watch;
+  CancelSignal end;
+  Descriptor signals;
+  Thread ender;
 };
 
 Plugin& ThePlugin() {
@@ -128,29 +134,41 @@ int GetReady() {
   return 0;
 }
 
+// Ends the process when it is told to. Not by nbdkit's own way: that answers
+// ESHUTDOWN to requests that come meanwhile, which a VM takes for a broken disk,
+// and waits for clients that are silent. So no request is answered wrongly: a VM
+// whose connection breaks sends it again to the next server.
+void EndWhenTold() {
+  Plugin& plugin = ThePlugin();
+  pollfd waits[] = {{plugin.signals.get(), POLLIN, 0}, {plugin.end.fd(), POLLIN, 0}};
+  while (::poll(waits, std::size(waits), -1) <= 0) {
+  }
+  plugin.control.reset();
+  const Status closed = plugin.server->Close();
+  if (!closed.ok()) Say(closed.error());
+  ::_exit(closed.ok() ? 0 : 1);
+}
+
 int AfterFork() {
   Plugin& plugin = ThePlugin();
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGQUIT}) sigaddset(&signals, signal);
+  // Of this thread, the first one, and of all that nbdkit makes from here on.
+  ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  plugin.signals = Descriptor(::signalfd(-1, &signals, SFD_CLOEXEC));
+  if (!plugin.signals.valid()) return Say(Error::FromErrno("signalfd", "waiting for the end"));
   plugin.server->Begin();
-  plugin.control->Begin(*plugin.server, [] { nbdkit_shutdown(); });
-  // nbdkit waits at its end for requests that are under way, and tells plugins
-  // of it by nothing but this sleep.
-  plugin.end_watch = Thread("hf-end", [&plugin] {
-    constexpr unsigned kSleepSeconds = 1u << 30;
-    while (nbdkit_nanosleep(kSleepSeconds, 0) == 0) {
-    }
-    plugin.server->Quit();
-  });
+  plugin.control->Begin(*plugin.server, [&plugin] { plugin.end.Cancel(); });
+  plugin.ender = Thread("hf-end", EndWhenTold);
   return 0;
 }
 
-// After the last request.
+// nbdkit ends for a reason of its own, such as a filter's.
 void Cleanup() {
   Plugin& plugin = ThePlugin();
-  nbdkit_shutdown();
-  plugin.end_watch.Join();
-  plugin.control.reset();
-  if (const Status closed = plugin.server->Close(); !closed.ok()) Say(closed.error());
-  plugin.server.reset();
+  plugin.end.Cancel();
+  plugin.ender.Join();
 }
 
 void* OpenConnection(int) { return NBDKIT_HANDLE_NOT_NEEDED; }
@@ -166,6 +184,7 @@ int CanExtents(void*) { return ThePlugin().server->image().knows_holes() ? 1 : 0
 // cannot zero or trim is no failure.
 int Answered(int failed, const char* what, uint64_t offset, uint64_t length) {
   if (failed == 0) return 0;
+  while (failed == ESHUTDOWN) ::pause();  // EndWhenTold() ends this, too
   if (failed != EOPNOTSUPP) {
     nbdkit_error("%s of %llu bytes at %llu: %s", what, static_cast<unsigned long long>(length),
                  static_cast<unsigned long long>(offset), std::strerror(failed));

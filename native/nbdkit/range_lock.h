@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <list>
 #include <mutex>
+#include <optional>
 #include <utility>
 
 namespace holdfast {
@@ -44,10 +45,12 @@ class RangeLock {
   RangeLock& operator=(const RangeLock&) = delete;
 
   // Waits for every overlapping range that came before. `begin` runs the moment
-  // the range is held, alone with all other `begin`s and Exclusively()s.
+  // the range is held, alone with all other `begin`s and Exclusively()s. Nothing
+  // once Close() was called.
   template <typename Begin>
-  Hold Acquire(uint64_t offset, uint64_t length, const Begin& begin) {
+  std::optional<Hold> Acquire(uint64_t offset, uint64_t length, const Begin& begin) {
     std::unique_lock lock(mutex_);
+    if (closed_) return std::nullopt;
     const auto entry = entries_.insert(entries_.end(), Entry{offset, offset + length, false});
     if (!IsFirst(entry)) {
       waiting_++;
@@ -57,6 +60,15 @@ class RangeLock {
     entry->held = true;
     begin();
     return Hold(this, entry);
+  }
+
+  // No more from here on. Returns when the last one is released.
+  void Close() {
+    std::unique_lock lock(mutex_);
+    closed_ = true;
+    waiting_++;
+    changed_.wait(lock, [this] { return entries_.empty(); });
+    waiting_--;
   }
 
   // While nothing is acquired or released.
@@ -90,6 +102,7 @@ class RangeLock {
   std::condition_variable changed_;
   Entries entries_;  // in the order of arrival; as many as nbdkit has threads at most
   int waiting_ = 0;
+  bool closed_ = false;
 };
 
 }  // namespace holdfast

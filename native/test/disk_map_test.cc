@@ -80,7 +80,7 @@ TEST("map: marks of two windows, against a model") {
   map.Clear();
   const DiskMap reader = OpenMap(dir / "map", Mode::kRead);
   Blocks newer, older, for_good;
-  for (int step = 0; step < 4000; step++) {
+  for (int step = 0; step < 1500; step++) {
     const uint64_t offset = random() % kImageBytes;
     const uint64_t length_max = random() % 8 == 0 ? kImageBytes : 3 * kMapBlockBytes;
     const uint64_t length = std::min(random() % length_max, kImageBytes - offset);

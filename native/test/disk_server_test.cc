@@ -165,9 +165,24 @@ TEST("disk: a standby reads, and its writers wait until it is made active, or en
 
   Disk other(false);
   std::thread never([&] { CHECK_EQ(other->Write(Filled(512, 5), 0, false), ESHUTDOWN); });
-  other->Quit();
-  never.join();
+  Await("the write to come", [&] { return other->stats().writes == 1; });
   CHECK_OK(other->Close());
+  never.join();
+}
+
+TEST("disk: at its end it waits for what has begun, and begins nothing more") {
+  Disk disk;
+  CHECK_OK(disk->StartLog());
+  std::thread begun([&] { CHECK_EQ(disk->Write(Filled(3 << 20, 2), 0, false), 0); });
+  Await("the writer waits for room", [&] { return disk->stats().flags & kDiskStalled; });
+  CHECK_OK(disk->Close());
+  begun.join();
+  CHECK_EQ(disk->Write(Filled(512, 3), 0, false), ESHUTDOWN);
+  CHECK_EQ(disk->Zero(0, 512, false, false, true), ESHUTDOWN);
+  CHECK_EQ(disk->Trim(0, 512, false), ESHUTDOWN);
+  CHECK_EQ(disk->Flush(), ESHUTDOWN);
+  const Bytes image = ImageOf(disk);
+  CHECK(image[0] == std::byte{2} && image[(3 << 20) - 1] == std::byte{2});
 }
 
 TEST("disk: one active server per image, which leaves the running one's ring alone") {
