@@ -137,6 +137,11 @@ Status DiskFile::CopyFrom(const DiskFile& from, uint64_t offset, uint64_t bytes)
   return {};
 }
 
+void DiskFile::StartWriteback(uint64_t offset, uint64_t bytes) const {
+  ::sync_file_range(fd(), static_cast<off_t>(offset), static_cast<off_t>(bytes),
+                    SYNC_FILE_RANGE_WRITE);
+}
+
 Status DiskFile::Reserve() {
   int failed;
   do {

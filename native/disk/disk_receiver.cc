@@ -73,7 +73,7 @@ Status DiskReceiver::Handle(const FrameHeader& header) {
       for (size_t i = 0; i < received_.size(); i++) {
         received_[i] = told_[i] = plans.value()[i].lsn;
       }
-      return disks_.Start(plans.value());
+      return disks_.Start(plans.value(), [this] { return StillHere(); });
     }
     case FrameType::kDiskBase: return OnBase(header);
     case FrameType::kDiskLog: return OnLog(header);
@@ -104,7 +104,8 @@ Status DiskReceiver::OnBase(const FrameHeader& header) {
   const int image = disks_.BaseFile(base.disk);
   if (image >= 0) {
     const FilePart part{base.offset, base.length};
-    return disks_.BaseWritten(base.disk, reader_.ReadToFile(image, {&part, 1}), base.length);
+    return disks_.BaseWritten(base.disk, reader_.ReadToFile(image, {&part, 1}), base.offset,
+                              base.length);
   }
   data_.resize(base.length);
   HF_TRY(reader_.Read(data_, 0, nullptr));
@@ -117,9 +118,7 @@ Status DiskReceiver::OnLog(const FrameHeader& header) {
   const uint32_t disk = decoded.value().disk;
   uint64_t left = header.payload_bytes - DiskLogBody::kBytes;
   while (left > 0) {
-    auto room = disks_.AwaitRoom(disk, left, [this]() -> Status {
-      return MonotonicMs() - told_ms_ >= kIdleMs ? TellReceived(true) : Status{};
-    });
+    auto room = disks_.AwaitRoom(disk, left, [this] { return StillHere(); });
     if (!room.ok()) return room.error();
     const auto [file, offset, bytes] = room.value();
     const FilePart part{offset, bytes};
@@ -132,6 +131,10 @@ Status DiskReceiver::OnLog(const FrameHeader& header) {
   // More is here already: one answer for all of it.
   if (untold_bytes_ < kToldBytesMax && reader_.buffered() >= kFrameHeaderBytes) return {};
   return TellReceived(false);
+}
+
+Status DiskReceiver::StillHere() {
+  return MonotonicMs() - told_ms_ >= kIdleMs ? TellReceived(true) : Status{};
 }
 
 // Of every disk that has had log since, or of all of them.

@@ -45,6 +45,7 @@ class DiskReceiver {
   Status OnBase(const FrameHeader& header);
   Status OnLog(const FrameHeader& header);
   Status TellReceived(bool all);
+  Status StillHere();
   Status Send(FrameType type, std::span<const std::byte> table,
               std::span<const std::byte> payload);
 

@@ -96,13 +96,23 @@ Result<DiskSession::Begun> DiskSession::Begin(std::shared_ptr<std::atomic<bool>>
   return begun;
 }
 
-Status DiskSession::Start(std::span<const DiskPlan> plans) {
+Status DiskSession::Await(Lock& lock, const std::function<bool()>& condition,
+                          const std::function<Status()>& idle) {
+  for (;;) {
+    HF_TRY(CheckLocked());
+    if (condition()) return {};
+    store_->changed_.wait_for(lock, kRoomStep);
+    lock.unlock();
+    HF_TRY(idle());
+    lock.lock();
+  }
+}
+
+Status DiskSession::Start(std::span<const DiskPlan> plans, const std::function<Status()>& idle) {
   Lock lock(store_->mutex_);
   HF_TRY(CheckLocked());
   DiskSet& set = *store_->set_;
-  const auto cut = [this] { return cut_->load(); };
-  HF_TRY(store_->AwaitLocked(lock, [this] { return store_->DrainedLocked(); }, cut));
-  HF_TRY(CheckLocked());
+  HF_TRY(Await(lock, [this] { return store_->DrainedLocked(); }, idle));
   // Where little comes, the image stays whole even for a host that has no memory
   // to go with it any more.
   const bool changes_only = std::all_of(plans.begin(), plans.end(), [](const DiskPlan& plan) {
@@ -122,18 +132,23 @@ Status DiskSession::Start(std::span<const DiskPlan> plans) {
     if (!aside) store_->open_[i]->fresh = false;
   }
   store_->changed_.notify_all();
-  HF_TRY(store_->AwaitLocked(
+  return Await(
       lock,
       [&set] {
         return std::all_of(set.begin(), set.end(), [](const auto& disk) { return disk->MayWriteImage(); });
       },
-      cut));
-  return CheckLocked();
+      idle);
 }
 
 int DiskSession::BaseFile(uint32_t disk) const { return (*store_->set_)[disk].BaseFile(); }
 
-Status DiskSession::BaseWritten(uint32_t disk, const Status& written, uint64_t bytes) {
+Status DiskSession::BaseWritten(uint32_t disk, const Status& written, uint64_t offset,
+                                uint64_t bytes) {
+  if (written.ok()) (*store_->set_)[disk].BaseWritten(offset, bytes);
+  return Account(disk, written, bytes);
+}
+
+Status DiskSession::Account(uint32_t disk, const Status& written, uint64_t bytes) {
   const Lock lock(store_->mutex_);
   if (IsDiskFault(written)) store_->Fail(disk, written.error());
   if (!written.ok()) return written;
@@ -142,11 +157,11 @@ Status DiskSession::BaseWritten(uint32_t disk, const Status& written, uint64_t b
 }
 
 Status DiskSession::BaseData(uint32_t disk, uint64_t offset, std::span<const std::byte> bytes) {
-  return BaseWritten(disk, (*store_->set_)[disk].BaseData(offset, bytes), bytes.size());
+  return Account(disk, (*store_->set_)[disk].BaseData(offset, bytes), bytes.size());
 }
 
 Status DiskSession::BaseHole(uint32_t disk, uint64_t offset, uint64_t bytes) {
-  return BaseWritten(disk, (*store_->set_)[disk].BaseHole(offset, bytes), 0);
+  return Account(disk, (*store_->set_)[disk].BaseHole(offset, bytes), 0);
 }
 
 Result<DiskSession::Room> DiskSession::AwaitRoom(uint32_t disk, uint64_t bytes_max,

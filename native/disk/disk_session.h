@@ -39,14 +39,15 @@ class DiskSession {
   // Takes the log, from whoever has it. `cut` becomes true when somebody else
   // takes it from here, and ends every call that waits.
   Result<Begun> Begin(std::shared_ptr<std::atomic<bool>> cut);
-  // Waits until nothing of an older log is left to be applied.
-  Status Start(std::span<const DiskPlan> plans);
+  // Waits until nothing of an older log is left to be applied, calling `idle` now
+  // and then.
+  Status Start(std::span<const DiskPlan> plans, const std::function<Status()>& idle);
   Status BaseData(uint32_t disk, uint64_t offset, std::span<const std::byte> bytes);
   Status BaseHole(uint32_t disk, uint64_t offset, uint64_t bytes);
   // The file that data of the base goes to as it is; -1: there is none. And how
   // writing to it went.
   int BaseFile(uint32_t disk) const;
-  Status BaseWritten(uint32_t disk, const Status& written, uint64_t bytes);
+  Status BaseWritten(uint32_t disk, const Status& written, uint64_t offset, uint64_t bytes);
 
   // Where the next log bytes go: so many of them, in one piece of this file.
   struct Room {
@@ -83,6 +84,9 @@ class DiskSession {
   friend class DiskStore;
   using Lock = DiskStore::Lock;
   Status CheckLocked() const;
+  Status Account(uint32_t disk, const Status& written, uint64_t bytes);
+  Status Await(Lock& lock, const std::function<bool()>& condition,
+               const std::function<Status()>& idle);
 
   const std::shared_ptr<DiskStore> store_;
   // Under the store's mutex.

@@ -63,7 +63,7 @@ Status LogReader::CheckLogging() const {
   struct stat status {};
   if (::fstat(ring_.fd(), &status) != 0) return Error::FromErrno("fstat", path_);
   if (status.st_nlink == 0) {
-    return Error::Of(ErrorCode::kPeerLost, path_ + " was replaced: its disk server was restarted");
+    return Error::Of(ErrorCode::kPeerLost, path_ + " is gone: its disk server has ended, or was restarted");
   }
   if (ring_.header().logging.load() == 0) {
     return Error::Of(ErrorCode::kPeerLost, path_ + ": its disk server no longer logs");

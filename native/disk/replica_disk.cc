@@ -22,7 +22,7 @@ Status ReplicaDisk::Recover(const JournalSlot& slot, const std::atomic<bool>& st
   stable_ = slot;
   state_ = slot.state;
   sync_id_ = slot.sync_id;
-  epoch_ = slot.epoch;
+  epoch_ = has_checkpoint() ? slot.epoch : 0;
   if (state_ == JournalState::kMerging) {
     auto aside = Aside::Open(directory_, image_, slot.sync_id);
     if (!aside.ok()) return aside.error();
@@ -170,17 +170,14 @@ void ReplicaDisk::FinishApply(const ApplyPlan& plan, bool succeeded) {
       applied_ = applying_to_ = plan.done;
       // Before the first commit nobody needs them once more.
       if (BeforeFirstCommit()) freed_ = synced_ = durable_ = committed_ = applied_;
-      if (rewind_) Rewind();
-      return;
-    case ApplyPlan::Kind::kMerge:
-      merged_ = succeeded;
-      if (rewind_) Rewind();
-      return;
+      break;
+    case ApplyPlan::Kind::kMerge: merged_ = succeeded; break;
     case ApplyPlan::Kind::kForgetAside:
       aside_.reset();
       merged_ = forget_aside_ = false;
-      return;
+      break;
   }
+  if (rewind_) Rewind();
 }
 
 Status ReplicaDisk::ApplyRecords(ApplyPlan& plan, const std::atomic<bool>& stop) {
@@ -211,7 +208,7 @@ Status ReplicaDisk::ApplyRecord(const JournalRecord& record, bool to_aside) {
 // --- the image's sync ---
 
 bool ReplicaDisk::ImageSyncIsOfUse() const {
-  if (syncing_ || BeforeFirstCommit() || first_round_pending_ || merging()) return false;
+  if (syncing_ || rewind_ || BeforeFirstCommit() || first_round_pending_ || merging()) return false;
   return applied_ > synced_ || (merged_ && state_ == JournalState::kMerging);
 }
 
@@ -292,7 +289,17 @@ void ReplicaDisk::EndStream() {
 }
 
 Status ReplicaDisk::BaseData(uint64_t offset, std::span<const std::byte> bytes) {
-  return aside_ != nullptr ? aside_->Write(offset, bytes) : image_.Write(offset, bytes);
+  HF_TRY(aside_ != nullptr ? aside_->Write(offset, bytes) : image_.Write(offset, bytes));
+  BaseWritten(offset, bytes.size());
+  return {};
+}
+
+void ReplicaDisk::BaseWritten(uint64_t offset, uint64_t bytes) {
+  if (aside_ != nullptr) {
+    aside_->StartWriteback(offset, bytes);
+  } else {
+    image_.StartWriteback(offset, bytes);
+  }
 }
 
 Status ReplicaDisk::BaseHole(uint64_t offset, uint64_t bytes) {

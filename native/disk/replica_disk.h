@@ -103,6 +103,9 @@ class ReplicaDisk {
   // Of the base; without the lock.
   Status BaseData(uint64_t offset, std::span<const std::byte> bytes);
   Status BaseHole(uint64_t offset, uint64_t bytes);
+  // What was written to this file is on its way to the disk, so that the first
+  // commit need not wait for all of it at once. -1: aside, it is BaseData's.
+  void BaseWritten(uint64_t offset, uint64_t bytes);
   int BaseFile() const { return aside_ != nullptr ? -1 : image_.fd(); }
 
   uint64_t received() const { return received_; }

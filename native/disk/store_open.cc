@@ -108,7 +108,7 @@ Result<std::unique_ptr<DiskStore::OpenDisk>> DiskStore::OpenOne(const Disk& opti
   if (!map.ok()) return InUse(map.error(), options.id);
   auto disk = std::make_unique<OpenDisk>(options.meta_dir, std::move(locked).value(),
                                          std::move(writable).value(), std::move(map).value());
-  disk->fresh = empty.value();
+  disk->fresh = empty.value() && !image.is_block_device();  // of one only the ends were looked at
   return disk;
 }
 

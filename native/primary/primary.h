@@ -128,6 +128,7 @@ class Primary {
   };
 
   explicit Primary(const Options& options) : options_(options) {}
+  ~Primary() { shipped_->Set(nullptr); }
   Primary(const Primary&) = delete;
   Primary& operator=(const Primary&) = delete;
 

@@ -47,10 +47,10 @@ struct Medium {
       auto& versions = unsynced[sector];
       const uint64_t sector_begin = sector * kSectorBytes;
       const uint64_t sector_end = std::min<uint64_t>(sector_begin + kSectorBytes, stable.size());
-      Bytes content = versions.empty()
-                          ? Bytes(stable.begin() + static_cast<ptrdiff_t>(sector_begin),
-                                  stable.begin() + static_cast<ptrdiff_t>(sector_end))
-                          : versions.back();
+      // As the cache has it, which after a failed sync is not what the medium has.
+      Bytes content(sector_end - sector_begin);
+      CHECK(::pread(cached.get(), content.data(), content.size(), static_cast<off_t>(sector_begin)) ==
+            static_cast<ssize_t>(content.size()));
       std::memcpy(content.data() + begin, bytes.data() + done, count);
       versions.push_back(std::move(content));
       done += count;
@@ -65,6 +65,9 @@ struct Medium {
     for (const auto& [sector, versions] : unsynced) Put(sector, versions.back());
     unsynced.clear();
   }
+
+  // What was written since the last sync is seen, and never reaches the medium.
+  void FailToSync() { unsynced.clear(); }
 
   void LosePower(Random& random) {
     for (const auto& [sector, versions] : unsynced) {

@@ -44,7 +44,6 @@ class TestDisk {
     Serve();
   }
   ~TestDisk() {
-    server_->Quit();
     CHECK_OK(server_->Close());
   }
 

@@ -606,7 +606,7 @@ TEST("a block device as an image") {
     DiskStore::Disk disk = Store::Describe(dir, "a", bytes);
     disk.image_path = device;
     Store store({disk});
-    CHECK(store.MustOpen()[0].fresh);
+    CHECK(!store.MustOpen()[0].fresh);
     Random random(1);
     Generation generation(dir, store, 7);
     ScriptedPrimary primary(generation.port(), 7, {bytes});

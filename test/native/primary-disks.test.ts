@@ -5,17 +5,28 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { type DiskStore, type DiskStoreEvent, native, type PeerDisk } from '../../lib/native.js';
-import { DiskServer, diskRequests } from './disk-server.js';
+import {
+  type DiskStore,
+  type DiskStoreEvent,
+  native,
+  type PeerDisk,
+  type PrimaryDisk,
+} from '../../lib/native.js';
+import { type Control, DiskServerLab, MiB } from './disk-server-lab.js';
 import { Pair } from './primary-pair.js';
 import { SmallQemu, until } from './primary-qemu.js';
 
-const MiB = 2 ** 20;
 const zeroId = '0'.repeat(32);
 const syncIds = { first: '1'.repeat(32), second: '2'.repeat(32) };
 
+interface Served {
+  readonly server: DiskServerLab;
+  readonly control: Control;
+  readonly disk: PrimaryDisk;
+}
+
 let qemu: SmallQemu;
-let servers: DiskServer[];
+let served: Served[];
 let directory: string;
 let store: DiskStore;
 let events: DiskStoreEvent[];
@@ -23,9 +34,16 @@ let pair: Pair;
 
 const replicaPath = (id: string): string => join(directory, id, 'image');
 
+const serve = async (id: string, imageMiB: number): Promise<Served> => {
+  const server = await DiskServerLab.start({ imageMiB });
+  const { image: imagePath, mapPath, ringPath } = server;
+  const disk = { id, imagePath, mapPath, ringPath, imageBytes: imageMiB * MiB };
+  return { server, control: await server.control(), disk };
+};
+
 const openStore = async (): Promise<void> => {
   store = new native.DiskStore({
-    disks: servers.map(({ disk: { id, imageBytes } }) => ({
+    disks: served.map(({ disk: { id, imageBytes } }) => ({
       ...{ id, imageBytes, imagePath: replicaPath(id), metaDir: join(directory, id) },
       journalBytes: 16 * MiB,
     })),
@@ -36,38 +54,38 @@ const openStore = async (): Promise<void> => {
 
 /** A connection with its disks known, and not synchronised. */
 const connect = async (): Promise<readonly PeerDisk[]> => {
-  pair = new Pair(qemu, { disks: servers.map(({ disk }) => disk), store });
+  pair = new Pair(qemu, { disks: served.map(({ disk }) => disk), store });
   await pair.engine.attach();
   await pair.connect();
   return await pair.engine.connectDisks();
 };
 
-const logStart = async (): Promise<void> => {
-  for (const server of servers) await server.request(diskRequests.logStart);
+const ask = async (request: 'logStart' | 'logStop'): Promise<void> => {
+  for (const { control } of served) expect(await control.ask(request)).toMatchObject({ error: 0 });
 };
 
-const plans = (what: 'all' | 'changed') => servers.map(({ disk: { id } }) => ({ id, what }));
+const plans = (what: 'all' | 'changed') => served.map(({ disk: { id } }) => ({ id, what }));
 
 // Not the contents themselves: they are millions of elements to expect().
 const digest = (path: string): string => createHash('sha256').update(readFileSync(path)).digest('hex');
-const contents = (): readonly string[] => servers.map(({ disk }) => digest(disk.imagePath));
-const replicas = (): readonly string[] => servers.map(({ disk: { id } }) => digest(replicaPath(id)));
+const contents = (): readonly string[] => served.map(({ disk }) => digest(disk.imagePath));
+const replicas = (): readonly string[] => served.map(({ disk: { id } }) => digest(replicaPath(id)));
 
 beforeEach(async () => {
   events = [];
   directory = mkdtempSync(join(tmpdir(), 'holdfast-replica-'));
   qemu = await SmallQemu.start();
   await qemu.qmp('stop');
-  servers = [await DiskServer.start('boot', 8 * MiB), await DiskServer.start('data', 3 * MiB + 512)];
-  await servers[0]!.io('write -P 0x11 1M 2M');
-  for (const { disk } of servers) mkdirSync(join(directory, disk.id));
+  served = [await serve('boot', 8), await serve('data', 3)];
+  await served[0]!.server.io(['write -P 0x11 1M 2M']);
+  for (const { disk } of served) mkdirSync(join(directory, disk.id));
   await openStore();
 });
 
 afterEach(async () => {
   await pair?.close();
   await store.close();
-  for (const server of servers) await server.close();
+  for (const { server } of served) await server[Symbol.asyncDispose]();
   await qemu.kill();
   rmSync(directory, { recursive: true, force: true });
 });
@@ -83,21 +101,21 @@ describe('disks in the checkpoint', () => {
     await pair.close();
 
     await connect();
-    await logStart();
-    await servers[1]!.io('write -P 0x22 0 64k');
+    await ask('logStart');
+    await served[1]!.server.io(['write -P 0x22 0 64k']);
     const synced = await pair.engine.syncDisks({ plans: plans('all'), syncId: syncIds.first });
-    expect(synced.bytes + synced.holeBytes).toBe(11 * MiB + 512);
+    expect(synced.bytes + synced.holeBytes).toBe(11 * MiB);
     expect(synced.bytes).toBeLessThan(3 * MiB);
     expect(pair.engine.diskProgress()).toBeUndefined();
 
-    await servers[0]!.io('write -P 0x33 5M 1M', 'discard 1M 64k', 'write -z 2M 64k');
+    await served[0]!.server.io(['write -P 0x33 5M 1M', 'discard 1M 64k', 'write -z 2M 64k']);
     const first = await pair.epoch(1, 'staged');
     expect(first.diskBytes).toBeGreaterThan(MiB);
-    await servers[1]!.io('write -P 0x44 3M 512', 'flush');
+    await served[1]!.server.io(['write -P 0x44 2M 512', 'flush']);
     qemu.writePages([3], 1);
     const atBoundary = contents();
     const captured = await pair.engine.capture({ epoch: 2, mode: 'staged' });
-    await servers[1]!.io('write -P 0x55 0 1M');
+    await served[1]!.server.io(['write -P 0x55 0 1M']);
     const sent = await pair.send(2);
     expect(captured.diskBytes).toBeLessThan(MiB);
     expect(sent.diskBytes).toBe(captured.diskBytes);
@@ -112,13 +130,13 @@ describe('disks in the checkpoint', () => {
 
   test('an epoch that is given up leaves its writes to the next', async () => {
     await connect();
-    await logStart();
+    await ask('logStart');
     await pair.engine.syncDisks({ plans: plans('all'), syncId: syncIds.first });
     await pair.epoch(1, 'staged');
-    await servers[0]!.io('write -P 0x66 0 4k');
+    await served[0]!.server.io(['write -P 0x66 0 4k']);
     const given = await pair.engine.capture({ epoch: 2, mode: 'staged' });
     await pair.engine.abort(2);
-    await servers[0]!.io('write -P 0x77 4k 4k');
+    await served[0]!.server.io(['write -P 0x77 4k 4k']);
     const again = await pair.epoch(2, 'staged');
     expect(again.diskBytes).toBe(2 * given.diskBytes);
     const atBoundary = contents();
@@ -128,21 +146,24 @@ describe('disks in the checkpoint', () => {
 
   test('what is written while nobody is connected travels as changed blocks', async () => {
     await connect();
-    await logStart();
+    await ask('logStart');
     await pair.engine.syncDisks({ plans: plans('all'), syncId: syncIds.first });
     await pair.epoch(1, 'staged');
-    for (const server of servers) await server.remember(syncIds.first);
+    for (const { control } of served) {
+      await control.ask('syncIdSet', 0, Buffer.from(syncIds.first, 'hex'));
+      await control.ask('mapClear');
+    }
     await pair.close();
-    for (const server of servers) await server.request(diskRequests.logStop);
-    await servers[0]!.io('write -P 0x12 7M 100k');
-    await servers[0]!.io('write -P 0x13 1M 1M');
+    await ask('logStop');
+    await served[0]!.server.io(['write -P 0x12 7M 100k']);
+    await served[0]!.server.io(['write -P 0x13 1M 1M']);
 
     const found = await connect();
     expect(found).toMatchObject([
       { id: 'boot', syncId: syncIds.first, localSyncId: syncIds.first, trusted: true, localTrusted: true },
       { id: 'data', syncId: syncIds.first, localSyncId: syncIds.first, localMarkedBytes: 0 },
     ]);
-    await logStart();
+    await ask('logStart');
     const synced = await pair.engine.syncDisks({ plans: plans('changed'), syncId: syncIds.second });
     expect(synced.bytes + synced.holeBytes).toBeGreaterThan(MiB);
     await pair.epoch(2, 'staged');
@@ -153,10 +174,10 @@ describe('disks in the checkpoint', () => {
 
   test('a disk server that died ends the connection, and no epoch', async () => {
     await connect();
-    await logStart();
+    await ask('logStart');
     await pair.engine.syncDisks({ plans: plans('all'), syncId: syncIds.first });
     await pair.epoch(1, 'staged');
-    await servers[1]!.request(diskRequests.logStop);
+    await served[1]!.control.ask('logStop');
     await expect(pair.epoch(2, 'staged')).rejects.toMatchObject({
       code: 'HOLDFAST_E_PEER_LOST',
       message: expect.stringContaining('no longer logs') as string,
@@ -169,7 +190,7 @@ describe('disks in the checkpoint', () => {
   test('an end in the middle of a copy: disconnect() and close()', async () => {
     for (const end of ['disconnect', 'close'] as const) {
       await connect();
-      await logStart();
+      await ask('logStart');
       const outcome = pair.engine.syncDisks({ plans: plans('all'), syncId: syncIds.first }).then(
         () => 'synced',
         (error: { code: string }) => error.code,
@@ -178,7 +199,7 @@ describe('disks in the checkpoint', () => {
       expect(['synced', 'HOLDFAST_E_CANCELLED']).toContain(await outcome);
       expect(pair.engine.diskStats()).toEqual([]);
       await pair.receiver.closeSession();
-      for (const server of servers) await server.request(diskRequests.logStop);
+      await ask('logStop');
       if (end === 'disconnect') await pair.close();
     }
   });
