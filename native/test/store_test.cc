@@ -435,6 +435,42 @@ TEST("retired once more, after the VM has run: its marks stay") {
   CHECK_EQ(map.value().MarkedBlocks(), uint64_t{3});
 }
 
+// This process's descriptors of a file.
+std::vector<int> DescriptorsOf(const std::string& path) {
+  struct stat file {};
+  CHECK(::stat(path.c_str(), &file) == 0);
+  std::vector<int> found;
+  for (int fd = 0; fd < 1024; fd++) {
+    struct stat about {};
+    if (::fstat(fd, &about) == 0 && about.st_dev == file.st_dev && about.st_ino == file.st_ino) found.push_back(fd);
+  }
+  return found;
+}
+
+TEST("retiring fails at the second disk's map, and then succeeds") {
+  TwoDisks two;
+  two.store.MustOpen();
+  int ends[2];
+  CHECK(::pipe(ends) == 0);
+  const Descriptor reader(ends[0]);
+  const Descriptor writer(ends[1]);
+  // What cannot be synced, in the image's place.
+  const std::vector<int> image = DescriptorsOf(two.dir / "b.img");
+  std::vector<Descriptor> kept;
+  for (const int fd : image) {
+    kept.emplace_back(::dup(fd));
+    CHECK(::dup2(writer.get(), fd) == fd);
+  }
+  CHECK_ERROR(two.store->Retire(), ErrorCode::kSyscall, "image");
+  CHECK_ERROR(two.store->Open(), ErrorCode::kDisk, "running VM");
+  for (size_t i = 0; i < image.size(); i++) CHECK(::dup2(kept[i].get(), image[i]) == image[i]);
+  kept.clear();
+  CHECK_OK(two.store->Retire());
+  for (const char* const name : {"a.meta/map", "b.meta/map"}) {
+    CHECK_EQ(static_cast<int>(ReadFile(two.dir / name)[offsetof(MapHeader, clean)]), 1);
+  }
+}
+
 TEST("a process killed at any moment leaves a committed epoch, on both disks the same") {
   TempDir dir;
   const std::vector<DiskStore::Disk> disks = {Store::Describe(dir, "a", kImageBytes),
