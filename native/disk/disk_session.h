@@ -84,6 +84,7 @@ class DiskSession {
   friend class DiskStore;
   using Lock = DiskStore::Lock;
   Status CheckLocked() const;
+  Status ForgetSyncIds(std::span<const DiskPlan> plans);
   Status Account(uint32_t disk, const Status& written, uint64_t bytes);
   Status Await(Lock& lock, const std::function<bool()>& condition,
                const std::function<Status()>& idle);
