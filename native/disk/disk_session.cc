@@ -250,6 +250,11 @@ Status DiskSession::Took(uint32_t disk, uint64_t bytes) {
   return {};
 }
 
+bool DiskSession::MayTellReceived(uint32_t disk) const {
+  const Lock lock(store_->mutex_);
+  return store_->state_ != DiskStore::State::kOpen || !(*store_->set_)[disk].crowded();
+}
+
 Status DiskSession::Synced(const SyncId& sync_id) {
   const Lock lock(store_->mutex_);
   HF_TRY(CheckLocked());

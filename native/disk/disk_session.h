@@ -62,6 +62,10 @@ class DiskSession {
   // They are there: whole records are verified, and marked in the map.
   Status Took(uint32_t disk, uint64_t bytes);
 
+  // May the primary's ring be given room back? Else it is to wait, and its guest
+  // with it: an epoch is being written faster than it can be taken.
+  bool MayTellReceived(uint32_t disk) const;
+
   Status Synced(const SyncId& sync_id);
   Status Boundary(uint64_t epoch, std::span<const uint64_t> lsns);
   // What is not committed is dropped. Any number of times.

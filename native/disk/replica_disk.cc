@@ -57,8 +57,8 @@ void ReplicaDisk::SetAll(uint64_t lsn) {
 bool ReplicaDisk::RoundIsDue() const {
   if (state_ != stable_.state) return true;
   if (BeforeFirstCommit()) return false;
-  // Half of the circle waits to be free, or nothing else is left to be done.
-  const bool room = synced_ > freed_ && (used() > journal_->circle_bytes() / 2 || synced_ == committed_);
+  // Room is wanted, or nothing else is left to be done.
+  const bool room = synced_ > freed_ && (crowded() || synced_ == committed_);
   return committed_ > durable_ || room;
 }
 
@@ -217,7 +217,7 @@ bool ReplicaDisk::ImageSyncIsOfUse() const {
 
 bool ReplicaDisk::ImageSyncIsDue() const {
   if (!ImageSyncIsOfUse()) return false;
-  return applied_ - synced_ > journal_->circle_bytes() / 4 || room() == 0 ||
+  return applied_ - synced_ > journal_->circle_bytes() / 4 || crowded() ||
          state_ == JournalState::kMerging || stream_ == Stream::kNone;
 }
 
