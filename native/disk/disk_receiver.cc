@@ -28,7 +28,8 @@ DiskReceiver::DiskReceiver(DiskSession& disks, StreamReader& reader,
       callbacks_(std::move(callbacks)),
       decoder_(disks.image_bytes()),
       received_(disks.size()),
-      told_(disks.size()) {}
+      told_(disks.size()),
+      gave_ms_(disks.size()) {}
 
 Error DiskReceiver::Run() {
   const Status ended = Receive();
@@ -153,12 +154,16 @@ Status DiskReceiver::TellReceived(bool all) {
   untold_bytes_ = 0;
   withheld_ = false;
   for (uint32_t disk = 0; disk < told_.size(); disk++) {
-    const bool news = received_[disk] != told_[disk];
-    if (news && disks_.MayTellReceived(disk)) {
-      told_[disk] = received_[disk];
-    } else {
-      withheld_ = withheld_ || news;
-      if (!all) continue;
+    const uint64_t news = received_[disk] - told_[disk];
+    if (news > 0) {
+      const double now_ms = MonotonicMs();
+      const uint64_t given = std::min(news, disks_.RoomToGive(disk, now_ms - gave_ms_[disk]));
+      gave_ms_[disk] = now_ms;
+      told_[disk] += given;
+      withheld_ = withheld_ || given < news;
+      if (given == 0 && !all) continue;
+    } else if (!all) {
+      continue;
     }
     HF_TRY(Send(FrameType::kDiskReceived, {}, EncodeDiskLog({disk, told_[disk]})));
     told_ms_ = MonotonicMs();

@@ -250,9 +250,10 @@ Status DiskSession::Took(uint32_t disk, uint64_t bytes) {
   return {};
 }
 
-bool DiskSession::MayTellReceived(uint32_t disk) const {
+uint64_t DiskSession::RoomToGive(uint32_t disk, double elapsed_ms) const {
   const Lock lock(store_->mutex_);
-  return store_->state_ != DiskStore::State::kOpen || !(*store_->set_)[disk].crowded();
+  if (store_->state_ != DiskStore::State::kOpen) return 0;
+  return (*store_->set_)[disk].RoomToGive(elapsed_ms);
 }
 
 Status DiskSession::Synced(const SyncId& sync_id) {
