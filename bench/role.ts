@@ -5,6 +5,7 @@
  *   node role.js primary|backup '<options as JSON, key in hexadecimal>'
  *   node role.js launch '<LaunchOptions as JSON>'      launches a VM over relays, which outlives this process
  */
+
 import { readFileSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { LaunchedVm } from '../lib/cli/launched-vm.js';
@@ -21,6 +22,7 @@ const ownBytes = (): number =>
 
 const runPrimary = async (options: PrimaryOptions): Promise<void> => {
   const primary = await Primary.start(options);
+  primary.on('disks-copied', (copied) => say({ event: 'disks-copied', ...copied }));
   primary.on('round', (round) => say({ event: 'round', ...round }));
   primary.on('epoch', (report) =>
     say({ event: 'epoch', ...report, ownBytes: ownBytes(), atMs: performance.now() }),
@@ -55,12 +57,13 @@ type LaunchOptions = Pick<
 
 /** What one relay may hold; the default of `holdfast primary`. */
 const HELD_BYTES_MAX = 16 << 20;
+const DISK_DIR = '/var/lib/holdfast';
 
 const launch = async (options: LaunchOptions): Promise<void> => {
   const vm = await LaunchedVm.ensure({
     ...options,
     ...{ gate: 'relay', heldBytesMax: HELD_BYTES_MAX, native },
-    ...{ diskDir: options.runDir, ringBytes: RING_BYTES_DEFAULT },
+    ...{ diskDir: DISK_DIR, ringBytes: RING_BYTES_DEFAULT },
   });
   say({ event: 'launched', pid: vm.pid, qmp: vm.qmpPath });
   process.exit(0);

@@ -32,7 +32,9 @@ export type NativeErrorCode =
   | 'HOLDFAST_E_LIMIT' // a named limit was exceeded
   | 'HOLDFAST_E_STATE_LOAD' // device state could not be handed to the standby
   | 'HOLDFAST_E_FENCED' // the receiver no longer acknowledges
-  | 'HOLDFAST_E_CANCELLED'; // cancelled by close() or disconnect()
+  | 'HOLDFAST_E_CANCELLED' // cancelled by close() or disconnect()
+  | 'HOLDFAST_E_DISK' // a disk's image, journal or map cannot be used; the message says why
+  | 'HOLDFAST_E_DISK_FOREIGN'; // the image has content that is not ours
 
 export interface NativeError extends Error {
   readonly code: NativeErrorCode;
@@ -403,6 +405,11 @@ export interface SessionOptions {
   readonly deviceBytesMax: number;
   /** False: no digests, whatever the primary wishes (default true). */
   readonly verify?: boolean | undefined;
+  /**
+   * The replicas of the VM's disks, open. An epoch is then committed with them, as one. The store may be an
+   * older session's, too: that one's checkpoint stands until this one's first commit.
+   */
+  readonly disks?: DiskStore | undefined;
 }
 
 export type ReceiverEvent =
@@ -442,7 +449,7 @@ export interface FenceResult {
 }
 
 export interface WriteStateOptions {
-  /** The guest's clock in it goes on by the time since the epoch was committed (default false). */
+  /** The guest's clock in it goes on by the time since the VM was stopped for the epoch (default false). */
   readonly followClock: boolean;
 }
 
@@ -466,7 +473,9 @@ export interface Receiver {
   /**
    * From this moment no acknowledgement leaves (atomic with the commit of an
    * epoch: an epoch is either acknowledged and in the replica, or neither).
-   * Settles when the last committed epoch is applied. Idempotent.
+   * Settles when the last committed epoch is applied, to the disks' images as well. Idempotent.
+   * Rejects with HOLDFAST_E_FENCED where a newer session has committed to the same disks, and with a
+   * disk's own error if its image cannot be written: it may be called again then.
    */
   fence(): Promise<FenceResult>;
   /**
@@ -536,6 +545,95 @@ export interface GuestClock {
   forget(): void;
 }
 
+export interface ReplicaDiskOptions {
+  readonly id: string;
+  /** A raw file of that size, made sparse if it is not there, or a block device. */
+  readonly imagePath: string;
+  /** An existing directory for the journal, the map, and while a synchronisation needs it, the aside. */
+  readonly metaDir: string;
+  readonly imageBytes: number;
+  /** At least 8 MiB. */
+  readonly journalBytes: number;
+  /** Take an image that has content, and no metadata of ours, as the replica: it will be overwritten. */
+  readonly adopt?: boolean | undefined;
+}
+
+export interface DiskStoreOptions {
+  readonly disks: readonly ReplicaDiskOptions[];
+  readonly onEvent: (event: DiskStoreEvent) => void;
+}
+
+export type DiskStoreEvent =
+  /** All epochs up to this one are in the images. */
+  | { readonly type: 'applied'; readonly epoch: number }
+  /** All epochs up to this one survive a power failure of this host. */
+  | { readonly type: 'durable'; readonly epoch: number }
+  /** What a new synchronisation brought is in the images now. */
+  | { readonly type: 'merged'; readonly epoch: number }
+  /**
+   * An image or a journal could not be written. What was committed stays, in the journal; nothing is
+   * received any more until a new session, or open(), has tried it again with success.
+   */
+  | {
+      readonly type: 'fault';
+      readonly id: string;
+      readonly code: NativeErrorCode;
+      readonly errno: number;
+      readonly message: string;
+    };
+
+export interface OpenedDisk {
+  readonly id: string;
+  /** The image has no data. */
+  readonly fresh: boolean;
+  /** 32 hexadecimal digits; all zero: none. */
+  readonly syncId: string;
+  /** The map knows of all that was written since `syncId`. */
+  readonly trusted: boolean;
+  readonly markedBytes: number;
+  /** The epoch that the image is, exactly; 0: none. */
+  readonly committedEpoch: number;
+  /** The journal had something for the image. */
+  readonly recovered: boolean;
+}
+
+export interface ReplicaDiskStats {
+  readonly id: string;
+  readonly journalBytes: number;
+  readonly journalUsedBytes: number;
+  /** Of log, since open(). */
+  readonly receivedBytes: number;
+  readonly baseBytes: number;
+  /** Of log. */
+  readonly appliedBytes: number;
+  readonly committedEpoch: number;
+  readonly durableEpoch: number;
+  /** What a synchronisation brought aside is being written to the image. */
+  readonly merging: boolean;
+}
+
+/**
+ * The replicas of a VM's disks on the backup (docs/disk.md): images, journals, maps. One per VM; sessions
+ * of a Receiver fill it, one after the other.
+ */
+export interface DiskStore {
+  /**
+   * Creates what is missing, locks the images against other processes, brings them to the last durable
+   * epoch. Rejects with HOLDFAST_E_DISK, HOLDFAST_E_DISK_FOREIGN, HOLDFAST_E_NO_SPACE or HOLDFAST_E_SYSCALL;
+   * then nothing is open. On an open store: tries again what had failed.
+   */
+  open(): Promise<readonly OpenedDisk[]>;
+  /** Empty unless it is open. */
+  stats(): readonly ReplicaDiskStats[];
+  /**
+   * At a takeover, after fence(): the images are on stable storage, and let go for a disk server that
+   * writes; the journals will never be applied to them. Idempotent.
+   */
+  retire(): Promise<void>;
+  /** Everything stays; what is committed is durable by then, unless a disk has failed. Idempotent. */
+  close(): Promise<void>;
+}
+
 export interface NativeBinding extends PlugBinding {
   probeKernel(): Promise<KernelProbe>;
   /** Takes well under a millisecond and waits for nothing. */
@@ -558,6 +656,7 @@ export interface NativeBinding extends PlugBinding {
   ): Promise<readonly number[]>;
   /** Live native threads and open engines: a leak check for tests. */
   debugCounters(): { readonly threads: number; readonly engines: number; readonly descriptors: number };
+  readonly DiskStore: new (options: DiskStoreOptions) => DiskStore;
   readonly GuestClock: new (options: { readonly pid: number }) => GuestClock;
   readonly PrimaryEngine: new (options: PrimaryEngineOptions) => PrimaryEngine;
   readonly Receiver: new (options: ReceiverOptions) => Receiver;

@@ -4,6 +4,7 @@
 #include <napi.h>
 
 #include "js/bridge.h"
+#include "js/disk_store.h"
 #include "js/functions.h"
 #include "js/guest_clock.h"
 #include "js/plug.h"
@@ -28,6 +29,7 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   exports.Set("hashFile", Napi::Function::New(env, js::HashFileAsync, "hashFile"));
   exports.Set("compareFiles", Napi::Function::New(env, js::CompareFilesAsync, "compareFiles"));
   exports.Set("debugCounters", Napi::Function::New(env, js::DebugCounters, "debugCounters"));
+  exports.Set("DiskStore", js::DiskStoreObject::Define(env));
   exports.Set("GuestClock", js::GuestClockObject::Define(env));
   exports.Set("Plug", js::PlugObject::Define(env));
   exports.Set("PrimaryEngine", js::PrimaryEngine::Define(env));

@@ -9,6 +9,7 @@
  */
 import { randomFillSync } from 'node:crypto';
 import { open, rm } from 'node:fs/promises';
+import { diskMetaDir } from '../../lib/disk/disk-files.js';
 import { percentile } from '../../lib/stats.js';
 import { createDisk, diskPath } from '../../test/lab/disk.js';
 import { Lab } from '../../test/lab/lab.js';
@@ -54,15 +55,15 @@ interface Contender {
 
 const removeReplica = async (lab: Lab): Promise<void> => {
   await rm(diskPath(lab, 'b'), { force: true });
-  await rm(lab.path('disks-b'), { recursive: true, force: true });
+  await rm(await diskMetaDir(lab.path('disks-b'), diskPath(lab, 'b')), { recursive: true, force: true });
 };
 
 const baseCopy: Contender = {
   name: 'base-copy',
   params: { tool: 'Holdfast’s base copy' },
   copy: async (guest) => {
-    const { primary, backup } = replicaSettings(guest, 1);
-    const pair = await startPair(guest.lab, guest, { intervalMs: 100, ...primary }, { backup });
+    const backup = replicaSettings(guest, 1);
+    const pair = await startPair(guest.lab, guest, { intervalMs: 100 }, { backup });
     const { millis } = await pair.primary.message('disks-copied');
     await endPair(pair);
     return Number(millis);

@@ -29,14 +29,10 @@ export const bootGuest = async (lab: Lab, kind: 'raw' | 'server', size: ProbeSiz
   return { ...guest, lab };
 };
 
-/** Where each host keeps what it knows of the disks, and where the backup has its images. */
+/** For the backup: its images are those of host b. */
 export const replicaSettings = ({ lab }: DiskGuest, disks = 2) => ({
-  primary: { diskDir: lab.path('disks-a') },
-  backup: {
-    diskDir: lab.path('disks-b'),
-    replace: Array.from({ length: disks }, (_, index) => ({
-      from: diskPath(lab, 'a', index),
-      to: diskPath(lab, 'b', index),
-    })),
-  },
+  replace: Array.from({ length: disks }, (_, index) => ({
+    from: diskPath(lab, 'a', index),
+    to: diskPath(lab, 'b', index),
+  })),
 });

@@ -27,7 +27,7 @@ export interface TurnPlan {
 const full = { size: { seconds: 3, spanMiB: 512, bonnieMiB: 256 }, passes: 3 } as const;
 const smokeSize = { size: { seconds: 1, spanMiB: 16, bonnieMiB: 16 }, passes: 1 } as const;
 /** One of each kind. */
-const smokeProbes = ['sequential-write-1m', 'random-read-4k', 'fsync', 'bonnie'];
+const smokeProbes = ['sequential-write-1m', 'fsync', 'bonnie'];
 
 /** Undefined if nothing is wanted. What is measured protected is measured unprotected, too. */
 export const turnPlan = (smoke: boolean, wanted: WantedCases): TurnPlan | undefined => {

@@ -110,7 +110,7 @@ const fsyncProbe: Probe = {
 };
 
 /** Positions in bonnie++'s line of figures, its format 1.98: KiB per s, and seeks per s. */
-const bonnieFields = { write: 9, rewrite: 11, read: 15, seeks: 17 } as const;
+const bonnieFields = { write: 11, rewrite: 13, read: 17, seeks: 19 } as const;
 
 export const parseBonnie = (csv: string): Sample => {
   const fields = csv.trim().split('\n').at(-1)!.split(',');

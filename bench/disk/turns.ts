@@ -121,8 +121,10 @@ class Turns {
     const { probes, size, passes } = this.#plan;
     const needsRaw = probes.raw.length > 0;
     const needsServer = probes.server.length > 0;
-    const raw = needsRaw ? await bootGuest(rawLab, 'raw', size) : undefined;
-    const server = needsServer ? await bootGuest(serverLab, 'server', size) : undefined;
+    const [raw, server] = await Promise.all([
+      needsRaw ? bootGuest(rawLab, 'raw', size) : undefined,
+      needsServer ? bootGuest(serverLab, 'server', size) : undefined,
+    ]);
     for (const guest of [raw, server]) if (guest !== undefined) await prepareGuest(guest.lab.client, size);
     let rawBefore = await this.#turn('raw', raw, 'first turn');
     let serverBefore = await this.#turn('server', server, 'first turn');
@@ -142,8 +144,8 @@ class Turns {
 
   async #protectedTurn(guest: DiskGuest | undefined, text: string): Promise<Turn> {
     if (guest === undefined || this.#plan.probes.protected.length === 0) return new Map();
-    const { primary, backup } = replicaSettings(guest);
-    const pair = await startPair(guest.lab, guest, { intervalMs: INTERVAL_MS, ...primary }, { backup });
+    const backup = replicaSettings(guest);
+    const pair = await startPair(guest.lab, guest, { intervalMs: INTERVAL_MS }, { backup });
     await sleep(SETTLE_MS);
     const before = await statusOf(pair, 1);
     const turn = await this.#turn('protected', guest, text, pair);

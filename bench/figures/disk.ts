@@ -21,7 +21,7 @@ const probeOf = ({ params }: BenchResult): string => String(params.probe);
 export const diskFigures: SuiteFigures = {
   title: 'Disks: what replication leaves of them',
   about:
-    'A Linux guest on TCG with two disks, in turns: through QEMU’s own raw file driver (raw), through disk servers (server), and through disk servers while it is protected with an epoch every 20 ms (protected). On the bare device diskload reads and writes past the guest’s page cache, four operations at a time, and one at a time with an fsync after each; bonnie++ has ext4. Both hosts share this machine: the replica’s journal and image take their part of its two cores and of its disk, which they would not on a host of their own.',
+    'A Linux guest on TCG with two disks, in turns: through QEMU’s own raw file driver (raw), through disk servers (server), and through disk servers while it is protected with an epoch every 20 ms (protected). On the bare device diskload reads and writes past the guest’s page cache, four operations at a time, and one at a time with an fsync after each; bonnie++ has ext4. A share in percent is what remains of the same figure, of raw for server and of server for protected. Both hosts share this machine: the replica’s journal and image take their part of its two cores and of its disk, which they would not on a host of their own.',
   charts: (report) =>
     present([
       pivotBarChart(report, {

@@ -15,6 +15,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { type ControlChannel, ControlServer } from '../control/channel.js';
 import { Liveness } from '../control/liveness.js';
 import type { ControlMessage, SessionMessage } from '../control/messages.js';
+import { diskSupport } from '../disk/disk-support.js';
 import {
   DiskError,
   type HoldfastError,
@@ -204,7 +205,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     signal?.throwIfAborted();
     const records = new VmRecords(settings.runDir, 'backup');
     const server = await ControlServer.listen(parseHostPort(settings.listen), key);
-    const backup = new Backup(settings, server, records, logger ?? NOTHING_LOGGED);
+    const backup = new Backup(settings, server, records, logger ?? NOTHING_LOGGED, diskSupport);
     const early: ControlChannel[] = [];
     let take = (channel: ControlChannel): void => void early.push(channel);
     // From the first connection on: a primary that tries again and again comes while the leftovers are
@@ -755,6 +756,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   async #goOnActivating(generation: Generation): Promise<void> {
     while (this.#state.phase.name === 'active' && this.#closing === undefined) {
       await delay(DISKS_RETRY_MS);
+      if (this.#closing !== undefined) return; // the next daemon finishes it
       try {
         await generation.activateDisks();
         this.#log.info({}, "the VM's disks take writes");

@@ -142,6 +142,7 @@ export class Generation {
       pageSize,
       epochBytesMax: ramBytes,
       deviceBytesMax,
+      disks: disks?.store,
     });
     if (this.#state === 'new') this.#state = 'ready';
   }

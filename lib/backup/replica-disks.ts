@@ -10,8 +10,9 @@
  */
 
 import type { SessionDisk } from '../control/messages.js';
-import { ConfigError, toHoldfastError } from '../errors.js';
+import { ConfigError, DiskError, toHoldfastError } from '../errors.js';
 import type { Logger } from '../log.js';
+import type { DiskStore } from '../native.js';
 import { type Replacement, replaceText } from '../vm/command-line.js';
 
 /** One disk of the replica, as the operator sees it. */
@@ -44,21 +45,8 @@ export interface DiskFault {
   readonly message: string;
 }
 
-/** The native store behind the replicas, as far as this side needs it. */
-export interface ReplicaStore {
-  /** Also again, after a fault: what is committed and not yet in the images is applied. */
-  open(): Promise<readonly { readonly id: string }[]>;
-  stats(): readonly {
-    readonly id: string;
-    readonly journalUsedBytes: number;
-    readonly journalBytes: number;
-    readonly receivedBytes: number;
-    readonly appliedBytes: number;
-    readonly durableEpoch: number;
-  }[];
-  retire(): Promise<void>;
-  close(): Promise<void>;
-}
+/** The native store behind the replicas. */
+export type ReplicaStore = DiskStore;
 
 export interface ReplicaStoreOptions {
   readonly disks: readonly (ReplicaDisk & { readonly journalBytes: number; readonly adopt: boolean })[];
@@ -177,7 +165,9 @@ export class ReplicaKeeper {
   async retire(taken: TakenDisks): Promise<void> {
     await this.#exclusively(async () => {
       const open = this.#open;
-      if (open === undefined || open.store !== taken.store || open.isRetired) return;
+      // A journal that was not closed for good would be applied over what the VM writes.
+      if (open?.store !== taken.store) throw new DiskError('the replicas are closed already');
+      if (open.isRetired) return;
       await open.store.retire();
       open.isRetired = true;
     });

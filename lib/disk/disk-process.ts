@@ -131,7 +131,7 @@ const start = async (spec: DiskServerSpec, signal: AbortSignal | undefined): Pro
     await control?.close();
     child.kill('SIGKILL');
     if (child.pid !== undefined) await exited;
-    await removeDiskServerFiles(spec.socket);
+    if (spec.vm === null) await removeDiskServerFiles(spec.socket); // else the record is how it is found again
     throw error;
   }
 };

@@ -5,7 +5,7 @@
  *   adopt ─ by QEMU's disks and the servers' records ─► connected
  *   a server dies ─► started again, at once ─► onLost: the session is void, what it logged is lost
  */
-import type { HoldfastError } from '../errors.js';
+import { DiskError, type HoldfastError } from '../errors.js';
 import type { Logger } from '../log.js';
 import type { DiskServerCounts, DiskServers } from '../primary/disks.js';
 import type { VmDescription } from '../vm/describe.js';
@@ -67,8 +67,13 @@ export class DiskSet implements DiskServers, AsyncDisposable {
     try {
       const connecting = [...set.#links.values()].map(async (link) => {
         const control = await link.connect();
-        // A takeover that its daemon did not live to finish: the VM runs, so this side is the active one.
-        if (!control.isActive) await control.activate();
+        // Its journal has to be closed first, or it would be applied over what the VM writes: the backup's part.
+        if (!control.isActive) {
+          throw new DiskError(
+            'the VM was taken over, but its disks do not take writes yet: its backup daemon ended too early',
+            { cure: 'Start `holdfast backup` on this host with its old settings; it finishes the takeover.' },
+          );
+        }
       });
       await allSettled(connecting);
     } catch (error) {

@@ -8,6 +8,7 @@
  * No connection to a server is kept: it has one controller, and after a takeover that is the next primary.
  */
 import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { DiskError, toHoldfastError } from '../errors.js';
 import type { Logger } from '../log.js';
 import { type Replacement, replaceText } from '../vm/command-line.js';
@@ -32,6 +33,9 @@ import {
   startDiskServer,
 } from './disk-process.js';
 import { portableSocketOf } from './portable-disks.js';
+
+/** Between attempts to start a server anew that a running VM waits for. */
+const RESTART_PAUSE_MS = 1_000;
 
 export interface StandbyDisk {
   readonly id: string;
@@ -129,11 +133,15 @@ export class StandbyDisks {
     if (this.#ending || record.vm === null || !(await isAlive(record.vm))) return;
     const names = { disk: record.id, image: record.imagePath, pid: record.process.pid };
     this.#log.error({ ...names, log: diskServerFiles(record.socket).log }, 'the disk server of a VM ended');
-    try {
+    while (!this.#ending && (await isAlive(record.vm))) {
       const { process: _process, ...spec } = (await readDiskServerRecord(record.socket)) ?? record;
-      await this.#keep(await ensureDiskServer(spec));
-    } catch (error) {
-      this.#log.error({ ...names, err: toHoldfastError(error).message }, 'the VM waits for its disk');
+      try {
+        await this.#keep(await ensureDiskServer(spec));
+        return;
+      } catch (error) {
+        this.#log.error({ ...names, err: toHoldfastError(error).message }, 'the VM waits for its disk');
+        await delay(RESTART_PAUSE_MS);
+      }
     }
   }
 }

@@ -12,7 +12,7 @@
  */
 import { randomBytes } from 'node:crypto';
 import { getSystemErrorName } from 'node:util';
-import { toHoldfastError } from '../errors.js';
+import { CancelledError, toHoldfastError } from '../errors.js';
 import type { Logger } from '../log.js';
 import type { DiskStats, PrimaryEngine } from '../native.js';
 import { CopyMeter, type CopyProgress } from './copy-progress.js';
@@ -167,6 +167,11 @@ export class PrimaryDisks {
     };
     this.#session = session;
     await this.#servers.startLogs();
+    if (session !== this.#session) {
+      // Ended while a server was started anew: what it logs from now on nobody reads.
+      if (this.#session === undefined) await this.#servers.stopLogs();
+      throw new CancelledError('the session ended while the logs were switched on');
+    }
     const meter = new CopyMeter();
     const look = (): void => {
       const progress = this.#engine.diskProgress();

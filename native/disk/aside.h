@@ -35,6 +35,7 @@ class Aside {
   static void Remove(DiskDirectory& directory);
 
   // Any thread.
+  void StartWriteback(uint64_t offset, uint64_t bytes) { data_->StartWriteback(offset, bytes); }
   Status Write(uint64_t offset, std::span<const std::byte> bytes);
   Status Zero(uint64_t offset, uint64_t bytes, bool hole);
 

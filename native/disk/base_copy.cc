@@ -93,6 +93,8 @@ Result<bool> BaseCopy::EnterData() {
     data = static_cast<uint64_t>(found);
   } else if (errno != ENXIO) {
     return Error::FromErrno("lseek", "the image " + path_);
+  } else if (::lseek(image_.get(), 0, SEEK_END) < static_cast<off_t>(image_bytes_)) {
+    return Shrank();
   }
   if (data == at_) {
     const off_t hole = ::lseek(image_.get(), found, SEEK_HOLE);
@@ -107,6 +109,10 @@ Result<bool> BaseCopy::EnterData() {
   return false;
 }
 
+Error BaseCopy::Shrank() const {
+  return Error::Of(ErrorCode::kSyscall, "the image " + path_ + " shrank while it was read");
+}
+
 Status BaseCopy::Read(uint64_t length) {
   for (uint64_t done = 0; done < length;) {
     const ssize_t got = ::pread(image_.get(), buffer_.get() + done, length - done,
@@ -116,7 +122,7 @@ Status BaseCopy::Read(uint64_t length) {
       return Error::FromErrno("pread", Text("the image %s, at %llu", path_.c_str(),
                                             static_cast<unsigned long long>(at_ + done)));
     }
-    if (got == 0) return Error::Of(ErrorCode::kSyscall, path_ + " shrank while it was read");
+    if (got == 0) return Shrank();
     done += static_cast<uint64_t>(got);
   }
   return {};
@@ -175,6 +181,7 @@ Result<std::span<const BaseCopy::Piece>> BaseCopy::Next() {
     at_ += length;
     done_bytes_ += length;
   }
+  if (pieces_.empty()) total_bytes_ = done_bytes_;
   return std::span<const Piece>(pieces_);
 }
 

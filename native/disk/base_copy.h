@@ -56,6 +56,7 @@ class BaseCopy {
 
   bool EnterRange();
   Result<bool> EnterData();
+  Error Shrank() const;
   Status Read(uint64_t length);
   void Split(uint64_t length);
   void Add(DiskBaseBody::Kind kind, uint64_t offset, uint64_t length,

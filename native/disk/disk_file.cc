@@ -137,6 +137,20 @@ Status DiskFile::CopyFrom(const DiskFile& from, uint64_t offset, uint64_t bytes)
   return {};
 }
 
+void DiskFile::StartWriteback(uint64_t offset, uint64_t bytes) const {
+  ::sync_file_range(fd(), static_cast<off_t>(offset), static_cast<off_t>(bytes),
+                    SYNC_FILE_RANGE_WRITE);
+}
+
+Status DiskFile::Reserve() {
+  int failed;
+  do {
+    failed = ::fallocate(fd(), 0, 0, static_cast<off_t>(bytes_));
+  } while (failed != 0 && errno == EINTR);
+  if (failed != 0 && !CannotBeDone(errno)) return Failed("fallocate", "reserving", 0);
+  return {};
+}
+
 Status DiskFile::Sync() {
   // Not repeated: after a failure the kernel may have forgotten what was dirty.
   if (::fdatasync(fd()) != 0) return Failed("fdatasync", "syncing", 0);

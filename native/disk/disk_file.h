@@ -42,6 +42,10 @@ class DiskFile {
   // The same range of another file.
   virtual Status CopyFrom(const DiskFile& from, uint64_t offset, uint64_t bytes);
   virtual Status Sync();
+  // The kernel is asked to begin writing; nothing is promised.
+  void StartWriteback(uint64_t offset, uint64_t bytes) const;
+  // Its space is taken now, where the file system can do that.
+  Status Reserve();
 
  protected:
   // kNoSpace where the disk is full.

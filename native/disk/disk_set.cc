@@ -40,10 +40,11 @@ std::vector<JournalSlot> DiskSet::ChooseSlots() const {
 Status DiskSet::Recover(const std::atomic<bool>& stop) {
   HF_ASSERT(!disks_.empty());
   const std::vector<JournalSlot> chosen = ChooseSlots();
-  const bool in_step = std::all_of(chosen.begin(), chosen.end(), [&](const JournalSlot& slot) {
-    return Same(slot, chosen.front());
-  });
-  set_id_ = in_step && chosen.front().set_id != SetId{} ? chosen.front().set_id : RandomSetId();
+  // New each time: a disk that was away must not be taken for one that was in step.
+  set_id_ = RandomSetId();
+  // A process that was killed may have left slots that are in memory only, and
+  // what is applied now must be what a power failure leaves as well.
+  for (const auto& disk : disks_) HF_TRY(disk->journal().file().Sync());
   round_ = 0;
   for (size_t i = 0; i < disks_.size(); i++) {
     HF_TRY(disks_[i]->Recover(chosen[i], stop));
@@ -79,8 +80,11 @@ DiskSet::Round DiskSet::PlanRound() const {
   return round;
 }
 
-Status DiskSet::RunRound(const Round& round) {
-  for (size_t i = 0; i < disks_.size(); i++) HF_TRY(disks_[i]->RunRound(round.plans[i]));
+Status DiskSet::RunRound(const Round& round, size_t* failed) {
+  for (size_t i = 0; i < disks_.size(); i++) {
+    if (failed != nullptr) *failed = i;
+    HF_TRY(disks_[i]->RunRound(round.plans[i]));
+  }
   return {};
 }
 

@@ -40,7 +40,8 @@ class DiskSet {
   Round PlanRound() const;
   // After a failure of one of them no other round may be begun: which disks have
   // this one is not known.
-  Status RunRound(const Round& round);
+  // `failed`: the disk whose error it is.
+  Status RunRound(const Round& round, size_t* failed = nullptr);
   void FinishRound(const Round& round);
 
  private:

@@ -38,6 +38,17 @@ LogReader::LogReader(Ring ring, std::string path, uint64_t start)
 // The server is not to answer flushes early for somebody who is gone.
 LogReader::~LogReader() { ring_.SetStopPending(false); }
 
+Status LogReader::Begin() {
+  HF_TRY(CheckLogging());
+  const uint64_t tail = ring_.header().tail.load();
+  start_ = tail;
+  received_ = tail;
+  sent_ = tail;
+  auto head = Head();
+  if (!head.ok()) return head.error();
+  return {};
+}
+
 Result<uint64_t> LogReader::Head() const {
   const uint64_t head = ring_.header().head.load();
   if (head < sent() || head - received() > ring_.ring_bytes()) {
@@ -52,7 +63,7 @@ Status LogReader::CheckLogging() const {
   struct stat status {};
   if (::fstat(ring_.fd(), &status) != 0) return Error::FromErrno("fstat", path_);
   if (status.st_nlink == 0) {
-    return Error::Of(ErrorCode::kPeerLost, path_ + " was replaced: its disk server was restarted");
+    return Error::Of(ErrorCode::kPeerLost, path_ + " is gone: its disk server has ended, or was restarted");
   }
   if (ring_.header().logging.load() == 0) {
     return Error::Of(ErrorCode::kPeerLost, path_ + ": its disk server no longer logs");

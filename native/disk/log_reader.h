@@ -21,13 +21,16 @@ namespace holdfast {
 
 class LogReader {
  public:
-  // What a former reader left is forgotten: the log begins at its head, between
-  // two records. That reader's connection must be gone: its kernel may have read
-  // from there.
+  // What a former reader left is forgotten. Its connection must be gone: the kernel
+  // may have read from there.
   static Result<std::unique_ptr<LogReader>> Open(const std::string& path, uint64_t image_bytes);
   LogReader(const LogReader&) = delete;
   LogReader& operator=(const LogReader&) = delete;
   ~LogReader();
+
+  // The log begins where its server began to log, between two records: there it
+  // set the tail, and nobody else has since. Before the first Take.
+  Status Begin();
 
   // Where records are complete. kProtocol when what the ring says cannot be.
   Result<uint64_t> Head() const;
@@ -48,7 +51,7 @@ class LogReader {
 
   const Ring& ring() const { return ring_; }
   const std::string& path() const { return path_; }
-  uint64_t start() const { return start_; }
+  uint64_t start() const { return start_.load(std::memory_order_acquire); }
   uint64_t sent() const { return sent_.load(std::memory_order_acquire); }
   uint64_t received() const { return received_.load(std::memory_order_acquire); }
 
@@ -57,7 +60,7 @@ class LogReader {
 
   const Ring ring_;
   const std::string path_;
-  const uint64_t start_;
+  std::atomic<uint64_t> start_;
   std::atomic<uint64_t> sent_;
   std::atomic<uint64_t> received_;
 };

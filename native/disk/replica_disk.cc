@@ -22,7 +22,7 @@ Status ReplicaDisk::Recover(const JournalSlot& slot, const std::atomic<bool>& st
   stable_ = slot;
   state_ = slot.state;
   sync_id_ = slot.sync_id;
-  epoch_ = slot.epoch;
+  epoch_ = has_checkpoint() ? slot.epoch : 0;
   if (state_ == JournalState::kMerging) {
     auto aside = Aside::Open(directory_, image_, slot.sync_id);
     if (!aside.ok()) return aside.error();
@@ -38,8 +38,8 @@ Status ReplicaDisk::Recover(const JournalSlot& slot, const std::atomic<bool>& st
     HF_TRY(ApplyRecords(plan, stop));
     if (stop) return Error::Of(ErrorCode::kCancelled, "recovery: told to stop");
   }
-  const bool written = state_ == JournalState::kMerging || slot.applied_lsn < slot.committed_lsn;
-  if (written) HF_TRY(image_.Sync());
+  recovered_ = state_ == JournalState::kMerging || slot.applied_lsn < slot.committed_lsn;
+  if (recovered_) HF_TRY(image_.Sync());
   if (state_ == JournalState::kMerging) {
     state_ = JournalState::kReplica;
     merged_ = true;
@@ -119,7 +119,9 @@ uint64_t ReplicaDisk::ApplyLimit() const {
       return std::max(applied_, checked_ - std::min(held_back, checked_ - applied_));
     }
     case Stream::kNone:
-    case Stream::kLive: return first_round_pending_ ? applied_ : durable_;
+    case Stream::kLive:
+      if (forgone_) return committed_;
+      return first_round_pending_ ? applied_ : durable_;
   }
   return applied_;
 }
@@ -131,7 +133,7 @@ ReplicaDisk::ApplyPlan ReplicaDisk::PlanApply() {
     plan.kind = ApplyPlan::Kind::kForgetAside;
   } else if (!BeforeFirstCommit() && merging()) {
     // Only once the journal says so: a crash must find the rest of it.
-    if (stable_.state == JournalState::kMerging && !first_round_pending_) {
+    if (forgone_ || (stable_.state == JournalState::kMerging && !first_round_pending_)) {
       plan.kind = ApplyPlan::Kind::kMerge;
     }
   } else if (!BeforeFirstCommit() || MayWriteImage()) {
@@ -168,17 +170,21 @@ void ReplicaDisk::FinishApply(const ApplyPlan& plan, bool succeeded) {
       applied_ = applying_to_ = plan.done;
       // Before the first commit nobody needs them once more.
       if (BeforeFirstCommit()) freed_ = synced_ = durable_ = committed_ = applied_;
-      return;
-    case ApplyPlan::Kind::kMerge: merged_ = succeeded; return;
+      break;
+    case ApplyPlan::Kind::kMerge: merged_ = succeeded; break;
     case ApplyPlan::Kind::kForgetAside:
       aside_.reset();
       merged_ = forget_aside_ = false;
-      return;
+      break;
   }
+  if (rewind_) Rewind();
 }
 
 Status ReplicaDisk::ApplyRecords(ApplyPlan& plan, const std::atomic<bool>& stop) {
   const uint64_t turn_ends = plan.from + kApplyBytes;
+  // With the rest of the turn's last record.
+  const uint64_t read_ends = turn_ends + RecordBytes(RecordKind::kWrite, kRecordDataBytesMax);
+  HF_TRY(journal_->Readable(plan.done, std::min(plan.to, read_ends)));
   while (plan.done < plan.to && plan.done < turn_ends && !stop) {
     auto bytes = journal_->RecordBytesAt(plan.done, plan.to);
     if (!bytes.ok()) return bytes.error();
@@ -205,14 +211,14 @@ Status ReplicaDisk::ApplyRecord(const JournalRecord& record, bool to_aside) {
 // --- the image's sync ---
 
 bool ReplicaDisk::ImageSyncIsOfUse() const {
-  if (syncing_ || BeforeFirstCommit() || first_round_pending_ || merging()) return false;
+  if (syncing_ || rewind_ || BeforeFirstCommit() || first_round_pending_ || merging()) return false;
   return applied_ > synced_ || (merged_ && state_ == JournalState::kMerging);
 }
 
 bool ReplicaDisk::ImageSyncIsDue() const {
   if (!ImageSyncIsOfUse()) return false;
-  return applied_ - synced_ > journal_->circle_bytes() / 4 || state_ == JournalState::kMerging ||
-         stream_ == Stream::kNone;
+  return applied_ - synced_ > journal_->circle_bytes() / 4 || room() == 0 ||
+         state_ == JournalState::kMerging || stream_ == Stream::kNone;
 }
 
 uint64_t ReplicaDisk::PlanImageSync() {
@@ -224,9 +230,21 @@ Status ReplicaDisk::RunImageSync() { return image_.Sync(); }
 
 void ReplicaDisk::FinishImageSync(uint64_t plan, bool succeeded) {
   syncing_ = false;
-  if (!succeeded) return;
+  if (!succeeded) {
+    rewind_ = true;
+    if (!applying_) Rewind();
+    return;
+  }
   synced_ = plan;
   if (merged_ && state_ == JournalState::kMerging) state_ = JournalState::kReplica;
+}
+
+// After a failed sync the kernel may take for clean what it has lost: everything
+// since the last good one is written once more.
+void ReplicaDisk::Rewind() {
+  rewind_ = false;
+  applied_ = applying_to_ = synced_;
+  if (state_ == JournalState::kMerging) merged_ = false;
 }
 
 // --- the stream ---
@@ -259,7 +277,7 @@ bool ReplicaDisk::MayWriteImage() const {
 }
 
 void ReplicaDisk::EndStream() {
-  HF_ASSERT(!busy());
+  HF_ASSERT(MayEndStream());
   boundary_.reset();
   if (BeforeFirstCommit()) {
     if (aside_ != nullptr) {
@@ -274,7 +292,17 @@ void ReplicaDisk::EndStream() {
 }
 
 Status ReplicaDisk::BaseData(uint64_t offset, std::span<const std::byte> bytes) {
-  return aside_ != nullptr ? aside_->Write(offset, bytes) : image_.Write(offset, bytes);
+  HF_TRY(aside_ != nullptr ? aside_->Write(offset, bytes) : image_.Write(offset, bytes));
+  BaseWritten(offset, bytes.size());
+  return {};
+}
+
+void ReplicaDisk::BaseWritten(uint64_t offset, uint64_t bytes) {
+  if (aside_ != nullptr) {
+    aside_->StartWriteback(offset, bytes);
+  } else {
+    image_.StartWriteback(offset, bytes);
+  }
 }
 
 Status ReplicaDisk::BaseHole(uint64_t offset, uint64_t bytes) {
@@ -299,10 +327,6 @@ Result<uint64_t> ReplicaDisk::CheckRecords(
     if (bytes.value() == 0) break;
     auto record = journal_->RecordAt(at, true);
     if (!record.ok()) return record.error();
-    if (boundary_ && at < *boundary_ && *boundary_ < at + bytes.value()) {
-      return Error::Of(ErrorCode::kProtocol,
-                       Text("disk boundary %" PRIu64 " lies within a record", *boundary_));
-    }
     visit(record.value().header.offset, record.value().header.length);
     at += bytes.value();
   }
@@ -312,6 +336,9 @@ Result<uint64_t> ReplicaDisk::CheckRecords(
 Status ReplicaDisk::Synced(const SyncId& sync_id) {
   if (stream_ != Stream::kBase) {
     return Error::Of(ErrorCode::kProtocol, "the base copy of a disk ends twice");
+  }
+  if (checked_ != received_) {
+    return Error::Of(ErrorCode::kProtocol, "the base copy of a disk ends within a record of its log");
   }
   stream_ = Stream::kSynced;
   next_sync_id_ = sync_id;
@@ -339,17 +366,16 @@ Status ReplicaDisk::Boundary(uint64_t lsn) {
     if (!bytes.ok()) return bytes.error();
     at += bytes.value();
   }
-  if (at > lsn) {
+  if (at != lsn) {
     return Error::Of(ErrorCode::kProtocol, Text("disk boundary %" PRIu64 " lies within a record", lsn));
   }
   boundary_ = lsn;
   return {};
 }
 
-bool ReplicaDisk::Commit(uint64_t epoch) {
-  HF_ASSERT(BoundaryReached());
-  const bool first = stream_ == Stream::kSynced;
-  if (first) {
+void ReplicaDisk::Commit(uint64_t epoch) {
+  HF_ASSERT(boundary_.has_value());
+  if (stream_ == Stream::kSynced) {
     stream_ = Stream::kLive;
     first_round_pending_ = true;
     sync_id_ = next_sync_id_;
@@ -358,7 +384,6 @@ bool ReplicaDisk::Commit(uint64_t epoch) {
   committed_ = *boundary_;
   epoch_ = epoch;
   boundary_.reset();
-  return first;
 }
 
 void ReplicaDisk::Retire() {

@@ -44,6 +44,7 @@ class ReplicaDisk {
   // Makes image and journal what this slot says, which is one of the journal's
   // sound ones. May be repeated after a failure.
   Status Recover(const JournalSlot& slot, const std::atomic<bool>& stop);
+  bool recovered() const { return recovered_; }  // there was something to do
 
   // --- rounds: what is committed becomes durable ---
 
@@ -77,7 +78,7 @@ class ReplicaDisk {
 
   // --- the image's own sync, beside both ---
 
-  bool ImageSyncIsDue() const;    // room is wanted
+  bool ImageSyncIsDue() const;    // room is wanted, or all that is left to do
   bool ImageSyncIsOfUse() const;  // something was applied since
   uint64_t PlanImageSync();
   Status RunImageSync();
@@ -95,12 +96,17 @@ class ReplicaDisk {
   // must not be written before.
   Status BeginStream(bool aside, uint64_t lsn);
   bool MayWriteImage() const;
-  // What was not committed is gone. Not busy.
+  // What was not committed is gone.
+  bool MayEndStream() const { return !BeforeFirstCommit() || !busy(); }
   void EndStream();
 
   // Of the base; without the lock.
   Status BaseData(uint64_t offset, std::span<const std::byte> bytes);
   Status BaseHole(uint64_t offset, uint64_t bytes);
+  // What was written to this file is on its way to the disk, so that the first
+  // commit need not wait for all of it at once. -1: aside, it is BaseData's.
+  void BaseWritten(uint64_t offset, uint64_t bytes);
+  int BaseFile() const { return aside_ != nullptr ? -1 : image_.fd(); }
 
   uint64_t received() const { return received_; }
   uint64_t checked() const { return checked_; }
@@ -109,19 +115,20 @@ class ReplicaDisk {
   // Will there be more room without anything more being received?
   bool RoomMayGrow() const;
   void Received(uint64_t bytes) { received_ += bytes; }
-  // Verifies what has come; without the lock, by the thread that receives.
-  // `visit`: each record's range, before it counts. Returns the new `checked`.
+  // Verifies what has come; without the lock, by the thread that receives, which
+  // alone changes `received` and `checked`. `visit`: each record's range, before
+  // it counts. Returns the new `checked`.
   Result<uint64_t> CheckRecords(
       const std::function<void(uint64_t offset, uint64_t length)>& visit) const;
   void Checked(uint64_t lsn) { checked_ = lsn; }
 
   Status Synced(const SyncId& sync_id);
-  bool synced() const { return stream_ == Stream::kSynced || stream_ == Stream::kLive; }
+  // A commit of this stream is on stable storage.
+  bool first_commit_durable() const { return stream_ == Stream::kLive && !first_round_pending_; }
+  // All log below it has come, and been checked.
   Status Boundary(uint64_t lsn);
-  bool boundary_pending() const { return boundary_.has_value(); }
-  bool BoundaryReached() const { return boundary_ && checked_ >= *boundary_; }
-  // The boundary was reached. Returns whether it was this stream's first.
-  bool Commit(uint64_t epoch);
+  // After Boundary.
+  void Commit(uint64_t epoch);
 
   // --- what is where ---
 
@@ -134,6 +141,9 @@ class ReplicaDisk {
   const JournalSlot& stable() const { return stable_; }
   // The image has become a running VM's, once a round has said so. All is applied.
   void Retire();
+  // The journal is broken: what is committed is applied without it. Only at a
+  // takeover, for there is no other way to it.
+  void ForgoJournal() { forgone_ = true; }
 
  private:
   enum class Stream {
@@ -150,6 +160,7 @@ class ReplicaDisk {
   Status ApplyRecord(const JournalRecord& record, bool to_aside);
   Status ApplyRecords(ApplyPlan& plan, const std::atomic<bool>& stop);
   void SetAll(uint64_t lsn);
+  void Rewind();
 
   DiskDirectory& directory_;
   DiskFile& image_;
@@ -157,6 +168,8 @@ class ReplicaDisk {
   std::unique_ptr<Aside> aside_;
   bool merged_ = false;        // the aside is in the image, though not yet for certain
   bool forget_aside_ = false;  // and now it is
+
+  bool recovered_ = false;
 
   JournalSlot stable_;  // of the last complete round
   JournalState state_ = JournalState::kNone;
@@ -169,6 +182,8 @@ class ReplicaDisk {
   bool first_round_pending_ = false;  // of a stream whose first commit is not durable
   bool applying_ = false;
   bool syncing_ = false;
+  bool rewind_ = false;   // a sync failed: what it was for is to be written once more
+  bool forgone_ = false;  // applied without waiting for the journal
   uint64_t applying_to_ = 0;
   // As in the picture above. Before a stream's first commit they are the
   // stream's, and `committed` to `freed` no part of any checkpoint.

@@ -215,7 +215,7 @@ Result<BlockSet> Shipper::ChangedBlocks(size_t disk) const {
   return changed;
 }
 
-Result<Shipper::SyncRequest> Shipper::Prepare(std::span<const Plan> plans) const {
+Result<Shipper::SyncRequest> Shipper::Prepare(std::span<const Plan> plans) {
   SyncRequest request;
   if (plans.size() != disks()) {
     return Refused(Text("%zu plans for %zu disks", plans.size(), disks()));
@@ -225,7 +225,7 @@ Result<Shipper::SyncRequest> Shipper::Prepare(std::span<const Plan> plans) const
     const auto plan = std::find_if(plans.begin(), plans.end(),
                                    [&](const Plan& candidate) { return candidate.id == disk.id; });
     if (plan == plans.end()) return Refused("no plan for disk " + disk.id);
-    HF_TRY(log(i).CheckLogging());
+    HF_TRY(shipped_->disks[i]->log->Begin());
     std::optional<BlockSet> changed;
     if (plan->what == DiskPlan::What::kChanged) {
       auto blocks = ChangedBlocks(i);

@@ -157,7 +157,7 @@ class Shipper {
   Status TakeMarks(int timeout_ms);
   void Start(std::function<void()> on_end);
 
-  Result<SyncRequest> Prepare(std::span<const Plan> plans) const;
+  Result<SyncRequest> Prepare(std::span<const Plan> plans);
   Result<BlockSet> ChangedBlocks(size_t disk) const;
 
   Status ShipLoop();

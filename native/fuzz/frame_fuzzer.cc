@@ -5,7 +5,7 @@
 // that inputs reach what lies behind them; bit 2 lets digests match; bits 3 and
 // 4 are the number of streams less one. Of several streams, a byte before each
 // frame says whose it is; and with bit 5 also before each table, so that a
-// header of another stream comes in between.
+// header of another stream comes in between. With bit 6 it is the disk stream.
 
 #include <algorithm>
 #include <array>
@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "wire/digest.h"
+#include "wire/disk_decoder.h"
 #include "wire/frame_decoder.h"
 #include "wire/page_bitmap.h"
 #include "wire/run_table.h"
@@ -177,6 +178,65 @@ class Receiving {
   uint64_t last_committed_ = 0;
 };
 
+// The disk stream, as its receive thread drives the decoder.
+void ReceiveDisks(Stream stream, unsigned choice) {
+  const std::vector<uint64_t> image_bytes = {kRamPages * kPageSize, 12345};
+  DiskDecoder decoder(image_bytes);
+  std::vector<uint64_t> boundary(image_bytes.size());
+  while (stream.left() >= kFrameHeaderBytes) {
+    auto decoded = decoder.Header(TakeHeader(stream, choice));
+    if (!decoded.ok()) return;
+    const FrameHeader& header = decoded.value();
+    HF_ASSERT(header.table_bytes == 0 && header.payload_bytes <= 2 * kDiskPieceBytesMax);
+    const size_t head_bytes = DiskDecoder::HeadBytes(header);
+    HF_ASSERT(head_bytes <= header.payload_bytes);
+    if (head_bytes > stream.left()) return;
+    const auto head = stream.Take(head_bytes);
+    switch (header.type) {
+      case FrameType::kDiskSync:
+        if (!decoder.Sync(head).ok()) return;
+        break;
+      case FrameType::kDiskBase: {
+        auto base = decoder.Base(header, head);
+        if (!base.ok()) return;
+        const DiskBaseBody& body = base.value();
+        HF_ASSERT(decoder.syncing() && body.disk < image_bytes.size() && body.length > 0);
+        HF_ASSERT(body.offset < image_bytes[body.disk]);
+        HF_ASSERT(body.length <= image_bytes[body.disk] - body.offset);
+        break;
+      }
+      case FrameType::kDiskLog: {
+        auto log = decoder.Log(header, head);
+        if (!log.ok()) return;
+        HF_ASSERT(decoder.lsn(log.value().disk) > log.value().lsn);
+        break;
+      }
+      case FrameType::kDiskSynced:
+        if (!decoder.Synced(head).ok()) return;
+        HF_ASSERT(decoder.shipping());
+        for (uint32_t i = 0; i < boundary.size(); i++) boundary[i] = decoder.lsn(i);
+        break;
+      case FrameType::kDiskBoundary: {
+        auto lsns = decoder.Boundary(header, head);
+        if (!lsns.ok()) return;
+        for (uint32_t i = 0; i < boundary.size(); i++) {
+          HF_ASSERT(lsns.value()[i] >= boundary[i] && lsns.value()[i] <= decoder.lsn(i));
+        }
+        boundary = lsns.value();
+        break;
+      }
+      default: HF_ASSERT(header.type == FrameType::kError); return;
+    }
+    // Data is not looked at: it need not be in the input.
+  }
+}
+
+// What the backup says of its disks: whatever is let through can be said again.
+void TryDiskStates(std::span<const std::byte> bytes) {
+  auto states = DecodeDiskStates(bytes);
+  if (states.ok()) HF_ASSERT(std::ranges::equal(EncodeDiskStates(states.value()), bytes));
+}
+
 // The input as a delta to a part of itself, and as two states: whatever comes of
 // a delta is bounded, and what was encoded comes back.
 void TryDelta(std::span<const std::byte> bytes) {
@@ -205,6 +265,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
   (void)holdfast::CheckRuns(bytes.subspan(1), holdfast::kRamPages);
   holdfast::TryDelta(bytes.subspan(1));
+  holdfast::TryDiskStates(bytes.subspan(1));
+  if ((data[0] & 64) != 0) {
+    holdfast::ReceiveDisks(holdfast::Stream(bytes.subspan(1)), data[0]);
+    return 0;
+  }
   holdfast::Receiving(holdfast::Stream(bytes.subspan(1)), data[0]).Run();
   return 0;
 }

@@ -7,6 +7,7 @@
 
 #include "js/bridge.h"
 #include "js/core.h"
+#include "js/disk_store.h"
 #include "js/event_channel.h"
 #include "js/fields.h"
 #include "js/result_object.h"
@@ -101,6 +102,10 @@ Napi::Value ReceiverObject::OpenSession(const Napi::CallbackInfo& info) {
   session.epoch_bytes_max = fields.Whole("epochBytesMax");
   session.device_bytes_max = fields.Whole("deviceBytesMax");
   if (fields.Has("verify")) session.verify = fields.Flag("verify");
+  if (fields.Has("disks")) {
+    session.disks = DiskStoreObject::StoreOf(fields.Get("disks"));
+    if (session.disks == nullptr) fields.Wrong("disks", 0);
+  }
   if (!fields.Check()) return {};
   return core_->Submit(info.Env(), Value(), [this, session]() -> Result<js::Value> {
     const Status opened = core_->receiver().OpenSession(session);

@@ -41,7 +41,9 @@ uint64_t BytesOf(std::span<const FilePart> parts) {
 }
 
 Error WriteFailed(const char* syscall) {
-  return Error::FromErrno(syscall, "writing received pages to the replica");
+  return Error::FromErrno(syscall, "writing what was received to its file",
+                          errno == ENOSPC || errno == EDQUOT ? ErrorCode::kNoSpace
+                                                             : ErrorCode::kSyscall);
 }
 
 Status DrainPipe(int pipe, uint64_t in_pipe, int file, Cursor& cursor, uint64_t& syscalls) {

@@ -24,6 +24,8 @@
 
 namespace holdfast {
 
+class DiskStore;
+
 struct ReceiverEvent {
   enum class Type { kConnected, kRound, kCommitted, kApplied, kDisconnected };
   Type type = Type::kConnected;
@@ -56,6 +58,7 @@ class Receiver {
     bool verify = true;          // false: no digest, whatever the primary wishes
     bool deliver_state = false;  // with kCommitted events
     bool gated = false;          // committed epochs are applied only as AllowApplies() says
+    std::shared_ptr<DiskStore> disks{};  // open; none: the VM has no disks
   };
 
   struct Fenced {
@@ -86,7 +89,7 @@ class Receiver {
     double write_ms = 0;
     std::optional<int64_t> clock_advanced_ns{};  // nothing: the guest's clock was left as it is
   };
-  // `follow_clock`: the guest's clock goes on by the time since the checkpoint came.
+  // `follow_clock`: the guest's clock goes on by the time since the VM was stopped.
   Result<Written> WriteState(const std::string& socket_path, bool follow_clock = false);
   Status CloseSession();
 

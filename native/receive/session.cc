@@ -15,7 +15,6 @@
 #include <cstring>
 
 #include "base/clock.h"
-#include "guest/standby_clock.h"
 #include "wire/text.h"
 
 namespace holdfast {
@@ -98,6 +97,7 @@ ReplicaSession::ReplicaSession(const Receiver::Session& options, const Receiver:
     : options_(options),
       sink_(sink),
       last_byte_ms_(last_byte_ms),
+      disks_(options.disks != nullptr ? options.disks->NewSession() : nullptr),
       decoder_(LimitsOf(options)),
       replica_(std::move(replica)),
       slots_{Slot(std::move(staging[0])), Slot(std::move(staging[1]))} {
@@ -142,6 +142,7 @@ std::optional<ReplicaSession::Refusal> ReplicaSession::Adopt(Descriptor& socket,
   const std::lock_guard lock(mutex_);
   if (fenced_) return Refusal{WireError::kFenced, "the backup no longer acknowledges"};
   if (closing_) return Refusal{WireError::kClosing, "the session is closing"};
+  if (hello.of_disks()) return JoinDisks(socket, hello);
   if (hello.stream != 0) return Join(socket, hello);
   if (connected_) return Refusal{WireError::kBusy, "the session has a bulk connection"};
   // No receive thread is at work: the decoder is free.
@@ -149,13 +150,13 @@ std::optional<ReplicaSession::Refusal> ReplicaSession::Adopt(Descriptor& socket,
   streams_count_ = hello.streams;
   link_++;
   verify_ = options_.verify && (hello.flags & HelloBody::kFlagVerify) != 0;
-  ending_ = refusal_sent_ = false;
+  ending_ = refusal_sent_ = disks_synced_ = false;
   link_error_.reset();
   cut_ = false;
   last_byte_ms_.store(MonotonicMs(), std::memory_order_relaxed);
   PrepareSocket(socket.get());
   streams_[0] = std::make_unique<Stream>(0, std::move(socket), cut_, last_byte_ms_);
-  GreetBack(*streams_[0]);
+  GreetBack(streams_[0]->socket.get());
   connected_ = true;
   Emit({.type = ReceiverEvent::Type::kConnected});
   changed_.notify_all();
@@ -173,15 +174,46 @@ std::optional<ReplicaSession::Refusal> ReplicaSession::Join(Descriptor& socket,
   PrepareSocket(socket.get());
   auto& stream = streams_[hello.stream];
   stream = std::make_unique<Stream>(hello.stream, std::move(socket), cut_, last_byte_ms_);
-  GreetBack(*stream);
+  GreetBack(stream->socket.get());
   stream->thread = Thread("hf-receive", [this, self = stream.get()] { Serve(*self); });
   return std::nullopt;
 }
 
+// Under mutex_.
+std::optional<ReplicaSession::Refusal> ReplicaSession::JoinDisks(Descriptor& socket,
+                                                                 const HelloBody& hello) {
+  if (disks_ == nullptr) return Refusal{WireError::kProtocol, "HELLO frame: the session has no disks"};
+  if (!connected_ || ending_ || hello.link != link_ || disk_stream_ != nullptr) {
+    return Refusal{WireError::kBusy, "the disk stream belongs to no connection"};
+  }
+  PrepareSocket(socket.get());
+  // So that an answer that nobody reads does not keep its thread for ever.
+  const timeval step{0, StreamReader::kReceiveTimeoutMs * 1000};
+  ::setsockopt(socket.get(), SOL_SOCKET, SO_SNDTIMEO, &step, sizeof step);
+  disk_stream_ = std::make_unique<DiskStream>(std::move(socket), last_byte_ms_);
+  GreetBack(disk_stream_->socket.get());
+  disk_stream_->thread = Thread("hf-disk-receive", [this, self = disk_stream_.get()] { ServeDisks(*self); });
+  return std::nullopt;
+}
+
+// On the disk stream's thread; the listener at the other end reads at all times.
+Status ReplicaSession::AnswerOnDisks(DiskStream& stream, std::span<const std::byte> frame) {
+  const std::lock_guard lock(stream.send_mutex);
+  while (!frame.empty()) {
+    const ssize_t sent = ::send(stream.socket.get(), frame.data(), frame.size(), MSG_NOSIGNAL);
+    if (sent < 0 && (errno == EINTR || errno == EAGAIN) && !*stream.cut) continue;
+    if (sent < 0) {
+      return Error::FromErrno("send", "disk stream: answering the primary", ErrorCode::kPeerLost);
+    }
+    frame = frame.subspan(static_cast<size_t>(sent));
+  }
+  return {};
+}
+
 // Under mutex_. A failure shows when the receive thread reads.
-void ReplicaSession::GreetBack(const Stream& stream) const {
+void ReplicaSession::GreetBack(int fd) const {
   const HelloOkBody ok{.flags = verify_ ? HelloBody::kFlagVerify : 0, .link = link_};
-  (void)Answer(stream.socket.get(), FrameType::kHelloOk, 0, EncodeHelloOk(ok));
+  (void)Answer(fd, FrameType::kHelloOk, 0, EncodeHelloOk(ok));
 }
 
 // The primary reads each answer before it asks again, so there is always room;
@@ -206,14 +238,34 @@ Status ReplicaSession::Answer(int fd, FrameType type, uint64_t epoch,
 // all of them took it.
 bool ReplicaSession::SendError(WireError code, const std::string& text) {
   const std::string frame = EncodeErrorFrame(code, text);
+  // Not into the middle of another frame.
+  std::unique_lock<std::mutex> whole_frames;
+  if (disk_stream_ != nullptr) whole_frames = std::unique_lock(disk_stream_->send_mutex, std::try_to_lock);
   bool sent_to_all = true;
-  for (const auto& stream : streams_) {
-    if (stream == nullptr) continue;
+  for (const int socket : Sockets()) {
+    const bool of_disks = disk_stream_ != nullptr && socket == disk_stream_->socket.get();
+    if (of_disks && !whole_frames.owns_lock()) continue;
     const ssize_t sent =
-        ::send(stream->socket.get(), frame.data(), frame.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+        ::send(socket, frame.data(), frame.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent != static_cast<ssize_t>(frame.size())) sent_to_all = false;
   }
   return sent_to_all;
+}
+
+// Under mutex_.
+std::vector<int> ReplicaSession::Sockets() const {
+  std::vector<int> sockets;
+  for (const auto& stream : streams_) {
+    if (stream != nullptr) sockets.push_back(stream->socket.get());
+  }
+  if (disk_stream_ != nullptr) sockets.push_back(disk_stream_->socket.get());
+  return sockets;
+}
+
+// Under mutex_.
+void ReplicaSession::CutAll() {
+  cut_ = true;
+  if (disk_stream_ != nullptr) *disk_stream_->cut = true;
 }
 
 // A stream's end is the connection's. Where the primary is still to read why,
@@ -221,7 +273,7 @@ bool ReplicaSession::SendError(WireError code, const std::string& text) {
 void ReplicaSession::Lose(Error error) {
   const std::lock_guard lock(mutex_);
   if (link_error_) return;
-  cut_ = true;
+  CutAll();
   if (!stopped() && error.code != ErrorCode::kPeerLost) {
     refusal_sent_ = SendError(WireErrorOf(error.code), error.message);
   } else {
@@ -233,9 +285,7 @@ void ReplicaSession::Lose(Error error) {
 
 // Under mutex_.
 void ReplicaSession::ShutDown() {
-  for (const auto& stream : streams_) {
-    if (stream != nullptr) ::shutdown(stream->socket.get(), SHUT_RDWR);
-  }
+  for (const int socket : Sockets()) ::shutdown(socket, SHUT_RDWR);
 }
 
 // On the session's receive thread, when its own stream has ended.
@@ -249,6 +299,7 @@ void ReplicaSession::HangUp() {
   for (const auto& stream : streams_) {
     if (stream != nullptr) stream->thread.Join();
   }
+  if (disk_stream_ != nullptr) disk_stream_->thread.Join();
   if (refusing) LingerForError();
   const std::lock_guard lock(mutex_);
   uint64_t dropped_epoch = 0;
@@ -265,13 +316,14 @@ void ReplicaSession::HangUp() {
         .epoch = dropped_epoch,
         .error = std::move(error)});
   for (auto& stream : streams_) stream.reset();
+  disk_stream_.reset();
   connected_ = false;
   changed_.notify_all();
 }
 
 // Under mutex_. Makes the receive threads give up, wherever they are.
 void ReplicaSession::CutConnection(WireError code, const char* text) {
-  cut_ = true;
+  CutAll();
   if (!connected_) return;
   SendError(code, text);
   ShutDown();
@@ -280,10 +332,9 @@ void ReplicaSession::CutConnection(WireError code, const char* text) {
 void ReplicaSession::LingerForError() {
   const double deadline = MonotonicMs() + kLingerMsMax;
   std::vector<pollfd> open;
-  for (const auto& stream : streams_) {
-    if (stream == nullptr) continue;
-    ::shutdown(stream->socket.get(), SHUT_WR);
-    open.push_back({stream->socket.get(), POLLIN, 0});
+  for (const int socket : Sockets()) {
+    ::shutdown(socket, SHUT_WR);
+    open.push_back({socket, POLLIN, 0});
   }
   std::array<std::byte, 16 << 10> waste;
   while (!open.empty() && !stopped()) {
@@ -353,9 +404,16 @@ Result<Receiver::Fenced> ReplicaSession::Fence() {
     CutConnection(WireError::kFenced, "the backup no longer acknowledges");
     changed_.notify_all();
   }
+  // The same moment for the disks: nothing of theirs is committed after it.
+  if (disks_ != nullptr) HF_TRY(disks_->Fence());
   // Until the receive threads have let go: a base round writes to the replica.
   changed_.wait(lock, [this] { return (!connected_ && apply_queue_.empty()) || closing_; });
   if (closing_) return Error::Of(ErrorCode::kCancelled, "fence: session closed");
+  if (disks_ != nullptr) {
+    lock.unlock();
+    HF_TRY(disks_->AwaitApplied([this] { return closing_.load(); }));
+    lock.lock();
+  }
   if (!fence_result_) {
     fence_result_ =
         Receiver::Fenced{checkpoint_.epoch, MonotonicMs() - started_ms, partial_dropped_};
@@ -380,7 +438,7 @@ Result<Receiver::Written> ReplicaSession::WriteState(const std::string& socket_p
   std::vector<std::byte> device = checkpoint_.device;
   std::optional<int64_t> clock_advanced_ns;
   if (follow_clock) {
-    clock_advanced_ns = AdvanceStandbyClock(device, checkpoint_.committed, HostClock::Now());
+    clock_advanced_ns = AdvanceStandbyClock(device, checkpoint_.commit, HostClock::Now());
   }
   const std::array<std::span<const std::byte>, 2> parts{checkpoint_.prefix, device};
   auto bytes = WriteToStandby(socket_path, parts);

@@ -8,9 +8,13 @@
 // Under one mutex an epoch becomes the checkpoint, its ACK leaves, and it is
 // queued for the apply thread; or the session is fenced, and none of these.
 //
+// With disks, an epoch is whole when its disk stream has come up to its boundary
+// as well: whichever thread sees the last of it commits, memory and disks as one.
+//
 // Two mutexes, always taken in this order: receive_mutex_ lets the streams take
 // turns with the decoder and the staging of what arrives; mutex_ guards the
-// connection, the checkpoint, and the fence. Pages are read without either.
+// connection, the checkpoint, and the fence. Pages are read without either. The
+// disks' own is behind both.
 #pragma once
 
 #include <array>
@@ -25,9 +29,10 @@
 #include <vector>
 
 #include "base/descriptor.h"
-#include "base/host_clock.h"
 #include "base/result.h"
 #include "base/thread.h"
+#include "disk/disk_session.h"
+#include "guest/standby_clock.h"
 #include "receive/receiver.h"
 #include "receive/replica.h"
 #include "receive/staging.h"
@@ -74,7 +79,7 @@ class ReplicaSession {
     uint64_t epoch = 0;
     std::vector<std::byte> prefix;
     std::vector<std::byte> device;
-    HostClock committed;
+    CommitTime commit;
   };
 
   // Two: one epoch may arrive while the one before is applied.
@@ -112,15 +117,31 @@ class ReplicaSession {
     Thread thread;  // last: joined first; stream 0 is received by the session's thread
   };
 
+  // The disk stream has a receive thread like the others; what it gives up for may
+  // also be another session, which takes the disks.
+  struct DiskStream {
+    DiskStream(Descriptor connected, std::atomic<double>& last_byte_ms)
+        : socket(std::move(connected)),
+          cut(std::make_shared<std::atomic<bool>>(false)),
+          reader(socket.get(), *cut, last_byte_ms) {}
+    Descriptor socket;
+    const std::shared_ptr<std::atomic<bool>> cut;
+    StreamReader reader;
+    std::mutex send_mutex;  // its answers may be long, and are not sent under mutex_
+    Thread thread;
+  };
+
   // What of an epoch or a round has come so far, over all streams.
   struct Incoming {
     bool open = false;
     Slot* slot = nullptr;
     std::optional<std::vector<std::byte>> prefix{};
     std::vector<std::byte> device{};
+    CommitTime commit{};
     double first_byte_ms = 0;
     uint64_t bytes = 0;
     Cost cost{};
+    bool whole = false;  // of the streams' parts; its disks may still be behind
   };
 
   ReplicaSession(const Receiver::Session& options, const Receiver::EventSink& sink,
@@ -142,7 +163,10 @@ class ReplicaSession {
   Status OnAbandon(const FrameHeader& header, Stream& stream);
   void Account(Stream& stream);
   Status PublishRound();
+  Status PublishIfWhole();
   Status Publish();
+  void ServeDisks(DiskStream& stream);
+  bool DisksSynced();
   Result<Slot*> ClaimSlot();
   Status MakeRoom(Slot& slot, uint64_t bytes);
   static void Free(Slot& slot);
@@ -152,13 +176,17 @@ class ReplicaSession {
 
   // The connection.
   std::optional<Refusal> Join(Descriptor& socket, const HelloBody& hello);
+  std::optional<Refusal> JoinDisks(Descriptor& socket, const HelloBody& hello);
+  Status AnswerOnDisks(DiskStream& stream, std::span<const std::byte> frame);
   void Lose(Error error);
   void HangUp();
   void ShutDown();
   void LingerForError();
   void CutConnection(WireError code, const char* text);
   bool SendError(WireError code, const std::string& text);
-  void GreetBack(const Stream& stream) const;
+  void GreetBack(int fd) const;
+  void CutAll();
+  std::vector<int> Sockets() const;
   static Status Answer(int fd, FrameType type, uint64_t epoch, std::span<const std::byte> body);
 
   void ApplyLoop();
@@ -169,6 +197,8 @@ class ReplicaSession {
   const Receiver::Session options_;
   const Receiver::EventSink& sink_;
   std::atomic<double>& last_byte_ms_;
+
+  const std::unique_ptr<DiskSession> disks_;  // none: the VM has no disks
 
   std::mutex receive_mutex_;
   FrameDecoder decoder_;  // also under mutex_ alone while there is no connection
@@ -181,6 +211,8 @@ class ReplicaSession {
   std::condition_variable changed_;
   // All below under mutex_; the atomics are also read without it.
   std::array<std::unique_ptr<Stream>, kStreamsMax> streams_;
+  std::unique_ptr<DiskStream> disk_stream_;
+  bool disks_synced_ = false;  // on this connection
   unsigned streams_count_ = 0;  // that the connection is to have
   uint64_t link_ = 0;           // names the connection; counts them
   bool verify_ = true;          // agreed; does not change while there is a connection

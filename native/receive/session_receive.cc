@@ -6,6 +6,8 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "base/host_clock.h"
+#include "disk/disk_receiver.h"
 #include "receive/session.h"
 #include "wire/state_delta.h"
 
@@ -103,6 +105,9 @@ Status ReplicaSession::OnBegin(Stream& stream) {
   device.clear();  // its memory is kept: every epoch has some
   incoming_ = {.device = std::move(device), .first_byte_ms = MonotonicMs()};
   if (!stream.in_round) {
+    if (disks_ != nullptr && !DisksSynced()) {
+      return Error::Of(ErrorCode::kProtocol, "BEGIN frame: an epoch before the disks are synchronised");
+    }
     auto slot = ClaimSlot();
     if (!slot.ok()) return slot.error();
     incoming_.slot = slot.value();
@@ -183,14 +188,53 @@ Status ReplicaSession::OnEndPart(const FrameHeader& header, Stream& stream) {
   std::array<std::byte, PartBody::kBytes> body;
   const auto payload = std::span(body).first(header.payload_bytes);
   HF_TRY(stream.reader.Read(payload, 0, nullptr));
+  const HostClock arrived = HostClock::Now();
   const Digest* digest = DigestOf(stream);
   const std::lock_guard turn(receive_mutex_);
   auto whole = decoder_.EndPart(stream.index, payload, digest != nullptr ? digest->Value() : 0);
   if (!whole.ok()) return whole.error();
   Account(stream);
+  if (header.type == FrameType::kCommit) incoming_.commit = {arrived, DecodePart(body).age_ns};
   if (!whole.value()) return {};
   incoming_.open = false;
-  return stream.in_round ? PublishRound() : Publish();
+  if (stream.in_round) return PublishRound();
+  incoming_.whole = true;
+  return PublishIfWhole();
+}
+
+// The disk stream's thread. Its end is the connection's, as any stream's.
+void ReplicaSession::ServeDisks(DiskStream& stream) {
+  DiskReceiver receiver(
+      *disks_, stream.reader, stream.cut,
+      {.send = [this, &stream](auto frame) { return AnswerOnDisks(stream, frame); },
+       .reached =
+           [this](uint64_t) {
+             const std::lock_guard turn(receive_mutex_);
+             return PublishIfWhole();
+           },
+       .synced =
+           [this] {
+             const std::lock_guard lock(mutex_);
+             disks_synced_ = true;
+           }});
+  Error ended = receiver.Run();
+  if (ended.code == ErrorCode::kCancelled && !cut_) {
+    ended = Error::Of(ErrorCode::kFenced, "disk stream: a newer session has taken the disks");
+  }
+  Lose(std::move(ended));
+}
+
+bool ReplicaSession::DisksSynced() {
+  const std::lock_guard lock(mutex_);
+  return disks_synced_;
+}
+
+// Under receive_mutex_. Pages and disks come in no order.
+Status ReplicaSession::PublishIfWhole() {
+  if (!incoming_.whole) return {};
+  if (disks_ != nullptr && !disks_->Reached(incoming_.slot->epoch)) return {};
+  incoming_.whole = false;
+  return Publish();
 }
 
 // The primary waits for the answer before it uses the memory again from which
@@ -237,10 +281,11 @@ Status ReplicaSession::Publish() {
   const std::lock_guard lock(mutex_);
   if (stopped()) return Stopping();
   Slot& slot = *incoming_.slot;
+  if (disks_ != nullptr) HF_TRY(disks_->Commit(slot.epoch));
   incoming_.slot = nullptr;
   checkpoint_.epoch = slot.epoch;
   checkpoint_.device.swap(incoming_.device);
-  checkpoint_.committed = HostClock::Now();
+  checkpoint_.commit = incoming_.commit;
   if (incoming_.prefix) checkpoint_.prefix = *std::move(incoming_.prefix);
   partial_dropped_ = false;
   const uint64_t epoch_bytes = slot.staging.used_bytes();

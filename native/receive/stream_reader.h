@@ -47,6 +47,9 @@ class StreamReader {
   // The same into places of a file on tmpfs, past every mapping (read_to_file.cc).
   Status ReadToFile(int file, std::span<const FilePart> parts);
 
+  // What has come already, without being asked for.
+  size_t buffered() const { return end_ - begin_; }
+
   // Since the connection began.
   uint64_t syscalls() const { return syscalls_; }
   double digest_ms() const { return digest_ms_; }

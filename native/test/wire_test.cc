@@ -122,8 +122,9 @@ TEST("bodies round-trip") {
   CHECK(back.stream == 3 && back.streams == 7);
   const HelloOkBody ok = DecodeHelloOk(EncodeHelloOk({2, 1, uint64_t{1} << 50}));
   CHECK(ok.version == 2 && ok.flags == 1 && ok.link == uint64_t{1} << 50);
-  const PartBody part = DecodePart(EncodePart({{3, 4}, 5}));
-  CHECK(part.totals.pages == 3 && part.totals.zero_pages == 4 && part.digest == 5);
+  const PartBody part = DecodePart(EncodePart({{3, 4}, 5, 6}));
+  CHECK(part.totals.pages == 3 && part.totals.zero_pages == 4 && part.digest == 5 &&
+        part.age_ns == 6);
   CHECK_EQ(DecodeAck(EncodeAck({77})).last_apply_us, uint64_t{77});
   const std::string frame = EncodeErrorFrame(WireError::kChecksum, "a\nb" + std::string(5000, 'x'));
   CHECK_EQ(frame.size(), kFrameHeaderBytes + kErrorBytesMax);
@@ -138,7 +139,7 @@ TEST("headers outside the limits are refused, by field") {
     REFUSED(DecodeHeader(EncodeHeader(header), 1000), text);
   };
   refuse({.type = static_cast<FrameType>(0)}, "type 0");
-  refuse({.type = static_cast<FrameType>(17)}, "type 17");
+  refuse({.type = static_cast<FrameType>(26)}, "type 26");
   refuse({.type = FrameType::kPages, .flags = 1, .table_bytes = 12, .payload_bytes = 1}, "flags");
   refuse({.type = FrameType::kBegin, .flags = 2}, "flags 0x0002");
   refuse({.type = FrameType::kBegin, .epoch = kEpochMax + 1}, "epoch");

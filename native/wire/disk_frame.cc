@@ -17,9 +17,9 @@ class Writer {
  public:
   template <typename T>
   Writer& Put(T value) {
-    return Put(std::as_bytes(std::span(&value, 1)));
+    return PutBytes(std::as_bytes(std::span(&value, 1)));
   }
-  Writer& Put(std::span<const std::byte> bytes) {
+  Writer& PutBytes(std::span<const std::byte> bytes) {
     bytes_.insert(bytes_.end(), bytes.begin(), bytes.end());
     return *this;
   }
@@ -99,9 +99,9 @@ std::vector<std::byte> EncodeDiskStates(std::span<const DiskState> states) {
     uint16_t flags = 0;
     if (state.trusted) flags |= DiskState::kFlagTrusted;
     if (state.fresh) flags |= DiskState::kFlagFresh;
-    writer.Put(state.image_bytes).Put(state.marked_blocks).Put(std::span(state.sync_id));
+    writer.Put(state.image_bytes).Put(state.marked_blocks).PutBytes(state.sync_id);
     writer.Put(flags).Put(static_cast<uint16_t>(state.id.size())).Put(uint32_t{0});
-    writer.Put(std::as_bytes(std::span(state.id)));
+    writer.PutBytes(std::as_bytes(std::span(state.id)));
   }
   return writer.Take();
 }
@@ -221,7 +221,7 @@ Result<DiskLogBody> DecodeDiskLog(std::span<const std::byte, DiskLogBody::kBytes
 std::vector<std::byte> EncodeDiskBoundary(std::span<const uint64_t> lsns) {
   Writer writer;
   writer.Put(static_cast<uint32_t>(lsns.size())).Put(uint32_t{0});
-  return writer.Put(std::as_bytes(lsns)).Take();
+  return writer.PutBytes(std::as_bytes(lsns)).Take();
 }
 
 Result<std::vector<uint64_t>> DecodeDiskBoundary(std::span<const std::byte> payload) {

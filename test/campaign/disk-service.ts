@@ -61,8 +61,10 @@ export class DiskService implements Service {
   }
 
   async startLoad(): Promise<ServiceLoad> {
-    const redis = await this.#redis.startLoad();
-    const sqlite = await SqliteLoad.start(this.#lab.client, { drainTimeoutMs: PATIENCE_MS });
+    const [redis, sqlite] = await Promise.all([
+      this.#redis.startLoad(),
+      SqliteLoad.start(this.#lab.client, { drainTimeoutMs: PATIENCE_MS }),
+    ]);
     return {
       advance: async () => {
         await Promise.all([redis.advance(), sqlite.advance(PROGRESS_ROWS, { timeoutMs: PATIENCE_MS })]);

@@ -114,7 +114,7 @@ try {
   });
   process.stdout.write(summaryText(result, seed));
   if (values.json !== undefined)
-    writeFileSync(values.json, `${JSON.stringify({ seed, ...result }, null, 2)}\n`);
+    writeFileSync(values.json, `${JSON.stringify({ seed, disk: values.disk, ...result }, null, 2)}\n`);
   process.exitCode = result.ok ? 0 : 1;
 } catch (error) {
   process.stderr.write(`campaign: ${(error as Error).message}; seed ${seed}\n`);

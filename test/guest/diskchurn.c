@@ -241,7 +241,7 @@ static uint64_t NumberArgument(const char* name, const char* text) {
 int main(int argc, char** argv) {
   uint64_t steps_per_s = 50;
   uint64_t trim_every = 200;
-  struct Churn churn = {.file_count = 48, .random_state = 1};
+  struct Churn churn = {.file_count = 24, .random_state = 1};
   for (int i = 1; i < argc; i += 2) {
     if (strcmp(argv[i], "--dir") == 0) {
       churn.dir = argv[i + 1];

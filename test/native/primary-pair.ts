@@ -8,8 +8,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import {
   type CaptureResult,
+  type DiskStore,
   type NativeCaptureMode,
   native,
+  type PrimaryDisk,
   type PrimaryEngine,
   type Receiver,
   type ReceiverEvent,
@@ -25,6 +27,8 @@ export interface PairOptions {
   readonly stagingBytesMax?: number;
   readonly streams?: number;
   readonly verify?: boolean;
+  readonly disks?: readonly PrimaryDisk[];
+  readonly store?: DiskStore;
 }
 
 export class Pair {
@@ -48,6 +52,7 @@ export class Pair {
       stagingBytesMax: options.stagingBytesMax ?? 64 * 2 ** 20,
       strategy: options.strategy ?? 'copy',
       copyThreads: 2,
+      disks: options.disks,
     });
     this.receiver = new native.Receiver({
       host: '127.0.0.1',
@@ -67,6 +72,7 @@ export class Pair {
       pageSize: pageBytes,
       epochBytesMax: this.qemu.ram.sizeBytes,
       deviceBytesMax: 2 ** 20,
+      disks: this.#options.store,
     });
     const { streams, verify } = this.#options;
     await this.engine.connect({
@@ -118,7 +124,8 @@ export class Pair {
   }
 
   async close(): Promise<void> {
-    await this.engine.detach();
+    // One that was closed by the test: QEMU will end as it is.
+    await this.engine.detach().catch(() => {});
     await this.engine.close();
     await this.receiver.close();
     rmSync(this.replicaPath, { force: true });

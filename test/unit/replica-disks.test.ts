@@ -6,6 +6,11 @@ import { NOTHING_LOGGED } from '../../lib/log.js';
 const vda = { id: 'vda', imagePath: '/srv/a.raw', imageBytes: 1 << 20 };
 const fault: DiskFault = { id: 'vda', code: 'HOLDFAST_E_NO_SPACE', errno: 28, message: 'no space' };
 
+const opened = {
+  ...{ fresh: true, trusted: true, recovered: false },
+  ...{ syncId: '0'.repeat(32), markedBytes: 0, committedEpoch: 0 },
+};
+
 const setUp = () => {
   const did: string[] = [];
   const told: string[] = [];
@@ -22,12 +27,13 @@ const setUp = () => {
       return {
         open: async () => {
           await ask('open');
-          return [{ id: 'vda' }];
+          return [{ ...opened, id: 'vda' }];
         },
         stats: () => [
           {
             id: 'vda',
             ...{ journalUsedBytes: 1, journalBytes: 2, receivedBytes: 3, appliedBytes: 4, durableEpoch: 5 },
+            ...{ baseBytes: 6, committedEpoch: 5, merging: false },
           },
         ],
         retire: () => ask('retire'),
