@@ -105,6 +105,16 @@ describe('01 rules', () => {
       /memory and disk would not match/,
     ],
     [
+      'more disks than can be',
+      {
+        drives: Array.from({ length: 17 }, (_, index) => ({
+          ...{ name: `d${index}`, readOnly: false, format: 'raw', file: 'nbd+unix://?socket=/s' },
+          server: {} as never,
+        })),
+      },
+      /At most 16/,
+    ],
+    [
       'qcow2',
       { drives: [{ name: 'd', readOnly: false, format: 'qcow2', file: '/d', nodeName: '#block1' }] },
       /format is qcow2/,
