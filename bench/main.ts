@@ -5,6 +5,7 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import { Command } from 'commander';
 import { CaseFilter } from './case-filter.js';
+import { runDiskSuite } from './disk.js';
 import { runEpochSuite } from './epoch.js';
 import { renderHtml } from './html/page.js';
 import { runLatencySuite } from './latency.js';
@@ -15,6 +16,7 @@ import { runSendSuite } from './send.js';
 import { runTimeSuite } from './time.js';
 
 const suites: Readonly<Record<string, RunSuite>> = {
+  disk: runDiskSuite,
   epoch: runEpochSuite,
   latency: runLatencySuite,
   peers: runPeersSuite,
@@ -40,10 +42,10 @@ const say = (text: string): void => {
 const write = async (
   reports: readonly BenchReport[],
   { html, markdown }: Outputs,
-  campaign?: Campaign,
+  campaigns?: readonly Campaign[],
 ): Promise<void> => {
   if (html !== undefined) await writeFile(html, renderHtml(reports));
-  if (markdown !== undefined) await writeFile(markdown, renderMarkdown(reports, campaign));
+  if (markdown !== undefined) await writeFile(markdown, renderMarkdown(reports, campaigns));
 };
 
 const measure = async (suite: string, options: MeasureOptions): Promise<void> => {
@@ -68,7 +70,7 @@ const measure = async (suite: string, options: MeasureOptions): Promise<void> =>
   await write([report], options);
 };
 
-/** The failover campaign writes JSON too, of a shape of its own. */
+/** The failover campaigns write JSON too, of a shape of its own. */
 const isCampaign = (value: BenchReport | Campaign): value is Campaign => 'trials' in value;
 
 const page = async (files: readonly string[], options: Outputs): Promise<void> => {
@@ -76,10 +78,10 @@ const page = async (files: readonly string[], options: Outputs): Promise<void> =
     files.map(async (file) => JSON.parse(await readFile(file, 'utf8')) as BenchReport | Campaign),
   );
   const reports = contents.filter((value): value is BenchReport => !isCampaign(value));
-  const campaign = contents.find(isCampaign);
-  await write(reports, options, campaign);
+  const campaigns = contents.filter(isCampaign);
+  await write(reports, options, campaigns);
   if (options.html === undefined && options.markdown === undefined)
-    process.stdout.write(renderMarkdown(reports, campaign));
+    process.stdout.write(renderMarkdown(reports, campaigns));
 };
 
 const program = new Command('bench').description(
@@ -102,7 +104,7 @@ outputs(
   program
     .command('page <reports...>')
     .description(
-      'show reports measured before, from their JSON files; also that of the failover campaign. Markdown on standard output if no file is named',
+      'show reports measured before, from their JSON files; also those of the failover campaigns. Markdown on standard output if no file is named',
     ),
 ).action(page);
 program.showHelpAfterError();

@@ -10,8 +10,10 @@ import { runOf, type Table } from './figures/table.js';
 import { conclusions } from './figures/text.js';
 import type { BenchReport } from './report.js';
 
-/** What `npm run campaign:failover -- --json FILE` writes, as far as it is shown. */
+/** What `npm run campaign:failover` and `campaign:disk` write with `-- --json FILE`, as far as it is shown. */
 export interface Campaign {
+  /** Absent: false. */
+  readonly disk?: boolean;
   readonly seed: number;
   readonly acknowledged: number;
   readonly lost: number;
@@ -90,9 +92,14 @@ const failureKinds: Readonly<Record<string, string>> = {
   link: 'link (silent: found by the heartbeat time-out)',
 };
 
-const campaignSection = (campaign: Campaign | undefined): string[] => {
-  if (campaign === undefined) return [];
-  const { trials, seed, acknowledged, lost, survivor } = campaign;
+const campaignSection = ({
+  trials,
+  seed,
+  acknowledged,
+  lost,
+  survivor,
+  disk = false,
+}: Campaign): string[] => {
   const kinds = [...new Set(Object.keys(failureKinds)), ...trials.map(({ kind }) => kind)];
   const rows = [...new Set(kinds)].flatMap((kind) => {
     const of = trials.filter((trial) => trial.kind === kind);
@@ -112,9 +119,9 @@ const campaignSection = (campaign: Campaign | undefined): string[] => {
   });
   const broken = survivor.broken.length;
   return [
-    '## Failover campaign',
+    disk ? '## Failover campaign, with a disk' : '## Failover campaign',
     '',
-    `\`npm run campaign:failover\` (${trials.length} trials, redis under load, seed ${seed}): ${formatNumber(acknowledged)} increments acknowledged, ${lost === 0 ? 'none' : formatNumber(lost)} lost; of the connection that lived through all trials, ${broken === 0 ? 'no break' : `${broken} breaks`}.`,
+    `\`npm run campaign:${disk ? 'disk' : 'failover'}\` (${trials.length} trials, ${disk ? 'redis and SQLite on ext4' : 'redis'} under load, seed ${seed}): ${formatNumber(acknowledged)} ${disk ? 'increments and rows' : 'increments'} acknowledged, ${lost === 0 ? 'none' : formatNumber(lost)} lost; of the connection that lived through all trials, ${broken === 0 ? 'no break' : `${broken} breaks`}.`,
     '',
     ...tableLines(
       ['what was killed', 'trials', 'failure to running, ms, p50 / max', 'client stall, ms, p50'],
@@ -133,8 +140,11 @@ const machineSection = (reports: readonly BenchReport[]): string[] => {
   return reports.flatMap((report) => [`Machine of ${report.suite}: ${machineLine(report)}.`, '']);
 };
 
-/** The page. Sections come in the order of the reports; the campaign follows. */
-export const renderMarkdown = (reports: readonly BenchReport[], campaign?: Campaign): string =>
+/** The page. Sections come in the order of the reports; the campaigns follow. */
+export const renderMarkdown = (
+  reports: readonly BenchReport[],
+  campaigns: readonly Campaign[] = [],
+): string =>
   [
     '# Benchmarks',
     '',
@@ -142,7 +152,7 @@ export const renderMarkdown = (reports: readonly BenchReport[], campaign?: Campa
     '',
     ...machineSection(reports),
     ...reports.flatMap(suiteSection),
-    ...campaignSection(campaign),
+    ...campaigns.flatMap(campaignSection),
     '## What may be concluded, and what not',
     '',
     ...conclusions.map((line) => `- ${line}`),

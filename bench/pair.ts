@@ -4,7 +4,7 @@
  */
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
-import type { EpochReport, PrimaryOptions } from '../lib/index.js';
+import type { BackupOptions, EpochReport, PrimaryOptions } from '../lib/index.js';
 import { type GuestOptions, guestArgs, guestReadyText, repositoryRoot } from '../test/lab/guest.js';
 import { JsonProcess } from '../test/lab/json-process.js';
 import type { Lab, LabHost } from '../test/lab/lab.js';
@@ -83,12 +83,19 @@ export interface Pair {
   readonly backup: JsonProcess;
 }
 
+export interface PairOptions {
+  /** Default 60,000. */
+  readonly baseSyncTimeoutMs?: number;
+  /** The backup's settings, beside those that every pair has. */
+  readonly backup?: Partial<Omit<BackupOptions, 'key' | 'signal' | 'logger'>>;
+}
+
 /** Starts both roles; settles when the first checkpoint stands. */
 export const startPair = async (
   lab: Lab,
   guest: BenchGuest,
   settings: Partial<Omit<PrimaryOptions, 'key' | 'signal' | 'logger'>>,
-  baseSyncTimeoutMs = 60_000,
+  { baseSyncTimeoutMs = 60_000, backup: backupSettings = {} }: PairOptions = {},
 ): Promise<Pair> => {
   const id = ++started;
   const key = createHash('sha256').update(lab.name).digest('hex');
@@ -98,7 +105,8 @@ export const startPair = async (
     name: `b${id}`,
     runDir: lab.sharedMemoryPath('b'),
     ramDir: lab.sharedMemoryDir,
-    replace: [{ from: guest.serialPath, to: `${guest.serialPath}-b` }],
+    ...backupSettings,
+    replace: [{ from: guest.serialPath, to: `${guest.serialPath}-b` }, ...(backupSettings.replace ?? [])],
   });
   await backup.message('listening');
   const primary = await spawnRole(lab.host('a'), 'primary', {

@@ -5,9 +5,11 @@
  *   node role.js primary|backup '<options as JSON, key in hexadecimal>'
  *   node role.js launch '<LaunchOptions as JSON>'      launches a VM over relays, which outlives this process
  */
+
 import { readFileSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { LaunchedVm } from '../lib/cli/launched-vm.js';
+import { RING_BYTES_DEFAULT } from '../lib/disk/disk-files.js';
 import { Backup, type BackupOptions, native, Primary, type PrimaryOptions } from '../lib/index.js';
 
 const say = (value: object): void => {
@@ -20,12 +22,14 @@ const ownBytes = (): number =>
 
 const runPrimary = async (options: PrimaryOptions): Promise<void> => {
   const primary = await Primary.start(options);
+  primary.on('disks-copied', (copied) => say({ event: 'disks-copied', ...copied }));
   primary.on('round', (round) => say({ event: 'round', ...round }));
   primary.on('epoch', (report) =>
     say({ event: 'epoch', ...report, ownBytes: ownBytes(), atMs: performance.now() }),
   );
   createInterface({ input: process.stdin }).on('line', (line) => {
     if (line === 'detach') void primary.detach();
+    if (line === 'status') say({ event: 'status', ...primary.status() });
     if (line === 'switchover')
       void primary.switchover().catch((error: Error) => say({ event: 'error', message: error.message }));
   });
@@ -53,9 +57,14 @@ type LaunchOptions = Pick<
 
 /** What one relay may hold; the default of `holdfast primary`. */
 const HELD_BYTES_MAX = 16 << 20;
+const DISK_DIR = '/var/lib/holdfast';
 
 const launch = async (options: LaunchOptions): Promise<void> => {
-  const vm = await LaunchedVm.ensure({ ...options, gate: 'relay', heldBytesMax: HELD_BYTES_MAX, native });
+  const vm = await LaunchedVm.ensure({
+    ...options,
+    ...{ gate: 'relay', heldBytesMax: HELD_BYTES_MAX, native },
+    ...{ diskDir: DISK_DIR, ringBytes: RING_BYTES_DEFAULT },
+  });
   say({ event: 'launched', pid: vm.pid, qmp: vm.qmpPath });
   process.exit(0);
 };

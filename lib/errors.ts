@@ -170,6 +170,18 @@ export class TimeoutError extends HoldfastError {
   override readonly exitCode = 12;
 }
 
+/** A disk, its replica, or what serves it failed. `details`: which, and errno where there is one. */
+export class DiskError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_DISK';
+  override readonly exitCode = 13;
+}
+
+/** There is an image where the replica of a disk should be, and Holdfast knows nothing of it. */
+export class DiskForeignError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_DISK_FOREIGN';
+  override readonly exitCode = 13;
+}
+
 /** The operation was cancelled (AbortSignal, close, Ctrl-C). */
 export class CancelledError extends HoldfastError {
   override readonly code = 'HOLDFAST_E_CANCELLED';
@@ -202,6 +214,8 @@ const byCode: Readonly<
   HOLDFAST_E_NOT_PROTECTED: NotProtectedError,
   HOLDFAST_E_NO_DAEMON: NoDaemonError,
   HOLDFAST_E_TIMEOUT: TimeoutError,
+  HOLDFAST_E_DISK: DiskError,
+  HOLDFAST_E_DISK_FOREIGN: DiskForeignError,
   HOLDFAST_E_CANCELLED: CancelledError,
 };
 
@@ -209,6 +223,8 @@ const cures: Readonly<Record<string, string>> = {
   HOLDFAST_E_INJECT:
     'Run as root (CAP_SYS_PTRACE) on the host that runs QEMU; `holdfast doctor` checks this.',
   HOLDFAST_E_UNSUPPORTED: 'Run `holdfast doctor`; Linux 6.7 or newer is needed.',
+  HOLDFAST_E_DISK_FOREIGN:
+    'Move it away, or start the backup with --adopt-disks on: it is overwritten then. --replace puts the replica elsewhere.',
   HOLDFAST_E_NO_SPACE: 'Free memory or enlarge the tmpfs that holds the replica (mount -o remount,size=…).',
 };
 

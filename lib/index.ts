@@ -33,6 +33,7 @@ export {
   backupSettings,
   checkBackupSettings,
 } from './backup/options.js';
+export type { ReplicaDiskStatus } from './backup/replica-disks.js';
 // Key and log
 export { readKeyFile } from './control/auth.js';
 // Hosts
@@ -51,6 +52,8 @@ export {
   ChecksumError,
   ConfigError,
   ConnectError,
+  DiskError,
+  DiskForeignError,
   FencedError,
   HoldfastError,
   type HoldfastErrorOptions,
@@ -81,6 +84,9 @@ export type { GateStats, OutputGate } from './output/gate.js';
 export { type RelayRecord, type RelaySpec, relaysOf, runningRelay } from './output/relay-files.js';
 export { endRelay, startRelay } from './output/relay-process.js';
 export type { RoundStats } from './primary/convergence.js';
+export type { CopyProgress } from './primary/copy-progress.js';
+export type { DiskPlan } from './primary/disk-plan.js';
+export type { DisksCopied, PrimaryDiskStatus } from './primary/disks.js';
 export type { Distribution, EpochReport, EpochSummary, MeasuredPart } from './primary/epoch-report.js';
 export type {
   BackupLostPolicy,

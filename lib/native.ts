@@ -449,7 +449,7 @@ export interface FenceResult {
 }
 
 export interface WriteStateOptions {
-  /** The guest's clock in it goes on by the time since the epoch was committed (default false). */
+  /** The guest's clock in it goes on by the time since the VM was stopped for the epoch (default false). */
   readonly followClock: boolean;
 }
 

@@ -85,7 +85,7 @@ export const measureLargeRam = async (smoke: boolean, progress: Progress): Promi
   await startMemwriter(lab.client, writer);
   const { blocks } = await stat(guest.ramPath);
   progress(`${LARGE_RAM_CASE}: ${count} epochs`);
-  const pair = await startPair(lab, guest, settings, ramMb * BASE_SYNC_MS_PER_MB);
+  const pair = await startPair(lab, guest, settings, { baseSyncTimeoutMs: ramMb * BASE_SYNC_MS_PER_MB });
   await collectEpochs(pair.primary, WARM_UP_EPOCHS, 60_000);
   const epochs = await collectEpochs(pair.primary, count, 60_000 + count * settings.intervalMs * 10);
   await endPair(pair);

@@ -114,6 +114,39 @@ const ratios: Readonly<Record<string, Ratio>> = {
   timeDriftProtectedPpm: { meaning: 'the same, with a checkpoint every 20 ms' },
   timeDriftAfterFailoverPpm: { meaning: 'the same, on the backup after a failover' },
   timeStepAtFailoverMs: { meaning: 'by how much the guest’s clock jumped at a failover, ms' },
+  diskSequentialWriteShare: {
+    meaning: 'throughput of sequential 1 MiB writes to a disk, protected every 20 ms ÷ unprotected',
+    goal: { atLeast: 0.7 },
+  },
+  diskReadShare: {
+    meaning: 'throughput of reads from a disk, the mean of four kinds, protected ÷ unprotected',
+    goal: { atLeast: 0.95 },
+  },
+  diskCopiesPerWrittenByte: {
+    meaning:
+      'copies that replication makes on the primary of each byte the guest writes: into the log, its headers included, and whatever was not sent from there by reference',
+    goal: { atMost: 1.05 },
+  },
+  diskBaseCopyVsPeers: {
+    meaning: 'rate of a disk’s first copy, Holdfast ÷ the better of nbdcopy and qemu-img convert',
+    goal: { atLeast: 0.8 },
+  },
+  diskSequentialWrite4kShare: { meaning: 'sequential 4 KiB writes, protected ÷ unprotected' },
+  diskRandomWrite4kShare: { meaning: 'random 4 KiB writes, protected ÷ unprotected' },
+  diskRandomWrite1mShare: { meaning: 'random 1 MiB writes, protected ÷ unprotected' },
+  diskFsyncShare: { meaning: '4 KiB writes with an fsync after each, protected ÷ unprotected' },
+  diskBonnieWriteShare: { meaning: 'bonnie++, writing by the block, protected ÷ unprotected' },
+  diskBonnieRewriteShare: { meaning: 'bonnie++, rewriting, protected ÷ unprotected' },
+  diskBonnieReadShare: { meaning: 'bonnie++, reading by the block, protected ÷ unprotected' },
+  diskBonnieSeeksShare: { meaning: 'bonnie++, random seeks, protected ÷ unprotected' },
+  diskServerVsRawSequentialWrite: {
+    meaning: 'sequential 1 MiB writes, unprotected: disk server ÷ QEMU’s raw file driver',
+  },
+  diskServerVsRawRandomWrite4k: { meaning: 'the same, random 4 KiB writes' },
+  diskServerVsRawReads: { meaning: 'the same, reads, the mean of four kinds' },
+  diskServerVsRawFsync: { meaning: 'the same, 4 KiB writes with an fsync after each' },
+  diskBaseCopyVsNbdcopy: { meaning: 'rate of a disk’s first copy, Holdfast ÷ nbdcopy' },
+  diskBaseCopyVsQemuImg: { meaning: 'the same, ÷ qemu-img convert' },
   pauseDirectVsStaged: { meaning: 'median pause, direct ÷ staged capture' },
 };
 

@@ -57,9 +57,46 @@ const takeoverReport = z.looseObject({
   planned: z.boolean(),
   reason: z.string(),
   resumeMs: z.number(),
+  disksMs: z.number().optional(),
   resumedAtMs: z.number(),
   qmp: z.string(),
   pid: z.number(),
+});
+
+const primaryDisk = z.looseObject({
+  id: z.string(),
+  image: z.string(),
+  imageBytes: z.number(),
+  loggedBytes: z.number(),
+  receivedBytes: z.number(),
+  ringUsedBytes: z.number(),
+  ringBytes: z.number(),
+  server: z
+    .looseObject({
+      markedBytes: z.number(),
+      stalls: z.number(),
+      stalledMs: z.number(),
+      errors: z.number(),
+      lastError: z.string().optional(),
+    })
+    .optional(),
+});
+
+const diskCopy = z.looseObject({
+  doneBytes: z.number(),
+  totalBytes: z.number(),
+  bytesPerSecond: z.number().optional(),
+  secondsLeft: z.number().optional(),
+});
+
+const replicaDisk = z.looseObject({
+  id: z.string(),
+  image: z.string(),
+  imageBytes: z.number(),
+  journalUsedBytes: z.number(),
+  journalBytes: z.number(),
+  durableEpoch: z.number(),
+  fault: z.string().optional(),
 });
 
 /** The parts of a status that the CLI shows; the rest passes through, so that either side may be newer. */
@@ -92,6 +129,8 @@ export const daemonStatus = z.discriminatedUnion('role', [
       })
       .optional(),
     baseRounds: z.number(),
+    disks: z.array(primaryDisk).optional(),
+    diskCopy: diskCopy.optional(),
     guestClock: z.looseObject({ state: z.string(), reason: z.string().optional() }).optional(),
     sender: z.looseObject({ strategy: z.string(), reason: z.string() }).optional(),
     pacing: z
@@ -118,6 +157,7 @@ export const daemonStatus = z.discriminatedUnion('role', [
     primary: z.string().optional(),
     standbyPid: z.number().optional(),
     replica: z.string().optional(),
+    disks: z.array(replicaDisk).optional(),
     takeover: takeoverReport.optional(),
     receiveMs: distribution.optional(),
     applyMs: distribution.optional(),

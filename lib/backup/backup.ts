@@ -11,16 +11,26 @@ import { EventEmitter } from 'node:events';
 import { existsSync } from 'node:fs';
 import { mkdir, readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { type ControlChannel, ControlServer } from '../control/channel.js';
 import { Liveness } from '../control/liveness.js';
 import type { ControlMessage, SessionMessage } from '../control/messages.js';
-import { type HoldfastError, NotProtectedError, toHoldfastError } from '../errors.js';
+import { diskSupport } from '../disk/disk-support.js';
+import {
+  DiskError,
+  type HoldfastError,
+  NotProtectedError,
+  toHoldfastError,
+  UnsupportedHostError,
+} from '../errors.js';
 import { type Logger, NOTHING_LOGGED } from '../log.js';
 import type { ReceiverEvent } from '../native.js';
 import { parseHostPort } from '../primary/options.js';
 import { VmRecords } from '../state/records.js';
 import { SampleWindow } from '../stats.js';
 import { isAlive } from '../vm/process.js';
+import type { DiskSupport } from './disk-support.js';
+import { finishTakeover } from './finish-takeover.js';
 import { Generation } from './generation.js';
 import {
   type BackupAction,
@@ -32,6 +42,7 @@ import {
   step,
 } from './machine.js';
 import { type BackupSettings, type BackupSettingsInput, checkBackupSettings } from './options.js';
+import { type DiskFault, type ReplicaDiskStatus, ReplicaKeeper, type TakenDisks } from './replica-disks.js';
 
 export interface BackupOptions extends BackupSettingsInput {
   /** Pre-shared key, at least 16 bytes; the same on both sides. */
@@ -57,6 +68,8 @@ export interface TakeoverReport {
   readonly loadMs: number;
   /** Decision until the VM ran. */
   readonly resumeMs: number;
+  /** From then on until its disks took writes, which had waited; absent without disks, or while they don't. */
+  readonly disksMs?: number;
   /** Unix time, milliseconds. */
   readonly decidedAtMs: number;
   readonly resumedAtMs: number;
@@ -76,6 +89,8 @@ export interface BackupStatus {
   readonly primary?: string;
   readonly standbyPid?: number;
   readonly replica?: string;
+  /** Replicas of the VM's disks; absent if it has none, and after a takeover. */
+  readonly disks?: readonly ReplicaDiskStatus[];
   readonly takeover?: TakeoverReport;
   readonly receiveMs?: { readonly p50: number; readonly p99: number; readonly max: number };
   readonly applyMs?: { readonly p50: number; readonly p99: number; readonly max: number };
@@ -96,6 +111,8 @@ interface BackupEvents {
   ended: [BackupOutcome];
 }
 
+/** Between attempts to make the disks of a VM that was taken over take its writes. */
+const DISKS_RETRY_MS = 1_000;
 /** Epochs of which receive and apply times are kept. */
 const WINDOW_EPOCHS = 2_000;
 
@@ -116,6 +133,9 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   readonly #dir: string;
   readonly #replicaPrefix: string;
   readonly #log: Logger;
+  readonly #support: DiskSupport | undefined;
+  /** Undefined where there is no support for disks. */
+  readonly #replicas: ReplicaKeeper | undefined;
   readonly #sessions = new Map<number, Session>();
   readonly #receiveMs = new SampleWindow(WINDOW_EPOCHS);
   readonly #applyMs = new SampleWindow(WINDOW_EPOCHS);
@@ -131,8 +151,16 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   /** Generations being removed; close() waits for them. */
   readonly #drops = new Set<Promise<void>>();
   #closing: Promise<void> | undefined;
+  /** Disks that did not take the VM's writes at once, after a takeover. */
+  #activating: Promise<void> | undefined;
 
-  private constructor(settings: BackupSettings, server: ControlServer, records: VmRecords, log: Logger) {
+  private constructor(
+    settings: BackupSettings,
+    server: ControlServer,
+    records: VmRecords,
+    log: Logger,
+    support?: DiskSupport,
+  ) {
     super();
     this.#settings = settings;
     this.#server = server;
@@ -142,6 +170,17 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     const runDirHash = createHash('sha256').update(settings.runDir).digest('hex').slice(0, 8);
     this.#replicaPrefix = `holdfast-${settings.name}-${runDirHash}-`;
     this.#log = log;
+    this.#support = support;
+    this.#replicas =
+      support &&
+      new ReplicaKeeper({
+        metaDirOf: (imagePath) => support.metaDirOf(settings.diskDir, imagePath),
+        openStore: (options) => support.openStore(options),
+        journalBytes: settings.journalMiB * (1 << 20),
+        adopt: settings.adoptDisks,
+        log,
+        onFault: (fault, image) => this.#onDiskFault(fault, image),
+      });
     this.#state = initialState({
       takeover: settings.takeover,
       connectionGraceMs: settings.connectionGraceMs,
@@ -166,7 +205,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     signal?.throwIfAborted();
     const records = new VmRecords(settings.runDir, 'backup');
     const server = await ControlServer.listen(parseHostPort(settings.listen), key);
-    const backup = new Backup(settings, server, records, logger ?? NOTHING_LOGGED);
+    const backup = new Backup(settings, server, records, logger ?? NOTHING_LOGGED, diskSupport);
     const early: ControlChannel[] = [];
     let take = (channel: ControlChannel): void => void early.push(channel);
     // From the first connection on: a primary that tries again and again comes while the leftovers are
@@ -187,6 +226,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     take = (channel) => backup.#onChannel(channel);
     for (const channel of early) if (!channel.isClosed) take(channel);
     signal?.addEventListener('abort', () => void backup.close(), { once: true });
+    void backup.#finishTakeovers();
     return backup;
   }
 
@@ -211,6 +251,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       phase.name === 'ended' ? phase.failure?.message : 'reason' in phase ? phase.reason : undefined;
     const receiveMs = this.#receiveMs.summary();
     const applyMs = this.#applyMs.summary();
+    const disks = this.#replicas?.status() ?? [];
     return {
       role: 'backup',
       name: this.#settings.name,
@@ -232,6 +273,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
         ? {}
         : { primary: session.channel.remote, replica: session.generation.ramPath }),
       ...(session?.generation.standby === undefined ? {} : { standbyPid: session.generation.standby.pid }),
+      ...(disks.length === 0 ? {} : { disks }),
       ...(this.#takeover === undefined ? {} : { takeover: this.#takeover }),
       ...(receiveMs === undefined ? {} : { receiveMs }),
       ...(applyMs === undefined ? {} : { applyMs }),
@@ -329,6 +371,9 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
         ramPath: join(this.#settings.ramDir, `${this.#replicaPrefix}${process.pid}-g${id}.ram`),
         qemu: this.#settings.qemu,
         replacements: this.#settings.replace,
+        takeDisks: message.disks && (() => this.#takeDisks(message)),
+        standbyDisks: this.#support && ((options) => this.#support!.standby(options)),
+        retireDisks: async (disks) => await this.#replicas?.retire(disks),
         logger: this.#log,
         onReceiverEvent: (event) => {
           if (session !== undefined) this.#onReceiverEvent(session, event);
@@ -347,6 +392,13 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     this.#sessions.set(id, session);
     void this.#requestSession(session, message);
     return session;
+  }
+
+  async #takeDisks({ disks, standby }: SessionMessage): Promise<TakenDisks> {
+    if (this.#replicas === undefined || disks === undefined) {
+      throw new UnsupportedHostError('this backup cannot keep disks');
+    }
+    return await this.#replicas.take(disks, [...standby.replacements, ...this.#settings.replace]);
   }
 
   /** The kept generation may still hold one of the two ports. */
@@ -566,7 +618,13 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     if (session === undefined) return;
     const { channel, generation } = session;
     const { heartbeatIntervalMs, heartbeatTimeoutMs } = generation.session;
-    channel.send({ type: 'session-ready', bulkPort: generation.bulkPort });
+    channel.send({
+      type: 'session-ready',
+      bulkPort: generation.bulkPort,
+      ...(generation.session.disks === undefined
+        ? {}
+        : { journalBytes: this.#settings.journalMiB * (1 << 20) }),
+    });
     session.liveness = new Liveness({
       intervalMs: heartbeatIntervalMs,
       timeoutMs: heartbeatTimeoutMs,
@@ -620,6 +678,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     if (!action.planned) session.liveness?.stop();
     const { generation } = session;
     try {
+      await this.#replicas?.recover();
       const { fenceMs } = await generation.fence();
       if (this.#session(action.abandon)?.generation.standby !== undefined) void this.#drop(action.abandon!);
       await Promise.all(this.#endingStandbys); // a standby that is being ended still has the tap device
@@ -632,6 +691,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
           process: standby,
           qmpPath: generation.qmpPath,
           ramPath: generation.ramPath,
+          ...(generation.diskSockets.length === 0 ? {} : { disks: [...generation.diskSockets] }),
         }),
       );
       const report: TakeoverReport = {
@@ -652,14 +712,17 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       };
       this.#takeover = report;
       this.#dispatch({ type: 'took-over', epoch });
+      const activating = this.#activateDisks(generation);
       // Tell a primary that still hears us, now that the VM runs here; its silence does not depend on it.
       if (!action.planned) this.#tellFenced(action.term);
       if (action.planned) {
         session.channel.send({ type: 'took-over', term: action.term, epoch, resumeMs: report.resumeMs });
       }
+      const disksMs = await activating;
+      if (disksMs !== undefined) this.#takeover = { ...report, disksMs };
       await this.#afterTakeover(session, action.abandon);
-      this.#log.info({ ...report }, 'took over');
-      this.emit('took-over', report);
+      this.#log.info({ ...this.#takeover }, 'took over');
+      this.emit('took-over', this.#takeover);
     } catch (error) {
       const failure = toHoldfastError(error, 'takeover');
       this.#log.error({ code: failure.code, err: failure.message }, 'takeover failed');
@@ -672,6 +735,58 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     }
   }
 
+  /**
+   * Closes the journals, then lets the VM's writes through. It runs already, so there is no way back: what
+   * fails is tried again, for as long as the VM waits.
+   * @returns how long it took; undefined without disks, or if it has not succeeded at once
+   */
+  async #activateDisks(generation: Generation): Promise<number | undefined> {
+    if (generation.session.disks === undefined) return undefined;
+    const startMs = performance.now();
+    try {
+      await generation.activateDisks();
+      return performance.now() - startMs;
+    } catch (error) {
+      this.#warn(toHoldfastError(error, "the VM runs, but its disks don't take writes yet"));
+      this.#activating = this.#goOnActivating(generation);
+      return undefined;
+    }
+  }
+
+  async #goOnActivating(generation: Generation): Promise<void> {
+    while (this.#state.phase.name === 'active' && this.#closing === undefined) {
+      await delay(DISKS_RETRY_MS);
+      if (this.#closing !== undefined) return; // the next daemon finishes it
+      try {
+        await generation.activateDisks();
+        this.#log.info({}, "the VM's disks take writes");
+        return;
+      } catch (error) {
+        this.#log.error({ err: toHoldfastError(error).message }, "the VM's disks don't take writes");
+      }
+    }
+  }
+
+  /** A replica fails: its session ends, for nothing more can be committed; what is committed stays. */
+  #onDiskFault(fault: DiskFault, image: string): void {
+    const failure = new DiskError(`the replica of disk ${fault.id}, ${image}: ${fault.message}`, {
+      cure:
+        fault.code === 'HOLDFAST_E_NO_SPACE'
+          ? 'Make room in its file system; the primary comes back by itself.'
+          : 'Look after the disk it lies on, or move it (--replace); the primary comes back by itself.',
+      details: { id: fault.id, image, errno: fault.errno },
+    });
+    this.#warn(failure);
+    const session = this.#session(this.#state.receiving);
+    if (session === undefined || session.over) return;
+    session.channel.send({ type: 'failure', code: failure.code, message: failure.message });
+  }
+
+  #warn(failure: HoldfastError): void {
+    this.#log.error({ code: failure.code, err: failure.message }, 'warning');
+    this.emit('warning', failure);
+  }
+
   /** What may wait until the VM runs; nothing here may undo that. */
   async #afterTakeover(session: Session, abandon: number | undefined): Promise<void> {
     const report = (what: string) => (error: unknown) => {
@@ -679,7 +794,10 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     };
     session.liveness?.stop();
     await session.generation.announce().catch(report('announce-self'));
-    await session.generation.endReceiving().catch(report('closing the receiver'));
+    // The journals are needed until the disks take writes.
+    const receiving = (this.#activating ?? Promise.resolve()).then(() => session.generation.endReceiving());
+    const ended = receiving.catch(report('closing the receiver'));
+    if (this.#activating === undefined) await ended;
     if (abandon !== undefined) await this.#drop(abandon);
   }
 
@@ -719,6 +837,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     }
     // Also those that a detach has just begun: their standbys hold a tap and the replica until they have ended.
     await Promise.all(this.#drops);
+    await this.#replicas?.close(); // a takeover that failed keeps its generation, but not the images' locks
     if (!failed && (takeover === undefined || outcome.kind === 'vm-exited')) {
       await rm(this.#dir, { recursive: true, force: true }).catch(() => {});
     }
@@ -726,6 +845,40 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       takeover !== undefined && outcome.kind === 'stopped' ? { kind: 'left-running', takeover } : outcome;
     this.emit('ended', final);
     this.#ended.resolve(final);
+  }
+
+  /** VMs whose takeover an earlier daemon did not live to finish: their writes wait for it. */
+  async #finishTakeovers(): Promise<void> {
+    for (const record of await this.#records.list()) {
+      while (this.#closing === undefined && record.role === 'active' && (await isAlive(record.process))) {
+        try {
+          if (await this.#finishTakeover(record.disks ?? [])) {
+            this.#log.info({ vm: record.vmName }, 'a takeover of an earlier run is finished');
+          }
+          break;
+        } catch (error) {
+          this.#warn(toHoldfastError(error, `the VM ${record.vmName} runs, but its disks don't take writes`));
+          await delay(DISKS_RETRY_MS);
+        }
+      }
+    }
+  }
+
+  async #finishTakeover(sockets: readonly string[]): Promise<boolean> {
+    const support = this.#support;
+    const replicas = this.#replicas;
+    if (support === undefined || replicas === undefined) return false;
+    const servers = await support.find(sockets);
+    if (servers.length < sockets.length) throw new DiskError('a disk server of it is not there');
+    return await finishTakeover({
+      servers,
+      take: () =>
+        replicas.take(
+          servers.map(({ id, imagePath, imageBytes }) => ({ id, imagePath, imageBytes })),
+          [],
+        ),
+      retire: (disks) => replicas.retire(disks),
+    });
   }
 
   /** Standbys and replicas of an earlier daemon of this name that was killed. */

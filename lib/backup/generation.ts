@@ -3,16 +3,17 @@
  * that can run it. Made per session; at a takeover it becomes the VM.
  *
  *   prepare ─► token accepted on bulk port
- *   ensureStandby ─► QEMU waits with -incoming defer
- *   fence   ─► no acknowledgement leaves any more; last epoch applied
+ *   ensureStandby ─► QEMU waits with -incoming defer; disk servers answer its reads, its writes would wait
+ *   fence   ─► no acknowledgement leaves any more; last epoch applied, to RAM and images
  *   run     ─► device state into the standby; it resumes
+ *   activateDisks ─► journals closed for good; now its writes go to the images
  *   drop    ─► everything removed (not after run)
  */
 import { existsSync } from 'node:fs';
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { SessionMessage } from '../control/messages.js';
-import { StandbyError, toHoldfastError } from '../errors.js';
+import { CancelledError, StandbyError, toHoldfastError } from '../errors.js';
 import type { Logger } from '../log.js';
 import { type FenceResult, native, type Receiver, type ReceiverEvent } from '../native.js';
 import type { QmpClient } from '../qmp/client.js';
@@ -28,6 +29,8 @@ import { forStandby } from '../vm/command-line.js';
 import { killVm, type LaunchedVm, launchVm } from '../vm/launch.js';
 import { moveSockets } from '../vm/netdevs.js';
 import { isAlive, type ProcessIdentity } from '../vm/process.js';
+import type { StandbyDisks, StandbyDisksOptions } from './disk-support.js';
+import type { TakenDisks } from './replica-disks.js';
 import { findStandbyBinary } from './standby-binary.js';
 import { StandbyRelays } from './standby-relays.js';
 
@@ -46,6 +49,11 @@ export interface GenerationOptions {
   readonly ramPath: string;
   readonly qemu: string | undefined;
   readonly replacements: readonly { readonly from: string; readonly to: string }[];
+  /** Opens the replicas of the session's disks; undefined if it has none. */
+  readonly takeDisks: (() => Promise<TakenDisks>) | undefined;
+  readonly standbyDisks: ((options: StandbyDisksOptions) => StandbyDisks) | undefined;
+  /** Their journals are to be closed: see ReplicaKeeper.retire. */
+  readonly retireDisks: (disks: TakenDisks) => Promise<void>;
   readonly logger: Logger;
   readonly onReceiverEvent: (event: ReceiverEvent) => void;
   readonly onStandbyExit: (reason: string) => void;
@@ -61,6 +69,7 @@ interface Standby {
   readonly vm: LaunchedVm;
   readonly qmp: QmpClient;
   readonly relays: StandbyRelays;
+  readonly disks: StandbyDisks | undefined;
   readonly incomingPath: string;
 }
 
@@ -79,6 +88,7 @@ export class Generation {
   #queue: Promise<void> = Promise.resolve();
   #state: 'new' | 'ready' | 'running' | 'dropped' = 'new';
   #fencing: Promise<FenceResult> | undefined;
+  #disks: TakenDisks | undefined;
 
   constructor(options: GenerationOptions) {
     this.id = options.id;
@@ -115,9 +125,15 @@ export class Generation {
     return this.#receiver.idleMs();
   }
 
-  /** Reserves the replica and waits for the bulk connection. @throws NoSpaceError */
+  /** Reserves the replica and waits for the bulk connection. @throws NoSpaceError, DiskError */
   async prepare(): Promise<void> {
     await mkdir(this.#dir, { recursive: true, mode: 0o700 });
+    const disks = await this.#options.takeDisks?.();
+    if (this.#state === 'dropped') {
+      await disks?.letGo();
+      throw new CancelledError('the session ended while its disks were opened');
+    }
+    this.#disks = disks;
     const { ramBytes, pageSize, deviceBytesMax } = this.session;
     await this.#receiver.openSession({
       token: this.#options.token,
@@ -126,13 +142,23 @@ export class Generation {
       pageSize,
       epochBytesMax: ramBytes,
       deviceBytesMax,
+      disks: disks?.store,
     });
     if (this.#state === 'new') this.#state = 'ready';
   }
 
-  /** Idempotent. After it settles nothing is acknowledged, and the last committed epoch is in the replica. */
+  /**
+   * Idempotent. After it settles nothing is acknowledged, and the last committed epoch is in the replica.
+   * If it rejects nothing is acknowledged either, but the images lack writes; it may be tried again.
+   */
   fence(): Promise<FenceResult> {
-    this.#fencing ??= this.#receiver.fence();
+    if (this.#fencing === undefined) {
+      const fencing = this.#receiver.fence();
+      this.#fencing = fencing;
+      fencing.catch(() => {
+        if (this.#fencing === fencing) this.#fencing = undefined;
+      });
+    }
     return this.#fencing;
   }
 
@@ -193,10 +219,26 @@ export class Generation {
     );
   }
 
+  /**
+   * After run(): the guest's writes, which wait since it resumed, go to the images from now on. Idempotent.
+   * @throws DiskError; it may be tried again
+   */
+  async activateDisks(): Promise<void> {
+    if (this.#disks === undefined) return;
+    await this.#options.retireDisks(this.#disks);
+    await this.#standby?.disks?.activate();
+  }
+
+  /** Sockets of the standby's disk servers, by which they are found again. */
+  get diskSockets(): readonly string[] {
+    return this.#standby?.disks?.sockets ?? [];
+  }
+
   /** Frees what only a backup needs: the replica is the VM's RAM now. */
   async endReceiving(): Promise<void> {
     await this.#receiver.closeSession();
     await this.#receiver.close();
+    await this.#disks?.letGo();
   }
 
   /** Repeats the guest's announcement, and makes the standby an ordinary VM: one that can be migrated with its RAM. */
@@ -217,6 +259,7 @@ export class Generation {
     this.#state = 'dropped';
     await this.#exclusively(() => this.#endStandby()); // also one that is being launched right now
     await this.#receiver.close();
+    await this.#disks?.letGo();
     await rm(this.ramPath, { force: true });
     await rm(this.#dir, { recursive: true, force: true });
   }
@@ -230,6 +273,7 @@ export class Generation {
   async removeFiles(): Promise<void> {
     await this.#standby?.qmp.close();
     await this.#standby?.relays.end();
+    await this.#standby?.disks?.end();
     await rm(this.ramPath, { force: true });
     await rm(this.#dir, { recursive: true, force: true });
   }
@@ -257,11 +301,14 @@ export class Generation {
       qmpPath: daemonQmpPath,
       replacements,
     });
+    const disks = this.#standbyDisks();
+    const networked = moveSockets(ownArgv, relays.sockets);
     const argv = [
-      ...moveSockets(ownArgv, relays.sockets),
+      ...(disks === undefined ? networked : disks.over(networked, replacements)),
       '-qmp',
       `unix:${this.qmpPath.replaceAll(',', ',,')},server=on,wait=off`,
     ];
+    await disks?.start();
     const vm = await launchVm({
       binary,
       argv,
@@ -270,9 +317,14 @@ export class Generation {
       cwd: existsSync(standby.cwd) ? standby.cwd : '/',
       sendWithFd: native.sendWithFd,
       peerPid: native.peerPid,
-      beside: (identity) => relays.start(identity),
+      beside: async (identity) => {
+        await Promise.all([relays.start(identity), disks?.bind(identity)]);
+      },
+    }).catch(async (error: unknown) => {
+      await disks?.end(); // not bound to a process, perhaps: nobody else would
+      throw error;
     });
-    this.#standby = { vm, qmp: vm.qmp, relays, incomingPath };
+    this.#standby = { vm, qmp: vm.qmp, relays, disks, incomingPath };
     void vm.exited.then((exit) => {
       if (this.#standby?.vm !== vm) return; // ended by us
       const how = exit.signal === null ? `exit code ${exit.code}` : `signal ${exit.signal}`;
@@ -280,6 +332,17 @@ export class Generation {
     });
     refuseOlderQemu(standby.qemuVersion, versionText(vm.qmp.greeting.version));
     this.#capabilitiesBefore = await prepareIncoming(vm.qmp, incomingPath);
+  }
+
+  #standbyDisks(): StandbyDisks | undefined {
+    const { standbyDisks, logger } = this.#options;
+    if (this.#disks === undefined) return undefined;
+    return standbyDisks?.({
+      disks: this.#disks.disks,
+      dir: this.#dir,
+      launch: this.#launches,
+      log: logger,
+    });
   }
 
   async #load(standby: Standby): Promise<number> {
@@ -312,6 +375,7 @@ export class Generation {
     if (standby === undefined) return;
     await killVm(standby.vm.identity);
     await standby.relays.end(); // the next standby's need their taps
+    await standby.disks?.end();
     await standby.qmp.close();
   }
 

@@ -1,6 +1,6 @@
 /** Options of a backup, with their defaults and limits in one place. */
 import { z } from 'zod';
-import { checkSettings, hostPort } from '../primary/options.js';
+import { checkSettings, diskDir, hostPort } from '../primary/options.js';
 
 const ms = (min: number, max: number) => z.number().min(min).max(max);
 
@@ -17,6 +17,12 @@ export const backupSettings = z.strictObject({
   runDir: z.string().startsWith('/', 'must be an absolute path').default('/run/holdfast'),
   /** Where the replica of the guest's RAM is made: a tmpfs or hugetlbfs, with room for all of it. */
   ramDir: z.string().startsWith('/', 'must be an absolute path').default('/dev/shm'),
+  /** Where journals and maps of the disks' replicas are kept: on stable storage, for they must outlive a reboot. */
+  diskDir,
+  /** Of each disk's journal: what is received and not yet in the image. */
+  journalMiB: z.number().int().min(64).max(65_536).default(512),
+  /** Overwrite images that are there already, although no primary has ever filled them. */
+  adoptDisks: z.boolean().default(false),
   takeover: z.enum(['auto', 'manual']).default('auto'),
   connectionGraceMs: ms(0, 600_000).default(0),
   reconnectGraceMs: ms(0, 600_000).default(5_000),

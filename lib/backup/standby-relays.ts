@@ -10,7 +10,7 @@ import { join } from 'node:path';
 import type { StandbySpec } from '../control/messages.js';
 import { toHoldfastError } from '../errors.js';
 import type { Logger } from '../log.js';
-import { controlSocketOf, type RelaySpec, relayFiles } from '../output/relay-files.js';
+import { controlSocketOf, type RelaySpec, relayFiles, removeRelayFiles } from '../output/relay-files.js';
 import { endRelay, type StartedRelay, startRelay } from '../output/relay-process.js';
 import { type Replacement, replaceText } from '../vm/command-line.js';
 import { isAlive, type ProcessIdentity } from '../vm/process.js';
@@ -41,7 +41,13 @@ export class StandbyRelays {
 
   /** Settles when each stands between QEMU and its target. @throws RelayError */
   async start(vm: ProcessIdentity): Promise<void> {
-    await Promise.all(this.#options.asked.map((asked) => this.#start(this.#specOf(asked, vm))));
+    const starts = this.#options.asked.map(async (asked) => {
+      const spec = this.#specOf(asked, vm);
+      // A VM that ran here before and was killed with its daemons left word that its output be held.
+      await removeRelayFiles(spec, 'all');
+      await this.#start(spec);
+    });
+    await Promise.all(starts);
   }
 
   async end(): Promise<void> {

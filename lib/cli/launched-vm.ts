@@ -3,7 +3,7 @@
  * daemon, so what is needed to find it again, and to clean up after it, is in
  * a record beside its sockets:
  *
- *   <runDir>/vm-<name>/   launched.json  qmp.sock  qemu.log  <netdev>.sock… (relays)
+ *   <runDir>/vm-<name>/   launched.json  qmp.sock  qemu.log  <netdev>.sock… (relays)  <disk>.sock… (disk servers)
  *   <ramDir>/vm-<name>-<random>.holdfast.ram
  *
  *   first run      → launch, record
@@ -14,6 +14,8 @@ import { randomBytes } from 'node:crypto';
 import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { z } from 'zod';
+import { endDiskServer } from '../disk/disk-process.js';
+import { planDisks, type StartedDiskServers, startDiskServers } from '../disk/launch-disks.js';
 import { ConfigError } from '../errors.js';
 import type { NativeBinding } from '../native.js';
 import { controlSocketOf } from '../output/relay-files.js';
@@ -37,6 +39,8 @@ const launchRecord = z.strictObject({
   ramPath: z.string().optional(),
   /** The relays that were started with it: netdev, tap, and where QEMU listens for the relay. */
   relays: z.array(z.strictObject({ netdev: z.string(), tap: z.string(), socket: z.string() })).default([]),
+  /** And the disk servers: id, image, and where QEMU finds the server. */
+  disks: z.array(z.strictObject({ id: z.string(), image: z.string(), socket: z.string() })).default([]),
 });
 type LaunchRecord = z.infer<typeof launchRecord>;
 
@@ -72,13 +76,18 @@ export class LaunchedVm {
     return this.#record.relays;
   }
 
+  get disks(): LaunchRecord['disks'] {
+    return this.#record.disks;
+  }
+
   get logPath(): string {
     return join(this.#dir, 'qemu.log');
   }
 
   /**
    * Launches the VM, or finds it running already.
-   * @throws ConfigError (another VM of this name runs, QEMU cannot be run), VmGoneError
+   * @throws ConfigError (another VM of this name runs, QEMU cannot be run), UnsupportedVmError (a disk that
+   * cannot be replicated), DiskError, VmGoneError
    */
   static async ensure(options: {
     readonly runDir: string;
@@ -87,6 +96,8 @@ export class LaunchedVm {
     readonly commandLine: readonly string[];
     readonly gate: PrimarySettings['gate'];
     readonly heldBytesMax: number;
+    readonly diskDir: string;
+    readonly ringBytes: number;
     readonly native: Pick<NativeBinding, 'sendWithFd' | 'peerPid'>;
     readonly signal?: AbortSignal;
   }): Promise<LaunchedVm> {
@@ -123,19 +134,24 @@ export class LaunchedVm {
     const ramPath = join(ramDir, `vm-${name}-${randomBytes(4).toString('hex')}.holdfast.ram`);
     const { argv: ownArgv, ram } = forPrimary(argv, { ramPath, qmpPath });
     const network = await networkOf(ownArgv, options.gate, dir);
+    const { diskDir, ringBytes } = options;
+    const disks = await planDisks(network.argv, process.cwd(), { dir, diskDir, ringBytes });
     const planned: LaunchRecord = {
       process: null,
       commandLine: [...commandLine],
       qmpPath,
       ...(ram.added ? { ramPath } : {}),
       relays: [...network.taps],
+      disks: disks.specs.map(({ id, imagePath, socket }) => ({ id, image: imagePath, socket })),
     };
     // Written before the launch too: a daemon killed in between leaves no RAM file that nobody knows of.
     await writeRecord(dir, planned);
+    let servers: StartedDiskServers | undefined;
     try {
+      servers = await startDiskServers(disks.specs, signal);
       const vm = await launchVm({
         binary,
-        argv: network.argv,
+        argv: disks.argv,
         qmpPath,
         logPath: join(dir, 'qemu.log'),
         sendWithFd: native.sendWithFd,
@@ -153,7 +169,7 @@ export class LaunchedVm {
             };
             return startRelay(spec, { signal });
           });
-          await Promise.all(start);
+          await Promise.all([...start, servers?.bind(process)]);
         },
       });
       await vm.qmp.close(); // one client at a time: the primary is next
@@ -161,6 +177,7 @@ export class LaunchedVm {
       await writeRecord(dir, record);
       return new LaunchedVm(dir, record, true, network.refused);
     } catch (error) {
+      await servers?.end();
       await rm(ramPath, { force: true });
       await rm(join(dir, 'launched.json'), { force: true }); // the log stays: the error names it
       throw error;
@@ -254,7 +271,9 @@ const writeRecord = async (dir: string, record: LaunchRecord): Promise<void> => 
 
 /** Only what we made: a directory that merely holds such a record is not removed. */
 const removeFiles = async (dir: string, record: LaunchRecord): Promise<void> => {
-  await Promise.all(record.relays.map(({ socket }) => endRelay(socket))); // ending by themselves already
+  // Ending by themselves already.
+  await Promise.all(record.relays.map(({ socket }) => endRelay(socket)));
+  await Promise.all(record.disks.map(({ socket }) => endDiskServer(socket)));
   if (record.ramPath !== undefined) await rm(record.ramPath, { force: true });
   if (basename(dir).startsWith('vm-')) await rm(dir, { recursive: true, force: true });
 };

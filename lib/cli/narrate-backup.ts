@@ -59,7 +59,10 @@ export const narrateBackup = (
   };
   const onTookOver = (report: Parameters<typeof takeoverText>[0]): void =>
     console.tell(takeoverText(report), { event: 'took-over', ...report });
-  const onTakeoverFailed = (error: HoldfastError): void => console.hint(`takeover failed: ${error.message}`);
+  const onTakeoverFailed = (error: HoldfastError): void => {
+    const { code, message } = error;
+    console.tell(`takeover failed: ${message}`, { event: 'takeover-failed', code, message });
+  };
   const onWarning = (error: HoldfastError): void =>
     console.hint(`warning: ${error.message}${error.cure === undefined ? '' : ` (${error.cure})`}`);
 
@@ -102,7 +105,7 @@ const phaseText = (status: BackupStatus, settings: BackupSettings): string | und
     case 'preparing':
       return `a primary came (${status.primary ?? '?'}) with ${vm}: preparing the replica (${sizeText(status.vm?.ramBytes ?? 0)}) and a standby QEMU`;
     case 'syncing':
-      return 'receiving RAM while the VM runs';
+      return `receiving ${status.disks === undefined ? '' : 'disks and '}RAM while the VM runs`;
     case 'protecting':
       return `protecting ${vm} since epoch ${status.committedEpoch}, term ${status.term}`;
     case 'grace':

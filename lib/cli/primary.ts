@@ -121,6 +121,7 @@ const primary = async (command: PrimaryCommandSettings, json: boolean): Promise<
     if (vm?.isNew) await vm.quit();
     throw error;
   }
+  tellMoved(running, console);
   let everConnected = false;
   running.on('phase', ({ phase }) => {
     everConnected ||= phase === 'syncing';
@@ -150,6 +151,16 @@ const primary = async (command: PrimaryCommandSettings, json: boolean): Promise<
   }
   if (error !== undefined) throw error;
   return 0;
+};
+
+const tellMoved = ({ movedDisks }: Primary, console: CommandConsole): void => {
+  if (movedDisks === undefined) return;
+  const { disks, pauseMs } = movedDisks;
+  const ids = disks.map(({ id }) => id).join(', ');
+  console.tell(`moved to disk servers: ${ids}; the VM stood still for ${pauseMs.toFixed(0)} ms`, {
+    event: 'disks-moved',
+    ...movedDisks,
+  });
 };
 
 /** Exit code of NotProtectedError. */
@@ -192,7 +203,7 @@ const notProtected = (phase: string): NotProtectedError =>
 
 /** The VM if Holdfast launched it, now or earlier; undefined for a stranger behind --qmp. */
 const findVm = async (
-  { qmp, qemu, runDir, ramDir, name, gate, heldMiB }: PrimaryCommandSettings,
+  { qmp, qemu, runDir, ramDir, name, gate, heldMiB, diskDir, ringMiB }: PrimaryCommandSettings,
   signal: AbortSignal,
   console: CommandConsole,
 ): Promise<LaunchedVm | undefined> => {
@@ -201,6 +212,7 @@ const findVm = async (
   const heldBytesMax = heldMiB * (1 << 20);
   const vm = await LaunchedVm.ensure({
     ...{ runDir, ramDir, name, commandLine: qemu, gate, heldBytesMax, native, signal },
+    ...{ diskDir, ringBytes: ringMiB * (1 << 20) },
   });
   console.tell(
     vm.isNew
@@ -208,7 +220,7 @@ const findVm = async (
       : `the VM runs already: process ${vm.pid}, QMP ${vm.qmpPath}; attaching to it`,
     {
       event: vm.isNew ? 'launched' : 'found',
-      ...{ pid: vm.pid, qmp: vm.qmpPath, log: vm.logPath, relays: vm.relays },
+      ...{ pid: vm.pid, qmp: vm.qmpPath, log: vm.logPath, relays: vm.relays, disks: vm.disks },
     },
   );
   for (const { netdev, reason } of vm.notRelayed) {

@@ -2,6 +2,7 @@
 import type { DaemonView } from '../admin/client.js';
 import type { DaemonStatus } from '../admin/protocol.js';
 import type { TakeoverReport } from '../backup/backup.js';
+import { copyText, primaryDiskTexts, replicaDiskTexts } from './render-disks.js';
 import { sizeText } from './values.js';
 
 /** True if a failure of the primary's host would be survived, or was: docs/operations.md, exit code 10. */
@@ -37,6 +38,9 @@ const primaryLines = (status: PrimaryView): string[] => {
     ['output delay', status.distributions.outputDelayMs, 'ms'],
     ['reply delay', status.distributions.outputWaitMs, 'ms'],
     ['dirty pages', status.distributions.dirtyPages, ''],
+    ...(status.disks === undefined
+      ? []
+      : [['disk KiB', scaled(status.distributions.diskBytes, 1 / 1_024), ''] as const]),
   ]);
   return [
     `${status.name}  primary  ${phaseText(status)}`,
@@ -48,6 +52,7 @@ const primaryLines = (status: PrimaryView): string[] => {
     row('backup', status.backup),
     row('term', String(status.term)),
     row('epoch', `${status.epoch}, committed ${status.committedEpoch}`),
+    ...primaryDiskTexts(status).map((text) => row('disk', text)),
     row('output', outputText(status)),
     ...guestClockRow(status),
     ...senderRow(status),
@@ -129,6 +134,7 @@ const backupLines = (status: BackupView): string[] => {
     ...(status.committedEpoch === 0 ? [] : [row('epoch', `committed ${status.committedEpoch}`)]),
     ...(status.standbyPid === undefined ? [] : [row('QEMU', `process ${status.standbyPid}`)]),
     ...(status.replica === undefined ? [] : [row('replica', status.replica)]),
+    ...replicaDiskTexts(status).map((text) => row('disk', text)),
     ...(takeover === undefined
       ? []
       : [
@@ -148,9 +154,13 @@ const backupLines = (status: BackupView): string[] => {
 const vmName = (name: string): string => (name === '' ? '(no name)' : name);
 
 const phaseText = (status: DaemonStatus): string => {
-  const syncing = status.role === 'primary' && status.phase === 'syncing';
-  const rounds = syncing ? ` (base sync, ${status.baseRounds} rounds done)` : '';
-  return `${status.phase}${rounds}${status.reason === undefined ? '' : `: ${status.reason}`}`;
+  return `${status.phase}${syncText(status)}${status.reason === undefined ? '' : `: ${status.reason}`}`;
+};
+
+const syncText = (status: DaemonStatus): string => {
+  if (status.role !== 'primary' || status.phase !== 'syncing') return '';
+  if (status.diskCopy !== undefined) return ` (copying disks: ${copyText(status.diskCopy)})`;
+  return ` (base sync, ${status.baseRounds} rounds done)`;
 };
 
 type DistributionRow = readonly [
@@ -158,6 +168,9 @@ type DistributionRow = readonly [
   values: { readonly p50: number; readonly p99: number; readonly max: number } | undefined,
   unit: string,
 ];
+
+const scaled = (values: DistributionRow[1], factor: number): DistributionRow[1] =>
+  values && { p50: values.p50 * factor, p99: values.p99 * factor, max: values.max * factor };
 
 const distributionTable = (rows: readonly DistributionRow[]): string[] => {
   const present = rows.filter(([, values]) => values !== undefined);
@@ -176,7 +189,7 @@ const distributionTable = (rows: readonly DistributionRow[]): string[] => {
 export const takeoverText = (report: TakeoverReport): string =>
   [
     `took over ${report.vmName === '' ? 'the VM' : `'${report.vmName}'`} at epoch ${report.epoch}, term ${report.term}: ${report.reason}`,
-    `  detected after ${report.detectMs.toFixed(1)} ms, fenced in ${report.fenceMs.toFixed(1)} ms, state loaded in ${report.loadMs.toFixed(1)} ms; running ${report.resumeMs.toFixed(1)} ms after the decision`,
+    `  detected after ${report.detectMs.toFixed(1)} ms, fenced in ${report.fenceMs.toFixed(1)} ms, state loaded in ${report.loadMs.toFixed(1)} ms; running ${report.resumeMs.toFixed(1)} ms after the decision${report.disksMs === undefined ? '' : `, its disks ${report.disksMs.toFixed(1)} ms later`}`,
     `  it runs as process ${report.pid}; its QMP socket is ${report.qmp}`,
     '  to protect it again, start a backup on another host, then run here:',
     `    holdfast primary --qmp ${report.qmp} --backup HOST:PORT --key-file FILE`,

@@ -60,6 +60,10 @@ const duration = { parse: parseDurationMs, show: durationText } as const;
 const integer = { parse: parseInteger } as const;
 
 const runDir: Flag = { flag: '--run-dir <dir>', help: 'directory for sockets and records, on a tmpfs' };
+const diskDir: Flag = {
+  flag: '--disk-dir <dir>',
+  help: 'directory for what is known of block devices, on stable storage; files have it beside them',
+};
 const keyFile: Flag = {
   flag: '--key-file <file>',
   help: 'pre-shared key, the same on both hosts (required)',
@@ -158,6 +162,19 @@ export const primaryFlags = {
   },
   copyThreads: { flag: '--copy-threads <n>', help: 'threads that copy during the pause', ...integer },
   baseRoundsMax: { flag: '--base-rounds <n>', help: 'limit of live rounds of the first copy', ...integer },
+  diskDir,
+  ringMiB: {
+    flag: '--ring-size <size>',
+    help: 'log of each disk of a launched VM; a guest that writes faster than the link takes it has to wait',
+    parse: parseSizeMiB,
+    show: (mib: number) => `${mib}M`,
+  },
+  moveDisks: {
+    flag: '--move-disks <on|off>',
+    help: 'on: the disks of a running VM are moved to disk servers, without a restart',
+    parse: parseSwitch,
+    show: switchText,
+  },
   replace: replace('backup'),
   ramDir: { flag: '--ram-dir <dir>', help: "tmpfs or hugetlbfs for a launched VM's RAM" },
   runDir,
@@ -185,13 +202,28 @@ export const backupFlags = {
     ...duration,
   },
   ramDir: { flag: '--ram-dir <dir>', help: 'tmpfs or hugetlbfs for the replica of guest RAM' },
+  diskDir,
+  journalMiB: {
+    flag: '--journal-size <size>',
+    help: "of each disk: what the primary has sent and is not yet in the replica's image",
+    parse: parseSizeMiB,
+    show: (mib: number) => `${mib}M`,
+  },
+  adoptDisks: {
+    flag: '--adopt-disks <on|off>',
+    help: 'on: images that are there already, and are no replicas, may be overwritten',
+    parse: parseSwitch,
+    show: switchText,
+  },
   qemu: { flag: '--qemu <path>', help: "QEMU to use instead of the one of the primary's name on PATH" },
   replace: replace('host of this backup'),
   runDir,
   logLevel,
 } as const satisfies Record<keyof BackupCommandSettings, Flag>;
 
-function choices(key: 'captureMode' | 'speculate' | 'deviceState' | 'sender' | 'gate' | 'guestClock'): string {
+function choices(
+  key: 'captureMode' | 'speculate' | 'deviceState' | 'sender' | 'gate' | 'guestClock',
+): string {
   return primarySettings.shape[key].unwrap().options.join(', ');
 }
 

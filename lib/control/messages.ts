@@ -4,7 +4,7 @@
  */
 import { z } from 'zod';
 
-export const CONTROL_VERSIONS = [3] as const;
+export const CONTROL_VERSIONS = [4] as const;
 
 const hex = (bytes: number) => z.string().regex(new RegExp(`^[0-9a-f]{${bytes * 2}}$`));
 const count = z.number().int().nonnegative();
@@ -54,6 +54,18 @@ export const standbySpec = z.strictObject({
 });
 export type StandbySpec = z.infer<typeof standbySpec>;
 
+/** A disk that travels with the checkpoint. */
+export const sessionDisk = z.strictObject({
+  /** Of QEMU's block node or drive. */
+  id: z.string().regex(/^[A-Za-z0-9#][A-Za-z0-9._#-]{0,63}$/),
+  /** On the primary; the backup's replacements say where its replica is. */
+  imagePath: z.string().startsWith('/').max(4096),
+  imageBytes: count,
+});
+export type SessionDisk = z.infer<typeof sessionDisk>;
+
+export const DISKS_MAX = 16;
+
 export const sessionMessage = z.strictObject({
   type: z.literal('session'),
   vmId: z.string().regex(/^[0-9a-f-]{36}$/),
@@ -68,13 +80,20 @@ export const sessionMessage = z.strictObject({
   heartbeatTimeoutMs: count,
   /** Whether the VM's clock goes on, at a takeover, by the time since the checkpoint. */
   guestClockFollows: z.boolean().optional(),
+  /** Absent for a VM without disks. */
+  disks: z.array(sessionDisk).min(1).max(DISKS_MAX).optional(),
   standby: standbySpec,
 });
 export type SessionMessage = z.infer<typeof sessionMessage>;
 
 export const controlMessage = z.discriminatedUnion('type', [
   sessionMessage,
-  z.strictObject({ type: z.literal('session-ready'), bulkPort: z.number().int().min(1).max(65535) }),
+  z.strictObject({
+    type: z.literal('session-ready'),
+    bulkPort: z.number().int().min(1).max(65535),
+    /** Of each disk's journal there; what one epoch logs has to fit in. Absent without disks. */
+    journalBytes: count.optional(),
+  }),
   z.strictObject({
     type: z.literal('session-refused'),
     code: text,

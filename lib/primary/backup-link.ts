@@ -22,6 +22,8 @@ export interface BackupLinkOptions {
   readonly onLost: (reason: string) => void;
 }
 
+type SessionReady = Extract<ControlMessage, { type: 'session-ready' }>;
+
 /** The backup refuses because it is active in a newer term. */
 export class SupersededError extends FencedError {
   readonly term: number;
@@ -34,13 +36,16 @@ export class SupersededError extends FencedError {
 
 export class BackupLink {
   readonly bulkPort: number;
+  /** Of each disk's journal at the backup. */
+  readonly journalBytes: number | undefined;
   readonly #channel: ControlChannel;
   readonly #liveness: Liveness;
   #closed = false;
 
-  private constructor(channel: ControlChannel, bulkPort: number, options: BackupLinkOptions) {
+  private constructor(channel: ControlChannel, ready: SessionReady, options: BackupLinkOptions) {
     this.#channel = channel;
-    this.bulkPort = bulkPort;
+    this.bulkPort = ready.bulkPort;
+    this.journalBytes = ready.journalBytes;
     const lost = (reason: string): void => {
       if (this.#closed) return;
       this.#closed = true;
@@ -91,7 +96,7 @@ export class BackupLink {
           if (message.type === 'session-ready') {
             // The link listens from this very message on: nothing that follows is missed.
             settle(() => {
-              link = new BackupLink(channel, message.bulkPort, options);
+              link = new BackupLink(channel, message, options);
               resolve();
             });
           } else if (message.type === 'session-refused') {

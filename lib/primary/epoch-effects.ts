@@ -12,6 +12,7 @@ import type { CaptureResult, PrimaryEngine } from '../native.js';
 import { isInQemu, type OutputGate } from '../output/gate.js';
 import { SenderChooser, type SenderExplanation, type UnavailableSenders } from '../send/sender-choice.js';
 import { CaptureModeChooser } from './capture-mode.js';
+import type { PrimaryDisks } from './disks.js';
 import { type EpochInProgress, reportOf } from './epoch-in-progress.js';
 import { type EpochReport, EpochStatistics, type EpochSummary } from './epoch-report.js';
 import { EpochTimer } from './epoch-timer.js';
@@ -42,6 +43,7 @@ export interface EpochEffectsOptions {
   readonly engine: Pick<PrimaryEngine, 'prestage' | 'capture' | 'send' | 'abort'>;
   readonly driver: Pick<VmDriver, 'lastResumeMs' | 'pause' | 'resume' | 'release' | 'idle'>;
   readonly gate: Pick<OutputGate, 'kind' | 'seesOutput' | 'onOutput' | 'stats'>;
+  readonly disks?: Pick<PrimaryDisks, 'captured' | 'acknowledged'> | undefined;
   /** Bytes. */
   readonly pageSize: number;
   readonly unavailable: UnavailableSenders;
@@ -178,6 +180,7 @@ export class EpochEffects {
       };
       this.#lastPauseStartMs = paused.pauseStartMs;
       this.#pace.captured(paused.pauseStartMs);
+      this.#options.disks?.captured();
       this.#options.dispatch({ type: 'captured', epoch, mode: paused.captured.mode });
     } catch (error) {
       await this.#captureFailed(epoch, error);
@@ -241,6 +244,7 @@ export class EpochEffects {
         ackMs: sent.ackMs,
       });
       this.#options.dispatch({ type: 'acked', epoch });
+      this.#options.disks?.acknowledged(paused.pauseStartMs);
     } catch (error) {
       this.#options.lostOnBulk(error, `sending epoch ${epoch}`);
     } finally {

@@ -48,6 +48,7 @@ export const reportOf = (epoch: EpochInProgress, sent: SentEpoch, releasedMs: nu
   supersededSentBytes: sent.supersededBytes,
   zeroPages: sent.zeroPages,
   bytes: sent.bytes,
+  diskBytes: epoch.paused.captured.diskBytes,
   deviceBytes: sent.deviceBytes,
   deviceSentBytes: sent.deviceSentBytes,
   pauseMs: epoch.pauseMs,

@@ -29,6 +29,8 @@ export interface EpochReport {
   readonly zeroPages: number;
   /** Bytes on the bulk connection. */
   readonly bytes: number;
+  /** Records in the disks' logs: what the guest wrote to its disks in this epoch. */
+  readonly diskBytes: number;
   /** Device state, and what of it travelled: a delta against the last. */
   readonly deviceBytes: number;
   readonly deviceSentBytes: number;
@@ -109,6 +111,7 @@ export const measured = [
   'slices',
   'supersededSentBytes',
   'bytes',
+  'diskBytes',
   'deviceBytes',
   'deviceSentBytes',
   'intervalMs',

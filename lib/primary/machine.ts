@@ -7,6 +7,8 @@
  *        ▲                       │                       │
  *        └──retry── waiting ◄────┴────── backup-lost ◄───┘
  *
+ * `syncing` copies the disks first, if there are any, then RAM in rounds.
+ *
  * One epoch, within `protected`:
  *
  *   idle ─tick─► capturing ─captured─► sending ──acked + resumed──► releasing ─► idle
@@ -23,8 +25,11 @@ import type { ConvergencePolicy, RoundStats } from './convergence.js';
 export type BackupLostPolicy = 'hold' | 'release';
 export type CaptureMode = 'staged' | 'direct' | 'auto';
 export type EpochMode = 'staged' | 'direct';
-/** Why an epoch ended: output waited, much was dirty, time was up; the first after a base sync; a switchover. */
-export type EpochTrigger = 'output' | 'dirty' | 'interval' | 'first' | 'request';
+/**
+ * Why an epoch ended: output waited, much was dirty, much was written to disks, time was up; the first after
+ * a base sync; a switchover.
+ */
+export type EpochTrigger = 'output' | 'dirty' | 'disk' | 'interval' | 'first' | 'request';
 
 export interface PrimaryConfig {
   readonly onBackupLost: BackupLostPolicy;
@@ -59,7 +64,12 @@ export type Cycle =
 
 export type Phase =
   | { readonly name: 'connecting' }
-  | { readonly name: 'syncing'; readonly rounds: readonly RoundStats[] }
+  | {
+      readonly name: 'syncing';
+      /** The disks' images are being copied; RAM, which changes faster, comes after them. */
+      readonly copyingDisks: boolean;
+      readonly rounds: readonly RoundStats[];
+    }
   | {
       readonly name: 'protected';
       readonly cycle: Cycle;
@@ -93,6 +103,8 @@ export type Outcome =
 
 export interface PrimaryState {
   readonly config: PrimaryConfig;
+  /** The VM has disks that travel with the checkpoint. */
+  readonly hasDisks: boolean;
   readonly phase: Phase;
   readonly term: number;
   /** Last epoch begun. One that could not be captured is begun again, under its number. */
@@ -123,6 +135,7 @@ export type PrimaryEvent =
   | { readonly type: 'connected' }
   | { readonly type: 'connect-failed'; readonly failure: Failure }
   | { readonly type: 'fenced'; readonly term: number; readonly message: string }
+  | { readonly type: 'disks-copied' }
   | { readonly type: 'round-done'; readonly round: RoundStats }
   | { readonly type: 'tick'; readonly trigger: EpochTrigger }
   | { readonly type: 'captured'; readonly epoch: number; readonly mode: EpochMode }
@@ -146,6 +159,8 @@ export type PrimaryEvent =
 export type PrimaryAction =
   | { readonly type: 'connect'; readonly term: number; readonly outputHeld: boolean }
   /** `resume`: the VM was stopped by us while the backup was away; it may run again, output held. */
+  /** Switch the disks' logs on, then copy the images beside the running guest. */
+  | { readonly type: 'copy-disks'; readonly resume: boolean }
   | { readonly type: 'base-round'; readonly first: boolean; readonly resume: boolean }
   /** Begin to watch for when the next epoch is due (pace.ts): a tick will come. */
   | { readonly type: 'arm-epoch' }
@@ -163,6 +178,8 @@ export type PrimaryAction =
   | { readonly type: 'release'; readonly epoch: number }
   | { readonly type: 'hand-over'; readonly epoch: number }
   | { readonly type: 'resume-after-failed-handover' }
+  /** Writes are only marked in the maps from now on: see backupLost(). */
+  | { readonly type: 'stop-logs' }
   /** Cut the bulk connection, give back the epoch's pages, and leave the VM as said. */
   | {
       readonly type: 'enter-loss';
@@ -179,6 +196,7 @@ export const initialState = (
   options: {
     readonly term: number;
     readonly epoch?: number;
+    readonly hasDisks: boolean;
     /** The gate of an earlier run was found in place, with what it holds. */
     readonly gateAdopted: boolean;
     readonly operatorPaused: boolean;
@@ -186,6 +204,7 @@ export const initialState = (
   },
 ): PrimaryState => ({
   config,
+  hasDisks: options.hasDisks,
   phase: { name: 'connecting' },
   term: options.term,
   epoch: options.epoch ?? 0,
@@ -236,6 +255,8 @@ export const step = (state: PrimaryState, event: PrimaryEvent): Step => {
       return state.phase.name === 'waiting' && !state.phase.entering ? connect(state) : [state, none];
     case 'loss-entered':
       return lossEntered(state);
+    case 'disks-copied':
+      return disksCopied(state);
     case 'round-done':
       return roundDone(state, event.round);
     default:
@@ -382,9 +403,22 @@ const connect = (state: PrimaryState): Step => [
 
 const connected = (state: PrimaryState): Step => {
   if (state.phase.name !== 'connecting') return [state, none];
+  const { hasDisks } = state;
+  const resume = state.vmStopped && !state.operatorPaused;
   return [
-    withPhase({ ...state, vmStopped: false, prefixStale: true }, { name: 'syncing', rounds: [] }),
-    [{ type: 'base-round', first: true, resume: state.vmStopped && !state.operatorPaused }],
+    withPhase(
+      { ...state, vmStopped: false, prefixStale: true },
+      { name: 'syncing', copyingDisks: hasDisks, rounds: [] },
+    ),
+    [hasDisks ? { type: 'copy-disks', resume } : { type: 'base-round', first: true, resume }],
+  ];
+};
+
+const disksCopied = (state: PrimaryState): Step => {
+  if (state.phase.name !== 'syncing' || !state.phase.copyingDisks) return [state, none];
+  return [
+    withPhase(state, { ...state.phase, copyingDisks: false }),
+    [{ type: 'base-round', first: true, resume: false }],
   ];
 };
 
@@ -407,7 +441,7 @@ const roundDone = (state: PrimaryState, round: RoundStats): Step => {
   const rounds = [...state.phase.rounds, round];
   if (!state.config.convergence(rounds)) {
     return [
-      withPhase(state, { name: 'syncing', rounds }),
+      withPhase(state, { ...state.phase, rounds }),
       [{ type: 'base-round', first: false, resume: false }],
     ];
   }
@@ -487,9 +521,14 @@ const backupLost = (state: PrimaryState, reason: string): Step => {
       return enterLoss(state, reason, undefined);
     case 'protected': {
       const { cycle } = phase;
-      // A capture or a release is under way in QEMU: it ends first, then the loss is entered.
+      // A capture or a release is under way in QEMU: it ends first, then the loss is entered. Nobody
+      // reads the disks' logs any more, though: a write that waits for room in one would keep `stop`
+      // from ever being answered.
       if (cycle.at === 'capturing' || cycle.at === 'releasing') {
-        return [withPhase(state, { ...phase, lost: phase.lost ?? reason }), none];
+        return [
+          withPhase(state, { ...phase, lost: phase.lost ?? reason }),
+          state.hasDisks && phase.lost === undefined ? [{ type: 'stop-logs' }] : none,
+        ];
       }
       if (cycle.at === 'handing-over') return enterLoss({ ...state, mustHold: true }, reason, undefined);
       return enterLoss(state, reason, cycle.at === 'sending' && !cycle.acked ? cycle.epoch : undefined);

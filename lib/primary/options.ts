@@ -16,6 +16,8 @@ export const parseHostPort = (value: string): { host: string; port: number } => 
   return { host: value.slice(0, colon).replace(/^\[|\]$/g, ''), port: Number(value.slice(colon + 1)) };
 };
 
+export const diskDir = z.string().startsWith('/', 'must be an absolute path').default('/var/lib/holdfast');
+
 export const primarySettings = z.strictObject({
   /** Name in status output and of the admin socket. */
   name: z
@@ -66,6 +68,18 @@ export const primarySettings = z.strictObject({
   connectTimeoutMs: ms(100, 60_000).default(5_000),
   stagingMiB: z.number().int().min(1).max(65_536).default(256),
   copyThreads: z.number().int().min(1).max(16).default(2),
+  /** Where what is known of the disks' images is kept: on stable storage, for it must outlive a reboot. */
+  diskDir: diskDir,
+  /** Log of each disk of a launched VM, between the disk server and the network: a power of two. */
+  ringMiB: z
+    .number()
+    .int()
+    .min(4)
+    .max(4_096)
+    .refine((mib) => Number.isInteger(Math.log2(mib)), 'must be a power of two')
+    .default(64),
+  /** A running VM's disks that no disk server has are moved to one, without a restart. */
+  moveDisks: z.boolean().default(false),
   /** Base sync ends at the latest after this many rounds. */
   baseRoundsMax: z.number().int().min(2).max(100).default(8),
   /** What differs on the standby: option values equal to, or paths below, `from` become `to`. */

@@ -43,6 +43,7 @@ export interface PacingFacts {
 const TRIGGERS: Readonly<Record<EpochTrigger, string>> = {
   output: 'output waited',
   dirty: 'much was dirty',
+  disk: 'much was written to disks',
   interval: 'time was up',
   first: 'the base copy was done',
   request: 'it was asked for',

@@ -10,8 +10,11 @@ import { mkdir, rm, statfs } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { ControlMessage, SessionMessage } from '../control/messages.js';
+import { DiskSet } from '../disk/disk-set.js';
+import type { MovedDisks } from '../disk/move-disks.js';
 import {
   CancelledError,
+  DiskError,
   type HoldfastError,
   NotProtectedError,
   PeerLostError,
@@ -26,13 +29,16 @@ import { QmpClient } from '../qmp/client.js';
 import { isLocalPeer, usableSenders } from '../send/sender-availability.js';
 import { BASE_STRATEGY, type SenderExplanation, type UnavailableSenders } from '../send/sender-choice.js';
 import { type VmRecord, VmRecords } from '../state/records.js';
-import { describeVm, type MemoryBackend, type VmDescription } from '../vm/describe.js';
-import { assertProtectable } from '../vm/preflight.js';
+import type { MemoryBackend, VmDescription } from '../vm/describe.js';
 import { isAlive, type ProcessIdentity } from '../vm/process.js';
 import { BackupLink, SupersededError } from './backup-link.js';
 import { fixedConvergence, type RoundStats } from './convergence.js';
+import type { CopyProgress } from './copy-progress.js';
+import type { DiskPlan } from './disk-plan.js';
+import { type DisksCopied, type PrimaryDiskStatus, PrimaryDisks } from './disks.js';
 import { EpochEffects } from './epoch-effects.js';
 import type { EpochReport, EpochSummary } from './epoch-report.js';
+import { examineVm } from './examine-vm.js';
 import { followsOnStandby, GuestClock, type GuestClockStatus } from './guest-clock.js';
 import { recordOf } from './identity.js';
 import {
@@ -101,6 +107,10 @@ export interface PrimaryStatus {
   readonly gate: { readonly kind: OutputGate['kind']; readonly seesOutput: boolean } & Partial<GateStats>;
   readonly guestClock: GuestClockStatus;
   readonly baseRounds: number;
+  /** Absent for a VM without disks. */
+  readonly disks?: readonly PrimaryDiskStatus[];
+  /** While the disks are copied to a backup. */
+  readonly diskCopy?: CopyProgress;
   readonly settings: Omit<PrimarySettings, 'runDir' | 'replace' | 'name' | 'backup'>;
   /** How the latest epochs were sent, and why so. */
   readonly sender: SenderExplanation;
@@ -113,6 +123,13 @@ export interface PrimaryStatus {
 interface PrimaryEvents {
   epoch: [EpochReport];
   round: [RoundStats];
+  /** What a session is going to send of each disk. */
+  'disk-plan': [readonly DiskPlan[]];
+  /** Some times a second, while that is done. */
+  'disk-copy': [CopyProgress];
+  'disks-copied': [DisksCopied];
+  /** Protection goes on, but somebody should know. */
+  warning: [HoldfastError];
   phase: [PrimaryStatus];
   ended: [Outcome];
 }
@@ -132,6 +149,9 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   readonly #engine: PrimaryEngine;
   readonly #gate: OutputGate;
   readonly #relays: readonly VmRelay[];
+  readonly #servers: DiskSet | undefined;
+  readonly #moved: MovedDisks | undefined;
+  readonly #disks: PrimaryDisks | undefined;
   readonly #scratchDir: string;
   readonly #driver: VmDriver;
   readonly #guestClock: GuestClock;
@@ -156,6 +176,8 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     engine: PrimaryEngine;
     gate: OutputGate;
     relays: readonly VmRelay[];
+    servers: DiskSet | undefined;
+    moved: MovedDisks | undefined;
     scratchDir: string;
     unavailable: UnavailableSenders;
     log: Logger;
@@ -174,6 +196,20 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     this.#engine = parts.engine;
     this.#gate = parts.gate;
     this.#relays = parts.relays;
+    this.#servers = parts.servers;
+    this.#moved = parts.moved;
+    if (parts.servers !== undefined) {
+      parts.servers.onLost((reason) => this.#dispatch({ type: 'backup-lost', reason: reason.message }));
+      this.#disks = new PrimaryDisks({
+        servers: parts.servers,
+        engine: parts.engine,
+        log: parts.log,
+        onDue: () => this.#dispatch({ type: 'tick', trigger: 'disk' }),
+        onPlan: (plans) => this.emit('disk-plan', plans),
+        onCopy: (progress) => this.emit('disk-copy', progress),
+        onDiskError: (error) => this.#warnOfDisk(error),
+      });
+    }
     this.#scratchDir = parts.scratchDir;
     this.#log = parts.log;
     let resolve: (outcome: Outcome) => void = () => {};
@@ -192,6 +228,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       gate: parts.gate,
       deviceState: parts.settings.deviceState,
       guestClock: this.#guestClock,
+      disks: this.#disks,
       scratchDir: parts.scratchDir,
       stoppedByUs: parts.leftStopped,
       onOperator: (change) => this.#dispatch({ type: change === 'paused' ? 'vm-paused' : 'vm-resumed' }),
@@ -201,6 +238,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       engine: parts.engine,
       driver: this.#driver,
       gate: parts.gate,
+      disks: this.#disks,
       pageSize: parts.ram.mapping.pageSize,
       unavailable: parts.unavailable,
       log: parts.log,
@@ -223,6 +261,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       },
       {
         term: parts.record.term,
+        hasDisks: parts.servers !== undefined,
         gateAdopted: parts.gate.installed,
         operatorPaused: parts.operatorPaused,
         vmStopped: parts.leftStopped,
@@ -250,14 +289,10 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     const qmp = await QmpClient.connect(qmpPath, { timeoutMs: 5_000, sendWithFd: native.sendWithFd, signal });
     let engine: PrimaryEngine | undefined;
     let gate: OutputGate | undefined;
+    let servers: DiskSet | undefined;
     try {
-      const vm = await describeVm({
-        qmp,
-        pid: native.peerPid(qmp.socketFd),
-        findRamMappings: native.findRamMappings,
-      });
-      assertProtectable(vm);
-      // assertProtectable has shown that there is exactly one backend, and that it is mapped.
+      const { vm, moved } = await examineVm(qmp, settings, log);
+      // It has been shown that there is exactly one backend, and that it is mapped.
       const backend = vm.memoryBackends[0] as MappedBackend;
       const records = new VmRecords(settings.runDir, 'primary');
       const record = await recordOf(records, vm, qmpPath);
@@ -270,6 +305,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         );
       }
       const relays = await relaysOf(vm);
+      servers = await DiskSet.adopt({ vm, log });
       gate = await chooseGate({ setting: settings.gate, vm, relays, qmp, native, log });
       const adopted = gate.installed;
       const { running } = await qmp.execute('query-status');
@@ -279,6 +315,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         stagingBytesMax: settings.stagingMiB * (1 << 20),
         strategy: settings.sender === 'auto' ? BASE_STRATEGY : settings.sender,
         copyThreads: settings.copyThreads,
+        disks: servers?.disks,
       });
       const attached = await engine.attach();
       log.info(
@@ -303,6 +340,8 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         engine,
         gate,
         relays,
+        servers,
+        moved,
         scratchDir,
         unavailable,
         log,
@@ -315,6 +354,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     } catch (error) {
       await engine?.detach().catch(() => {});
       await engine?.close();
+      await servers?.close();
       await gate?.close();
       await qmp.close();
       throw toHoldfastError(error);
@@ -324,6 +364,11 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   /** Settles when protection has ended, with how. Never rejects. */
   get ended(): Promise<Outcome> {
     return this.#ended.promise;
+  }
+
+  /** The VM's disks that were moved to servers at the start, as `moveDisks` asks for; undefined: none. */
+  get movedDisks(): MovedDisks | undefined {
+    return this.#moved;
   }
 
   get vmId(): string {
@@ -410,6 +455,8 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       gate: { kind: this.#gate.kind, seesOutput: this.#gate.seesOutput, ...this.#gate.stats() },
       guestClock: this.#guestClock.status(),
       baseRounds: phase.name === 'syncing' ? phase.rounds.length : 0,
+      ...(this.#disks === undefined ? {} : { disks: this.#disks.status() }),
+      ...(this.#disks?.copy === undefined ? {} : { diskCopy: this.#disks.copy }),
       settings,
       sender: this.#epochs.explainSender(),
       pacing: this.#epochs.explainPacing(distributions),
@@ -523,6 +570,12 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       case 'connect':
         void this.#connect(action.term, action.outputHeld);
         return;
+      case 'copy-disks':
+        void this.#copyDisks(action.resume);
+        return;
+      case 'stop-logs':
+        void this.#disks?.end();
+        return;
       case 'base-round':
         void this.#baseRound(action.first, action.resume);
         return;
@@ -614,6 +667,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         streams: this.#settings.streams,
         verify: this.#settings.verify,
       });
+      await this.#disks?.begin(link.journalBytes);
       this.#epochs.relink(await peerIsLocal);
       if (lostMeanwhile !== undefined) throw new PeerLostError(lostMeanwhile);
       connecting = false;
@@ -646,10 +700,19 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       heartbeatIntervalMs: this.#settings.heartbeatIntervalMs,
       heartbeatTimeoutMs: this.#settings.heartbeatTimeoutMs,
       guestClockFollows: followsOnStandby(this.#settings.guestClock, this.#vm),
+      ...(this.#servers === undefined
+        ? {}
+        : {
+            disks: this.#servers.disks.map(({ id, imagePath, imageBytes }) => ({
+              id,
+              imagePath,
+              imageBytes,
+            })),
+          }),
       standby: {
         binary: basename(this.#vm.binary),
         qemuVersion: this.#vm.qemuVersion,
-        argv: [...this.#vm.argv],
+        argv: this.#servers?.portableArgv(this.#vm.argv) ?? [...this.#vm.argv],
         cwd: this.#vm.cwd,
         machineType: this.#vm.machineType,
         backendId: this.#ram.id,
@@ -709,6 +772,37 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
 
   // --- base sync ----------------------------------------------------------------------------
 
+  async #copyDisks(resume: boolean): Promise<void> {
+    try {
+      if (resume) await this.#driver.resume();
+      const copied = await this.#disks?.copyImages();
+      this.#dispatch({ type: 'disks-copied' });
+      if (copied !== undefined) this.emit('disks-copied', copied);
+    } catch (error) {
+      this.#lostOnBulk(error, 'copying the disks');
+    }
+  }
+
+  #warnOfDisk({
+    id,
+    image,
+    errno,
+  }: {
+    readonly id: string;
+    readonly image: string;
+    readonly errno: string;
+  }): void {
+    const warning = new DiskError(
+      `the image of disk ${id}, ${image}, fails with ${errno}; the guest sees the errors`,
+      {
+        cure: "While the backup's copy is whole: `holdfast switchover`, then look after this one.",
+        details: { id, image, errno },
+      },
+    );
+    this.#log.error({ id, image, errno }, 'a local disk fails');
+    this.emit('warning', warning);
+  }
+
   async #baseRound(first: boolean, resume: boolean): Promise<void> {
     try {
       if (resume) await this.#driver.resume();
@@ -740,7 +834,8 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     try {
       // If the backup can still hear us: released output voids its checkpoint; held output doesn't.
       this.#link?.send({ type: action.openGate ? 'detach' : 'reconnecting' });
-      if (action.vm === 'stop') await this.#driver.stop(); // first: held output stays within its bound
+      // First: held output stays within its bound. And no write waits for room in a log that nobody reads.
+      await Promise.all([this.#disks?.end(), action.vm === 'stop' ? this.#driver.stop() : undefined]);
       await this.#disconnect();
       await sliced; // what it staged belongs to the session that is gone
       if (action.abortEpoch !== undefined) await this.#engine.abort(action.abortEpoch);
@@ -762,7 +857,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     this.#log.info({ outcome: outcome.kind, release }, 'ending');
     try {
       await this.#tellBackup(outcome, release);
-      await this.#disconnect();
+      await Promise.all([this.#disks?.end(), this.#disconnect()]);
       await sliced;
       await this.#driver.idle(); // nothing may start or stop the VM behind what comes now
       const vmIsGone = outcome.kind === 'vm-ended' || outcome.kind === 'vm-lost';
@@ -774,6 +869,8 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       this.#log.error({ err: toHoldfastError(error).message }, 'detaching from QEMU');
     });
     await this.#engine.close();
+    this.#disks?.close();
+    await this.#servers?.close();
     await this.#gate.close();
     await this.#qmp.close();
     await rm(this.#scratchDir, { recursive: true, force: true }).catch(() => {});

@@ -41,6 +41,8 @@ export interface VmDriverOptions {
   readonly gate: OutputGate;
   readonly deviceState: DeviceStatePath;
   readonly guestClock: Pick<GuestClock, 'beforeStop' | 'saved' | 'beforeCont' | 'standsStill'>;
+  /** The VM's disks: QEMU drains and flushes them at every `stop`. */
+  readonly disks?: { readonly stopPending: (isPending: boolean) => void } | undefined;
   /** For device state and prefix files; on a tmpfs. */
   readonly scratchDir: string;
   /** The VM was left stopped by an earlier run of ours. */
@@ -122,7 +124,12 @@ export class VmDriver {
       await this.#gate.prepare?.();
       this.#options.guestClock.standsStill();
       this.#stoppedByUs = true;
-      await this.#qmp.execute('stop');
+      this.#options.disks?.stopPending(true);
+      try {
+        await this.#qmp.execute('stop');
+      } finally {
+        this.#options.disks?.stopPending(false);
+      }
       // No checkpoint, but the end of what prepare() began: what is held stays so until one is acknowledged.
       // A gate that fails here lets nothing out either; the next pause reports it.
       await this.#gate.boundary().catch(() => {});
@@ -152,7 +159,7 @@ export class VmDriver {
   }
 
   async #pause(request: PauseRequest): Promise<Paused> {
-    const { deviceState, scratchDir, guestClock } = this.#options;
+    const { deviceState, scratchDir, guestClock, disks } = this.#options;
     // Two files in turn: the sender may still read the last epoch's when this one is written.
     const devicePath = join(scratchDir, `device-${request.epoch % 2}`);
     const xenSave = deviceState === 'xen-save';
@@ -161,6 +168,7 @@ export class VmDriver {
     const pauseStartMs = performance.now();
     this.#stoppedByUs = true;
     this.#resumedByOther = false;
+    disks?.stopPending(true);
     // One write: QEMU goes from each to the next by itself. The answer of `stop` starts the capture.
     const [stopped = Promise.resolve(), ...answers] = this.#qmp.pipeline([
       { execute: 'stop' },
@@ -169,6 +177,8 @@ export class VmDriver {
     ]);
     let stoppedMs = pauseStartMs;
     let stoppedNs = 0n;
+    const drained = (): void => disks?.stopPending(false);
+    stopped.then(drained, drained);
     const capturing = stopped.then(() => {
       stoppedMs = performance.now();
       stoppedNs = process.hrtime.bigint();

@@ -21,6 +21,8 @@ const record = z.strictObject({
   process: z.strictObject({ pid: z.number().int().positive(), startTicks: z.string() }),
   qmpPath: z.string(),
   ramPath: z.string(),
+  /** Sockets of its disk servers, where a backup took it over: they may have to be told so once more. */
+  disks: z.array(z.string()).optional(),
 });
 export type VmRecord = z.infer<typeof record>;
 

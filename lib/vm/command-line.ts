@@ -132,9 +132,9 @@ export const listValue = (value: string | undefined, key: string, first?: string
   return found;
 };
 
-const isJson = (value: string): boolean => value.startsWith('{');
+export const isJson = (value: string): boolean => value.startsWith('{');
 
-const parseJson = (value: string): Record<string, unknown> => {
+export const parseJson = (value: string): Record<string, unknown> => {
   try {
     return JSON.parse(value) as Record<string, unknown>;
   } catch (error) {

@@ -8,11 +8,13 @@
 
 import { readdir, readFile, readlink, statfs } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
+import type { DiskServerRecord } from '../disk/disk-files.js';
 import { VmGoneError } from '../errors.js';
 import type { NativeBinding, RamMapping } from '../native.js';
 import type { QmpClient } from '../qmp/client.js';
 import { versionText } from '../qmp/recipes.js';
 import { type CommandOption, listValue, parseArguments } from './command-line.js';
+import { describeDrives } from './drives.js';
 import { identifyProcess, type ProcessIdentity } from './process.js';
 
 export interface MemoryBackend {
@@ -39,6 +41,10 @@ export interface Drive {
   readonly readOnly: boolean;
   readonly format: string;
   readonly file: string;
+  /** Of the block node that the device has; undefined in QEMUs that don't tell. */
+  readonly nodeName?: string | undefined;
+  /** The disk server that it is on (docs/disk.md), as recorded, if it is on one. */
+  readonly server?: DiskServerRecord | undefined;
 }
 
 export interface Device {
@@ -139,18 +145,7 @@ export const describeVm = async ({ qmp, pid, findRamMappings }: DescribeOptions)
     ramBytes: sizes['base-memory'],
     memoryBackends: await describeBackends(qmp, host, memdevs, findRamMappings),
     ramBlocks: parseRamBlocks(blocks),
-    drives: drives.flatMap((drive) =>
-      drive.inserted === undefined
-        ? []
-        : [
-            {
-              name: drive.device || drive.qdev || drive.inserted['node-name'] || drive.inserted.file,
-              readOnly: drive.inserted.ro,
-              format: drive.inserted.drv,
-              file: drive.inserted.file,
-            },
-          ],
-    ),
+    drives: await describeDrives(drives, host),
     devices,
     nics,
     netdevs,

@@ -8,8 +8,10 @@
  * is enough to cure them.
  */
 
+import { DISKS_MAX } from '../control/messages.js';
 import { UnsupportedVmError } from '../errors.js';
-import type { Device, MemoryBackend, VmDescription } from './describe.js';
+import type { Device, Drive, MemoryBackend, VmDescription } from './describe.js';
+import { movableDrives } from './movable-drives.js';
 
 export interface Refusal {
   /** The thing refused, as the operator named it. */
@@ -268,15 +270,48 @@ const hostDeviceRefusals = (vm: VmDescription): Refusal[] => {
     }));
 };
 
-const driveRefusals = (vm: VmDescription): Refusal[] =>
-  vm.drives
-    .filter(({ readOnly }) => !readOnly)
-    .map(({ name, file }) => ({
-      what: `drive ${name}${file === '' ? '' : ` (${file})`}`,
-      reason:
-        'It is writable, and disk writes are not replicated yet: after a failover memory and disk would not match.',
-      cure: 'Attach it with readonly=on, or keep the data in memory or on a network file system.',
+const driveRefusals = (vm: VmDescription): Refusal[] => {
+  const movable = new Set(movableDrives(vm).map(({ drive }) => drive));
+  const writable = vm.drives.filter(({ readOnly }) => !readOnly);
+  const notReplicated = writable
+    .filter(({ server }) => server === undefined)
+    .map((drive) => ({
+      what: `drive ${drive.name}${drive.file === '' ? '' : ` (${drive.file})`}`,
+      ...whyNotReplicated(drive, movable.has(drive)),
     }));
+  if (writable.length <= DISKS_MAX) return notReplicated;
+  return [
+    ...notReplicated,
+    {
+      what: `${writable.length} writable disks`,
+      reason: `At most ${DISKS_MAX} can be replicated.`,
+      cure: 'Put the data on fewer disks, or attach some of them read-only.',
+    },
+  ];
+};
+
+/** Formats whose images QEMU can read, but not while they are being filled as a standby's are. */
+const OTHER_FORMATS = new Set('qcow2 qcow qed vmdk vdi vhdx vpc parallels luks dmg bochs cloop'.split(' '));
+
+const whyNotReplicated = ({ format }: Drive, isMovable: boolean): Pick<Refusal, 'reason' | 'cure'> => {
+  if (isMovable) {
+    return {
+      reason: 'It is writable, and QEMU writes to the image by itself, so the writes cannot be replicated.',
+      cure: 'Add --move-disks on: it is moved to a disk server beneath the running guest. A VM that Holdfast launches has its disks there from the start.',
+    };
+  }
+  if (OTHER_FORMATS.has(format)) {
+    return {
+      reason: `It is writable, its format is ${format}, and only raw images can be replicated.`,
+      cure: 'Shut the VM down, convert the image (qemu-img convert -O raw OLD NEW.raw), and start it with that and format=raw.',
+    };
+  }
+  return {
+    reason:
+      'It is writable, and not a raw image or block device of this host that the command line names: after a failover memory and disk would not match.',
+    cure: 'Attach it with readonly=on, or keep the data on a disk with format=raw.',
+  };
+};
 
 const hotplugRefusals = (vm: VmDescription): Refusal[] =>
   vm.hotplugged.map((id) => ({

@@ -2,6 +2,8 @@
 // caller: a parallel for. They sleep on a condition variable in between.
 #pragma once
 
+#include <sched.h>
+
 #include <atomic>
 #include <condition_variable>
 #include <cstddef>
@@ -15,10 +17,19 @@ namespace holdfast {
 
 class WorkerPool {
  public:
+  // Helpers that come in handy, or that are needed: those take no core from
+  // whoever runs on it when they are woken, but wait for one that is free.
+  enum class Helpers { kHandy, kNeeded };
+
   // `threads` counts the caller: 1 starts none. `name`: as Thread takes it.
-  explicit WorkerPool(unsigned threads, const char* name = "hf-copy") {
+  explicit WorkerPool(unsigned threads, const char* name = "hf-copy",
+                      Helpers helpers = Helpers::kHandy) {
     for (unsigned i = 1; i < threads; ++i) {
-      helpers_.emplace_back(name, [this] { Loop(); });
+      helpers_.emplace_back(name, [this, helpers] {
+        const sched_param none{};
+        if (helpers == Helpers::kHandy) (void)::sched_setscheduler(0, SCHED_BATCH, &none);
+        Loop();
+      });
     }
   }
   WorkerPool(const WorkerPool&) = delete;

@@ -66,7 +66,6 @@ Result<DiskSession::Begun> DiskSession::Begin(std::shared_ptr<std::atomic<bool>>
     return store_->state_ == DiskStore::State::kOpen && !store_->closing_;
   };
   if (!open()) return Error::Of(ErrorCode::kCancelled, "the disks are closed");
-  if (store_->fenced_ != nullptr) return Error::Of(ErrorCode::kFenced, "a takeover is under way");
   store_->RetryLocked();
   if (store_->streaming_ != nullptr) {
     *store_->streaming_->cut_ = true;
@@ -135,12 +134,32 @@ Status DiskSession::Start(std::span<const DiskPlan> plans, const std::function<S
     if (!aside) store_->open_[i]->fresh = false;
   }
   store_->changed_.notify_all();
-  return Await(
+  HF_TRY(Await(
       lock,
       [&set] {
         return std::all_of(set.begin(), set.end(), [](const auto& disk) { return disk->MayWriteImage(); });
       },
-      idle);
+      idle));
+  if (aside) return {};
+  // Not before the journals have said that there is no checkpoint: until then a
+  // round may put the old id back.
+  lock.unlock();
+  return ForgetSyncIds(plans);
+}
+
+// A copy of everything that ends halfway leaves an image that differs from every
+// state that has a name, and no mark tells where.
+Status DiskSession::ForgetSyncIds(std::span<const DiskPlan> plans) {
+  for (size_t i = 0; i < size(); i++) {
+    DiskMap& map = *store_->open_[i]->map;
+    if (plans[i].what != DiskPlan::What::kAll || map.sync_id() == SyncId{}) continue;
+    const Status forgotten = map.SetSyncId({});
+    if (forgotten.ok()) continue;
+    const Lock lock(store_->mutex_);
+    store_->Fail(i, forgotten.error());
+    return forgotten;
+  }
+  return {};
 }
 
 int DiskSession::BaseFile(uint32_t disk) const { return (*store_->set_)[disk].BaseFile(); }
@@ -283,12 +302,12 @@ bool DiskSession::Reached(uint64_t epoch) const {
 Status DiskSession::Commit(uint64_t epoch) {
   const Lock lock(store_->mutex_);
   HF_TRY(CheckLocked());
-  if (store_->fenced_ != nullptr) return Error::Of(ErrorCode::kFenced, "a takeover is under way");
   HF_ASSERT(boundary_epoch_ == epoch);
   for (const auto& disk : *store_->set_) disk->Commit(epoch);
   boundary_epoch_ = 0;
   committed_ = true;
   store_->checkpoint_ = this;
+  store_->fenced_ = nullptr;  // an older session's fence, whose checkpoint is void now
   store_->CommittedLocked(epoch);
   store_->changed_.notify_all();
   return {};
@@ -309,7 +328,7 @@ Status DiskSession::Fence() {
 
 Status DiskSession::AwaitApplied(const std::function<bool()>& cancelled) {
   Lock lock(store_->mutex_);
-  if (store_->fenced_ != this || store_->state_ == DiskStore::State::kRetired) return {};
+  if (store_->fenced_ != this || store_->HasRetiredLocked()) return {};
   return store_->AwaitAppliedLocked(
       lock, [&] { return cancelled() || store_->state_ != DiskStore::State::kOpen; });
 }

@@ -78,8 +78,9 @@ class DiskSession {
   bool Reached(uint64_t epoch) const;
   // It is the checkpoint now; no other session's is.
   Status Commit(uint64_t epoch);
-  // Nobody commits from here on, and another session's log is dropped. Does not
-  // wait. kFenced: a newer session has committed, this one's checkpoint is void.
+  // A log that is being received is dropped. A session that begins after this may
+  // still commit, and make this one's checkpoint void: whoever takes over lets none
+  // begin. Does not wait. kFenced: a newer session has committed.
   Status Fence();
   // After Fence: everything committed is in the images.
   Status AwaitApplied(const std::function<bool()>& cancelled);
@@ -88,6 +89,7 @@ class DiskSession {
   friend class DiskStore;
   using Lock = DiskStore::Lock;
   Status CheckLocked() const;
+  Status ForgetSyncIds(std::span<const DiskPlan> plans);
   Status Account(uint32_t disk, const Status& written, uint64_t bytes);
   Status Await(Lock& lock, const std::function<bool()>& condition,
                const std::function<Status()>& idle);

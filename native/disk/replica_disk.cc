@@ -185,6 +185,9 @@ void ReplicaDisk::FinishApply(const ApplyPlan& plan, bool succeeded) {
 
 Status ReplicaDisk::ApplyRecords(ApplyPlan& plan, const std::atomic<bool>& stop) {
   const uint64_t turn_ends = plan.from + kApplyBytes;
+  // With the rest of the turn's last record.
+  const uint64_t read_ends = turn_ends + RecordBytes(RecordKind::kWrite, kRecordDataBytesMax);
+  HF_TRY(journal_->Readable(plan.done, std::min(plan.to, read_ends)));
   while (plan.done < plan.to && plan.done < turn_ends && !stop) {
     auto bytes = journal_->RecordBytesAt(plan.done, plan.to);
     if (!bytes.ok()) return bytes.error();

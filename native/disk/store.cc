@@ -267,49 +267,58 @@ void DiskStore::Cancel() {
 Status DiskStore::Retire() {
   Lock lock(mutex_);
   if (state_ == State::kRetired) return {};
-  if (state_ != State::kOpen) return Error::Of(ErrorCode::kDisk, "disks: not open");
-  EndStreamsLocked();
-  const auto closed = [this] { return state_ != State::kOpen || cancelled_; };
-  RetryLocked();
-  if (!journal_fault_) {
-    Status drained = AwaitLocked(lock, [this] { return streaming_ == nullptr && DrainedLocked(); }, closed);
-    if (drained.ok()) {
-      for (const auto& disk : *set_) disk->Retire();
-      changed_.notify_all();
-      drained = AwaitLocked(lock, [this] { return DrainedLocked(); }, closed);
-    }
-    if (!drained.ok() && !journal_fault_) {
-      closing_ = false;
-      return drained.error();
-    }
-  }
-  if (journal_fault_) {
-    const Status without = RetireWithoutJournal(lock);
-    if (!without.ok()) {
-      closing_ = false;
-      return without;
-    }
-  }
-  state_ = State::kBusy;
+  if (state_ != State::kRetiring) HF_TRY(RetireJournals(lock));
   lock.unlock();
-  StopThreads();
-  const Status closed_maps = CloseMaps(true);
-  Release();
+  const Status closed = CloseMaps();
+  if (closed.ok()) Release();
   lock.lock();
-  // Also where a map could not be closed: the journals say that this is over.
-  state_ = State::kRetired;
+  if (closed.ok()) state_ = State::kRetired;
   changed_.notify_all();
-  return closed_maps;
+  return closed;
 }
 
-Status DiskStore::CloseMaps(bool of_running_vm) {
-  Status closed;
+Status DiskStore::RetireJournals(Lock& lock) {
+  if (state_ != State::kOpen) return Error::Of(ErrorCode::kDisk, "disks: not open");
+  EndStreamsLocked();
+  RetryLocked();
+  const auto closed = [this] { return state_ != State::kOpen || cancelled_; };
+  Status retired;
+  if (!journal_fault_) {
+    retired = AwaitLocked(lock, [this] { return streaming_ == nullptr && DrainedLocked(); }, closed);
+    if (retired.ok()) {
+      for (const auto& disk : *set_) disk->Retire();
+      changed_.notify_all();
+      retired = AwaitLocked(lock, [this] { return DrainedLocked(); }, closed);
+    }
+  }
+  if (journal_fault_) retired = RetireWithoutJournal(lock);
+  if (!retired.ok()) {
+    closing_ = false;
+    return retired;
+  }
+  state_ = State::kRetiring;
+  lock.unlock();
+  StopThreads();
+  lock.lock();
+  // Whatever else differs, the other host has marked. A journal that had retired
+  // before has no epoch, and its map the marks of the VM that has run since.
   for (size_t i = 0; i < open_.size(); i++) {
-    DiskMap& map = *open_[i]->map;
-    // Whatever differs from here on, the other host has marked, or the server will.
-    if (of_running_vm && (*set_)[i].epoch() > 0) map.Clear();
-    const Status one = map.Close();
-    if (!one.ok() && closed.ok()) closed = one;
+    if ((*set_)[i].epoch() > 0) open_[i]->map->Clear();
+  }
+  return {};
+}
+
+// The threads are joined.
+Status DiskStore::CloseMaps() {
+  Status closed;
+  for (const auto& disk : open_) {
+    if (!disk->map) continue;  // by an attempt before
+    const Status one = disk->map->Close();
+    if (one.ok()) {
+      disk->map.reset();
+    } else if (closed.ok()) {
+      closed = one;
+    }
   }
   return closed;
 }
@@ -317,6 +326,10 @@ Status DiskStore::CloseMaps(bool of_running_vm) {
 Status DiskStore::Close() {
   {
     Lock lock(mutex_);
+    if (state_ == State::kRetiring) {  // a map stays open, as of a process that died
+      Release();
+      state_ = State::kClosed;
+    }
     if (state_ != State::kOpen) return {};
     EndStreamsLocked();
     changed_.wait(lock, [this] { return streaming_ == nullptr; });
@@ -326,7 +339,7 @@ Status DiskStore::Close() {
     state_ = State::kBusy;
   }
   StopThreads();
-  const Status closed = CloseMaps(false);
+  const Status closed = CloseMaps();
   Release();
   const Lock lock(mutex_);
   state_ = State::kClosed;

@@ -88,7 +88,7 @@ class DiskStore : public std::enable_shared_from_this<DiskStore> {
   Result<std::vector<Opened>> Open();
   std::vector<Stats> stats();
   // At a takeover, after the fence: the images are on stable storage and nobody's
-  // here any more, the journals say so. Idempotent.
+  // here any more, the journals say so. Idempotent; after a failure it may be repeated.
   Status Retire();
   // Everything stays; what is committed is durable, unless a disk has failed.
   // Not from the store's threads; sessions have ended, or are ended. Idempotent.
@@ -133,6 +133,7 @@ class DiskStore : public std::enable_shared_from_this<DiskStore> {
     kClosed,
     kBusy,  // being opened or closed, by a thread that needs no lock for it
     kOpen,
+    kRetiring,  // the journals say that it has retired, and not every map is closed
     kRetired,
   };
 
@@ -148,7 +149,6 @@ class DiskStore : public std::enable_shared_from_this<DiskStore> {
   Result<std::vector<bool>> OpenAll();
   std::vector<Opened> Describe(const std::vector<bool>& recovered) const;
   void Release();
-  Status CloseMaps(bool of_running_vm);
 
   void Start();
   void StopThreads();
@@ -166,6 +166,9 @@ class DiskStore : public std::enable_shared_from_this<DiskStore> {
   void RetryLocked();
   void EndStreamsLocked();
   bool DrainedLocked() const;
+  bool HasRetiredLocked() const { return state_ == State::kRetiring || state_ == State::kRetired; }
+  Status RetireJournals(Lock& lock);
+  Status CloseMaps();
   // Until it holds, or a fault or `cancelled` prevents it.
   Status AwaitLocked(Lock& lock, const std::function<bool()>& condition,
                      const std::function<bool()>& cancelled);
@@ -189,7 +192,7 @@ class DiskStore : public std::enable_shared_from_this<DiskStore> {
 
   DiskSession* streaming_ = nullptr;   // has the log
   DiskSession* checkpoint_ = nullptr;  // has committed last
-  DiskSession* fenced_ = nullptr;      // nobody commits any more
+  DiskSession* fenced_ = nullptr;      // its checkpoint may be taken over
 
   Thread durable_thread_;
   Thread apply_thread_;

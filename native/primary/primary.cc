@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "base/host_clock.h"
 
 namespace holdfast {
 namespace {
@@ -70,6 +71,8 @@ Result<Primary::Attached> Primary::Attach() {
   auto tracker = DirtyTracker::Open(options_.pid, options_.host_address, options_.ram_bytes,
                                     located.value().page_size);
   if (!tracker.ok()) return tracker.error();
+  auto qemu_main = MainThread::Open(options_.pid);
+  if (!qemu_main.ok()) return qemu_main.error();
   // Last, for it is what a failure would have to undo in QEMU.
   auto userfault = Userfault::Acquire(options_.pid, options_.host_address, options_.ram_bytes);
   if (!userfault.ok()) return userfault.error();
@@ -78,6 +81,7 @@ Result<Primary::Attached> Primary::Attach() {
   tracker_ = std::move(tracker).value();
   ram_ = std::move(ram).value();
   staging_ = std::move(staging).value();
+  qemu_main_ = std::move(qemu_main).value();
   pool_ = std::make_unique<WorkerPool>(std::max(1u, options_.copy_threads));
   hot_ = std::make_unique<HotPages>(ram_->size() / ram_->page_size());
   dirty_set_unknown_ = true;
@@ -301,12 +305,14 @@ Status Primary::SendSlice(const Slice& slice, Prestaged& prestaged) {
 }
 
 Result<Primary::Captured> Primary::Capture(uint64_t epoch, Mode mode) {
+  const int64_t stopped_ns = HostClock::Now().ns;
   if (ram_ == nullptr) return NotAttached();
   if (epoch_) {
     return Error::Of(ErrorCode::kLimit, "epoch " + std::to_string(epoch_->number) +
                                             " is not acknowledged yet");
   }
   if (ahead_epoch_ != epoch) GiveUpAhead();
+  const StepAside aside(*qemu_main_);
   Captured captured;
   const double start_ms = MonotonicMs();
   auto taken = TakeDirtyPages(/*all=*/false, *pool_);
@@ -314,7 +320,7 @@ Result<Primary::Captured> Primary::Capture(uint64_t epoch, Mode mode) {
   Dirty dirty = std::move(taken).value();
   const double scanned_ms = MonotonicMs();
   ahead_.Supersede(dirty.pages);
-  Epoch next{.number = epoch, .mode = mode};
+  Epoch next{.number = epoch, .mode = mode, .stopped_ns = stopped_ns};
   if (mode == Mode::kDirect || !Stage(dirty.pages, next)) {
     next.mode = Mode::kDirect;
     next.runs = UnionOf(ahead_.unsent(), dirty.pages);
@@ -445,7 +451,7 @@ Result<Primary::Sent> Primary::SendEpoch(const Epoch& epoch, Strategy strategy,
   HF_TRY(writer_->Pages(source, epoch.runs, /*stable=*/true));
   if (!prefix.empty()) HF_TRY(writer_->Prefix(prefix));
   HF_TRY(writer_->Device(device));
-  HF_TRY(writer_->Commit());
+  HF_TRY(writer_->Commit(epoch.stopped_ns));
   Sent sent;
   sent.send_ms = MonotonicMs() - start_ms;
   HF_TRY(AwaitDisks(epoch));
@@ -526,6 +532,7 @@ Status Primary::Detach() {
   epoch_.reset();
   carry_.clear();
   pool_.reset();
+  qemu_main_.reset();
   hot_.reset();
   staging_.reset();
   ram_.reset();

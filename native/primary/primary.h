@@ -33,6 +33,7 @@
 #include "capture/ahead_pages.h"
 #include "capture/hot_pages.h"
 #include "capture/staging_pool.h"
+#include "capture/step_aside.h"
 #include "disk/shipper.h"
 #include "guest/ram_view.h"
 #include "guest/tracker.h"
@@ -143,6 +144,7 @@ class Primary {
   // Speculative: stages what is dirty by now, while the VM runs, and sends it as
   // a slice of the epoch (capture/ahead_pages.h).
   Result<Prestaged> Prestage(const Slice& slice);
+  // The VM has just been stopped.
   Result<Captured> Capture(uint64_t epoch, Mode mode);
   Result<Sent> Send(uint64_t epoch, Strategy strategy, const StateFile& device,
                     const std::optional<StateFile>& prefix);
@@ -166,6 +168,7 @@ class Primary {
   struct Epoch {
     uint64_t number;
     Mode mode;
+    int64_t stopped_ns;  // the host's monotonic clock
     std::vector<PageRun> runs{};      // to be sent
     std::vector<PageRun> ahead{};     // sent and valid, beside these
     bool begun = false;               // on the wire, by slices
@@ -206,6 +209,7 @@ class Primary {
   std::unique_ptr<RamView> ram_;
   std::unique_ptr<StagingPool> staging_;
   std::unique_ptr<WorkerPool> pool_;
+  std::optional<MainThread> qemu_main_;
   WorkerPool alone_{1};  // while the VM runs, the other cores are its
   std::shared_ptr<const CancelSignal> cancel_;
   Peer peer_;  // of the writer

@@ -89,7 +89,7 @@ class Receiver {
     double write_ms = 0;
     std::optional<int64_t> clock_advanced_ns{};  // nothing: the guest's clock was left as it is
   };
-  // `follow_clock`: the guest's clock goes on by the time since the checkpoint came.
+  // `follow_clock`: the guest's clock goes on by the time since the VM was stopped.
   Result<Written> WriteState(const std::string& socket_path, bool follow_clock = false);
   Status CloseSession();
 

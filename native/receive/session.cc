@@ -15,7 +15,6 @@
 #include <cstring>
 
 #include "base/clock.h"
-#include "guest/standby_clock.h"
 #include "wire/text.h"
 
 namespace holdfast {
@@ -439,7 +438,7 @@ Result<Receiver::Written> ReplicaSession::WriteState(const std::string& socket_p
   std::vector<std::byte> device = checkpoint_.device;
   std::optional<int64_t> clock_advanced_ns;
   if (follow_clock) {
-    clock_advanced_ns = AdvanceStandbyClock(device, checkpoint_.committed, HostClock::Now());
+    clock_advanced_ns = AdvanceStandbyClock(device, checkpoint_.commit, HostClock::Now());
   }
   const std::array<std::span<const std::byte>, 2> parts{checkpoint_.prefix, device};
   auto bytes = WriteToStandby(socket_path, parts);

@@ -29,10 +29,10 @@
 #include <vector>
 
 #include "base/descriptor.h"
-#include "base/host_clock.h"
 #include "base/result.h"
 #include "base/thread.h"
 #include "disk/disk_session.h"
+#include "guest/standby_clock.h"
 #include "receive/receiver.h"
 #include "receive/replica.h"
 #include "receive/staging.h"
@@ -79,7 +79,7 @@ class ReplicaSession {
     uint64_t epoch = 0;
     std::vector<std::byte> prefix;
     std::vector<std::byte> device;
-    HostClock committed;
+    CommitTime commit;
   };
 
   // Two: one epoch may arrive while the one before is applied.
@@ -137,6 +137,7 @@ class ReplicaSession {
     Slot* slot = nullptr;
     std::optional<std::vector<std::byte>> prefix{};
     std::vector<std::byte> device{};
+    CommitTime commit{};
     double first_byte_ms = 0;
     uint64_t bytes = 0;
     Cost cost{};

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "base/host_clock.h"
 #include "disk/disk_receiver.h"
 #include "receive/session.h"
 #include "wire/state_delta.h"
@@ -187,11 +188,13 @@ Status ReplicaSession::OnEndPart(const FrameHeader& header, Stream& stream) {
   std::array<std::byte, PartBody::kBytes> body;
   const auto payload = std::span(body).first(header.payload_bytes);
   HF_TRY(stream.reader.Read(payload, 0, nullptr));
+  const HostClock arrived = HostClock::Now();
   const Digest* digest = DigestOf(stream);
   const std::lock_guard turn(receive_mutex_);
   auto whole = decoder_.EndPart(stream.index, payload, digest != nullptr ? digest->Value() : 0);
   if (!whole.ok()) return whole.error();
   Account(stream);
+  if (header.type == FrameType::kCommit) incoming_.commit = {arrived, DecodePart(body).age_ns};
   if (!whole.value()) return {};
   incoming_.open = false;
   if (stream.in_round) return PublishRound();
@@ -282,7 +285,7 @@ Status ReplicaSession::Publish() {
   incoming_.slot = nullptr;
   checkpoint_.epoch = slot.epoch;
   checkpoint_.device.swap(incoming_.device);
-  checkpoint_.committed = HostClock::Now();
+  checkpoint_.commit = incoming_.commit;
   if (incoming_.prefix) checkpoint_.prefix = *std::move(incoming_.prefix);
   partial_dropped_ = false;
   const uint64_t epoch_bytes = slot.staging.used_bytes();

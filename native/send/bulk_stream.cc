@@ -6,6 +6,7 @@
 #include <cinttypes>
 #include <utility>
 
+#include "base/host_clock.h"
 #include "send/zero_page.h"
 #include "wire/text.h"
 
@@ -267,9 +268,12 @@ Status BulkStream::State(FrameType type, std::span<const std::byte> bytes) {
   return SendQueued(bytes, true);
 }
 
-Status BulkStream::End(FrameType type) {
+Status BulkStream::End(FrameType type, std::optional<int64_t> stopped_ns) {
   HF_TRY(FlushZeros());
-  const PartBody body{{counters_.pages, counters_.zero_pages}, digested_ ? digest_.Value() : 0};
+  const PartBody body{
+      .totals = {counters_.pages, counters_.zero_pages},
+      .digest = digested_ ? digest_.Value() : 0,
+      .age_ns = stopped_ns ? static_cast<uint64_t>(HostClock::Now().ns - *stopped_ns) : 0};
   const bool round = type == FrameType::kEndRound;
   const auto totals = EncodeTotals(body.totals);
   const auto part = EncodePart(body);

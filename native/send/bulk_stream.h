@@ -67,7 +67,8 @@ class BulkStream {
   void BeginSlice(Strategy strategy);
 
   // Ends the part with END_ROUND, COMMIT or END_PART; nothing is held back.
-  Status End(FrameType type);
+  // `stopped_ns`: as EpochWriter::Commit takes it.
+  Status End(FrameType type, std::optional<int64_t> stopped_ns = std::nullopt);
 
   // Ends the part after a slice, as if it had never begun.
   Status Abandon();

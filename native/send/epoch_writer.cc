@@ -79,7 +79,7 @@ struct EpochWriter::Impl {
   void SendFrom(RunShares& shares, const PageSource& source, size_t index);
   void Fail(size_t index, Error error);
   Status WorstOf();
-  Status EndParts(FrameType type);
+  Status EndParts(FrameType type, std::optional<int64_t> stopped_ns = std::nullopt);
   Result<FrameHeader> AwaitAnswer(FrameType type, std::span<std::byte> body);
   Status FinishAll();
 
@@ -219,9 +219,9 @@ Status EpochWriter::Impl::WorstOf() {
 }
 
 // Stream 0 last: its frame is the one that the answer is to.
-Status EpochWriter::Impl::EndParts(FrameType type) {
+Status EpochWriter::Impl::EndParts(FrameType type, std::optional<int64_t> stopped_ns) {
   for (size_t i = 1; i < streams.size(); i++) HF_TRY(streams[i]->End(FrameType::kEndPart));
-  return streams[0]->End(type);
+  return streams[0]->End(type, stopped_ns);
 }
 
 // The answer comes on stream 0. The loss of another is the connection's: the
@@ -250,7 +250,8 @@ EpochWriter::EpochWriter(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {
   impl_->errors.resize(count);
   impl_->share_of.resize(count);
   if (count > 1) {
-    impl_->threads = std::make_unique<WorkerPool>(static_cast<unsigned>(count), "hf-send");
+    impl_->threads = std::make_unique<WorkerPool>(static_cast<unsigned>(count), "hf-send",
+                                                   WorkerPool::Helpers::kNeeded);
   }
 }
 EpochWriter::~EpochWriter() = default;
@@ -345,10 +346,10 @@ Status EpochWriter::EndRound() {
   return {};
 }
 
-Status EpochWriter::Commit() {
+Status EpochWriter::Commit(std::optional<int64_t> stopped_ns) {
   HF_ASSERT(impl_->phase == Impl::Phase::kSealed);
   impl_->phase = Impl::Phase::kCommitted;
-  return impl_->EndParts(FrameType::kCommit);
+  return impl_->EndParts(FrameType::kCommit, stopped_ns);
 }
 
 Result<EpochWriter::Ack> EpochWriter::AwaitAck(uint64_t epoch) {

@@ -19,6 +19,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -78,7 +79,10 @@ class EpochWriter {
   uint64_t device_bytes_sent() const;
 
   Status EndRound();  // sends END_ROUND, waits for ROUND_OK
-  Status Commit();    // sends COMMIT; the acknowledgement is awaited apart
+  // Sends COMMIT; the acknowledgement is awaited apart. `stopped_ns`: the host's
+  // monotonic clock when the VM was stopped, of which the peer learns how long
+  // ago that was.
+  Status Commit(std::optional<int64_t> stopped_ns = std::nullopt);
 
   struct Ack {
     int64_t previous_apply_us = -1;

@@ -2,17 +2,22 @@
 
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <sched.h>
+#include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 
+#include <atomic>
 #include <map>
 
 #include "base/kernel_abi.h"
 #include "capture/ahead_pages.h"
 #include "capture/hot_pages.h"
 #include "capture/staging_pool.h"
+#include "capture/step_aside.h"
 #include "guest/ram.h"
 #include "guest/ram_view.h"
 #include "guest/tracker.h"
@@ -209,6 +214,75 @@ TEST("ordered: runs that overlap or go back come out ascending and disjoint") {
     }
     CHECK(MapOf(Ordered(runs)) == expected);
   }
+}
+
+TEST("a thread's place: as /proc has it, whatever the thread is called") {
+  const std::string middle = " 1 1 1 0 -1 4194304 10 0 0 0 1 2 0 0 20 0 3 0 77 1000 200 "
+                             "18446744073709551615 1 1 0 0 0 0 0 0 0 0 0 0 17 ";
+  const auto runs = ParseThreadPlace("42 (qemu) S (x) R" + middle + "5 0 0\n");
+  CHECK(runs && runs->runnable && runs->core == 5);
+  const auto sleeps = ParseThreadPlace("42 (qemu) S" + middle + "11");
+  CHECK(sleeps && !sleeps->runnable && sleeps->core == 11);
+  CHECK(!ParseThreadPlace("42 (qemu) R" + middle + "-1 0"));
+  CHECK(!ParseThreadPlace("42 (qemu) R" + middle));
+  CHECK(!ParseThreadPlace("42 qemu R" + middle));
+  CHECK(!ParseThreadPlace(""));
+}
+
+// A process that wants one core all the time.
+class Spinner {
+ public:
+  explicit Spinner(const cpu_set_t& where) : pid_(::fork()) {
+    CHECK(pid_ >= 0);
+    if (pid_ > 0) return;
+    ::sched_setaffinity(0, sizeof where, &where);
+    for (;;) std::atomic_signal_fence(std::memory_order_seq_cst);
+  }
+  ~Spinner() {
+    ::kill(pid_, SIGKILL);
+    ::waitpid(pid_, nullptr, 0);
+  }
+  Spinner(const Spinner&) = delete;
+  Spinner& operator=(const Spinner&) = delete;
+  pid_t pid() const { return pid_; }
+
+ private:
+  pid_t pid_;
+};
+
+TEST("step aside: off the core that the other waits for, where there is another, and back") {
+  cpu_set_t all;
+  CHECK(::sched_getaffinity(0, sizeof all, &all) == 0);
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  size_t core = 0;
+  while (!CPU_ISSET(core, &all)) core++;
+  CPU_SET(core, &one);
+  {
+    const Spinner spinner(one);
+    auto neighbour = MainThread::Open(spinner.pid());
+    CHECK_OK(neighbour);
+    CHECK(::sched_setaffinity(0, sizeof one, &one) == 0);
+    CHECK(!StepAside(neighbour.value()).moved());  // there is no other
+    bool moved = CPU_COUNT(&all) == 1;
+    // Between the two the scheduler may have moved us by itself.
+    for (int attempt = 0; !moved && attempt < 1000; attempt++) {
+      CHECK(::sched_setaffinity(0, sizeof one, &one) == 0);
+      CHECK(::sched_setaffinity(0, sizeof all, &all) == 0);
+      const StepAside aside(neighbour.value());
+      moved = aside.moved();
+      if (moved) CHECK(::sched_getcpu() != static_cast<int>(core));
+    }
+    CHECK(moved);
+  }
+  CHECK(::sched_setaffinity(0, sizeof all, &all) == 0);
+  const Spinner gone(all);
+  auto neighbour = MainThread::Open(gone.pid());
+  CHECK_OK(neighbour);
+  ::kill(gone.pid(), SIGKILL);
+  siginfo_t end{};
+  CHECK(::waitid(P_PID, static_cast<id_t>(gone.pid()), &end, WEXITED | WNOWAIT) == 0);
+  CHECK(!StepAside(neighbour.value()).moved());
 }
 
 TEST("staging: what was staged first stays, what comes later lies behind it") {

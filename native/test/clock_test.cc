@@ -165,11 +165,11 @@ TEST("timer section: damaged, cut short, doubled or with subsections is none") {
   CHECK(!FindTimerSection(icount));
 }
 
-TEST("standby clock: goes on by the time since the commit, and only that changes") {
+TEST("standby clock: goes on by the time since COMMIT came, and only that changes") {
   if (!HostClock::kCountsTicks) return;
   const Bytes before = Joined({kBefore, SectionOf(kFrozen), kAfter});
   Bytes state = before;
-  const auto advanced = AdvanceStandbyClock(state, {1'000, 50}, {251'000, 750'050});
+  const auto advanced = AdvanceStandbyClock(state, {.arrived = {1'000, 50}}, {251'000, 750'050});
   CHECK(advanced.has_value());
   CHECK_EQ(*advanced, int64_t{250'000});
   CHECK(FindTimerSection(state)->time ==
@@ -178,15 +178,28 @@ TEST("standby clock: goes on by the time since the commit, and only that changes
   CHECK(state == before);
 }
 
+TEST("standby clock: and by what the pause and sending took, at this host's rate") {
+  if (!HostClock::kCountsTicks) return;
+  Bytes state = Joined({kBefore, SectionOf(kFrozen), kAfter});
+  const CommitTime commit{.arrived = {1'000, 50}, .age_ns = 7'000};
+  CHECK_EQ(AdvanceStandbyClock(state, commit, {251'000, 750'050}).value_or(0), int64_t{257'000});
+  CHECK(FindTimerSection(state)->time ==
+        (GuestTime{kFrozen.ticks + 771'000, kFrozen.clock_ns + 257'000}));
+}
+
 TEST("standby clock: left as it is after an outage, with clocks that went back, without a section") {
   const Bytes before = Joined({kBefore, SectionOf(kFrozen), kAfter});
   Bytes state = before;
-  CHECK(!AdvanceStandbyClock(state, {0, 0}, {kClockAdvanceNsMax + 1, 5}));
-  CHECK(!AdvanceStandbyClock(state, {10, 0}, {9, 5}));
-  CHECK(!AdvanceStandbyClock(state, {10, 7}, {11, 6}));
+  CHECK(!AdvanceStandbyClock(state, {.arrived = {0, 0}}, {kClockAdvanceNsMax + 1, 5}));
+  CHECK(!AdvanceStandbyClock(state, {.arrived = {10, 0}}, {9, 5}));
+  CHECK(!AdvanceStandbyClock(state, {.arrived = {10, 7}}, {11, 6}));
+  CHECK(!AdvanceStandbyClock(state, {.arrived = {10, 7}, .age_ns = 5}, {10, 7}));
+  // Said by the other side: no sum may overflow.
+  CHECK(!AdvanceStandbyClock(state, {.arrived = {0, 0}, .age_ns = kClockAdvanceNsMax}, {5, 5}));
+  CHECK(!AdvanceStandbyClock(state, {.arrived = {0, 0}, .age_ns = ~uint64_t{0}}, {5, 5}));
   CHECK(state == before);
   Bytes none = kAfter;
-  CHECK(!AdvanceStandbyClock(none, {0, 0}, {5, 5}));
+  CHECK(!AdvanceStandbyClock(none, {.arrived = {0, 0}}, {5, 5}));
   CHECK(none == kAfter);
 }
 
@@ -330,12 +343,14 @@ TEST("backup: a standby's clock goes on if that is wished, and the checkpoint st
   auto writer = ConnectWriter(backup->port(), {Token(7), 4096, ram.bytes()}, Strategy::kCopy, cancel);
   CHECK_OK(writer);
   const Bytes device = Joined({kBefore, SectionOf(kFrozen), kAfter});
-  CHECK_OK(SendEpoch(*writer.value(), ram, ram.All(), 1, device));
+  const int64_t pause_ns = 3'000'000'000;  // which COMMIT tells
+  CHECK_OK(SendEpoch(*writer.value(), ram, ram.All(), 1, device, nullptr,
+                     HostClock::Now().ns - pause_ns));
   const HostClock acknowledged = HostClock::Now();
   CHECK_OK(backup->Fence());
   ::usleep(20'000);
   const int64_t waited_ns = HostClock::Now().ns - acknowledged.ns;
-  int64_t before_ns = waited_ns;  // what follows is later each time
+  int64_t before_ns = pause_ns + waited_ns;  // what follows is later each time
   for (const char* attempt : {"first", "second"}) {
     Standby standby(dir / attempt);
     const auto written = backup->WriteState(dir / attempt, true);

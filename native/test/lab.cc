@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -145,7 +146,9 @@ uint64_t ReadHugePages() {
 }
 }  // namespace
 
-HugePages::HugePages(uint64_t count) : before_(ReadHugePages()) {
+HugePages::HugePages(uint64_t count) : turn_(::open(kHugePagesFile, O_RDONLY | O_CLOEXEC)) {
+  CHECK(turn_.valid() && ::flock(turn_.get(), LOCK_EX) == 0);
+  before_ = ReadHugePages();
   std::ofstream(kHugePagesFile) << before_ + count;
   reserved_ = ReadHugePages() == before_ + count;
 }
@@ -232,12 +235,13 @@ Result<std::unique_ptr<EpochWriter>> ConnectWriter(uint16_t port, const EpochWri
 }
 
 Status SendEpoch(EpochWriter& writer, const GuestRam& ram, const std::vector<PageRun>& runs,
-                 uint64_t epoch, const Bytes& device, const Bytes* prefix) {
+                 uint64_t epoch, const Bytes& device, const Bytes* prefix,
+                 std::optional<int64_t> stopped_ns) {
   HF_TRY(writer.BeginEpoch(epoch));
   HF_TRY(writer.Pages(ram.source(), runs, true));
   if (prefix != nullptr) HF_TRY(writer.Prefix(*prefix));
   HF_TRY(writer.Device(device));
-  HF_TRY(writer.Commit());
+  HF_TRY(writer.Commit(stopped_ns));
   auto ack = writer.AwaitAck(epoch);
   if (!ack.ok()) return ack.error();
   return {};

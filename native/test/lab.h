@@ -65,7 +65,8 @@ class GuestRam {
   std::vector<bool> dirty_;
 };
 
-// Reserves huge pages beside those that are, and gives them back.
+// Reserves huge pages beside those that are, and gives them back. Their number
+// is the machine's: of several test programs, one at a time has its own.
 class HugePages {
  public:
   explicit HugePages(uint64_t count);
@@ -73,6 +74,7 @@ class HugePages {
   bool reserved() const { return reserved_; }
 
  private:
+  Descriptor turn_;
   uint64_t before_ = 0;
   bool reserved_ = false;
 };
@@ -114,7 +116,8 @@ Result<std::unique_ptr<EpochWriter>> ConnectWriter(uint16_t port, const EpochWri
 
 // Sends one epoch straight from `ram` and waits for its acknowledgement.
 Status SendEpoch(EpochWriter& writer, const GuestRam& ram, const std::vector<PageRun>& runs,
-                 uint64_t epoch, const Bytes& device, const Bytes* prefix = nullptr);
+                 uint64_t epoch, const Bytes& device, const Bytes* prefix = nullptr,
+                 std::optional<int64_t> stopped_ns = std::nullopt);
 Status SendRound(EpochWriter& writer, const GuestRam& ram, const std::vector<PageRun>& runs);
 
 // A Unix listener in the standby's place; takes one connection to its end.

@@ -9,6 +9,7 @@
 #include <filesystem>
 
 #include "base/clock.h"
+#include "base/host_clock.h"
 #include "send/page_sender.h"
 #include "test/lab.h"
 #include "wire/frame.h"
@@ -185,8 +186,10 @@ TEST("garbage, a wrong epoch and a lost peer instead of an acknowledgement") {
     std::thread peer([&] {
       const Descriptor socket = AcceptOne(listener);
       GreetBack(socket);
-      std::array<std::byte, 3 * 40 + 24> epoch;  // BEGIN, DEVICE, COMMIT
-      CHECK(::recv(socket.get(), epoch.data(), epoch.size(), MSG_WAITALL) == 3 * 40 + 24);
+      std::array<std::byte, 3 * kFrameHeaderBytes + PartBody::kBytes> epoch;  // BEGIN, DEVICE, COMMIT
+      CHECK_EQ(::recv(socket.get(), epoch.data(), epoch.size(), MSG_WAITALL), ssize_t{epoch.size()});
+      const PartBody commit = DecodePart(std::span(epoch).last<PartBody::kBytes>());
+      CHECK(commit.age_ns >= 5'000'000 && commit.age_ns < 60'000'000'000);
       Say(socket, answer);
     });
     const CancelSignal cancel;
@@ -194,7 +197,7 @@ TEST("garbage, a wrong epoch and a lost peer instead of an acknowledgement") {
     CHECK_OK(writer);
     CHECK_OK(writer.value()->BeginEpoch(5));
     CHECK_OK(writer.value()->Device({}));
-    CHECK_OK(writer.value()->Commit());
+    CHECK_OK(writer.value()->Commit(HostClock::Now().ns - 5'000'000));
     auto ack = writer.value()->AwaitAck(5);
     peer.join();
     return ack;
@@ -226,8 +229,8 @@ TEST("what happens on another stream ends the wait for the acknowledgement") {
       GreetBack(first);
       Descriptor second = AcceptOne(listener);
       GreetBack(second);
-      std::array<std::byte, 2 * 40 + 24> part;  // BEGIN, END_PART
-      CHECK(::recv(second.get(), part.data(), part.size(), MSG_WAITALL) == 2 * 40 + 24);
+      std::array<std::byte, 2 * kFrameHeaderBytes + PartBody::kBytes> part;  // BEGIN, END_PART
+      CHECK_EQ(::recv(second.get(), part.data(), part.size(), MSG_WAITALL), ssize_t{part.size()});
       if (other == Other::kRefuses) Say(second, EncodeErrorFrame(WireError::kFenced, "taken over"));
       if (other == Other::kReset) {
         const linger abort{.l_onoff = 1, .l_linger = 0};

@@ -33,7 +33,7 @@ void AwaitReceived(Shipping& shipping, const std::vector<uint64_t>& heads) {
 }
 
 TEST("base beside writes: at each boundary the peer has what the guest had") {
-  for (uint64_t seed = 1; seed <= 3; seed++) {
+  for (uint64_t seed = 1; seed <= 2; seed++) {
     Random random(seed);
     const TempDir dir;
     TestDisk a(dir, "a", SomeContent(random, (6 << 20) + 512 * 77));
@@ -50,7 +50,7 @@ TEST("base beside writes: at each boundary the peer has what the guest had") {
     CHECK_EQ(synced.value().bytes, shipping.peer->base_bytes());
     CHECK_EQ(synced.value().hole_bytes, shipping.peer->hole_bytes());
     CHECK_EQ(synced.value().bytes + synced.value().hole_bytes, a.bytes() + b.bytes());
-    for (uint64_t epoch = 1; epoch <= 12; epoch++) {
+    for (uint64_t epoch = 1; epoch <= 6; epoch++) {
       ::usleep(static_cast<useconds_t>(random() % 20'000));
       for (Guest& guest : guests) guest.Stop();
       auto heads = shipping->Heads();
@@ -58,11 +58,10 @@ TEST("base beside writes: at each boundary the peer has what the guest had") {
       const Bytes had_a = a.Content();
       const Bytes had_b = b.Content();
       for (Guest& guest : guests) guest.Continue();
-      // Given up before it was sent, and captured again under its number.
-      if (epoch % 4 == 0) continue;
-      const uint64_t number = epoch;
-      shipping->MarkBoundary(number, heads.value());
-      const std::vector<Bytes> has = shipping.peer->AwaitBoundary(number);
+      // Captured and given up: the next has its writes.
+      if (epoch % 3 == 0) continue;
+      shipping->MarkBoundary(epoch, heads.value());
+      const std::vector<Bytes> has = shipping.peer->AwaitBoundary(epoch);
       CHECK(Same(has[0], had_b));
       CHECK(Same(has[1], had_a));
       AwaitReceived(shipping, heads.value());

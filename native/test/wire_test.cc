@@ -122,8 +122,9 @@ TEST("bodies round-trip") {
   CHECK(back.stream == 3 && back.streams == 7);
   const HelloOkBody ok = DecodeHelloOk(EncodeHelloOk({2, 1, uint64_t{1} << 50}));
   CHECK(ok.version == 2 && ok.flags == 1 && ok.link == uint64_t{1} << 50);
-  const PartBody part = DecodePart(EncodePart({{3, 4}, 5}));
-  CHECK(part.totals.pages == 3 && part.totals.zero_pages == 4 && part.digest == 5);
+  const PartBody part = DecodePart(EncodePart({{3, 4}, 5, 6}));
+  CHECK(part.totals.pages == 3 && part.totals.zero_pages == 4 && part.digest == 5 &&
+        part.age_ns == 6);
   CHECK_EQ(DecodeAck(EncodeAck({77})).last_apply_us, uint64_t{77});
   const std::string frame = EncodeErrorFrame(WireError::kChecksum, "a\nb" + std::string(5000, 'x'));
   CHECK_EQ(frame.size(), kFrameHeaderBytes + kErrorBytesMax);

@@ -258,11 +258,14 @@ std::array<std::byte, PartBody::kBytes> EncodePart(const PartBody& part) {
   Put(&bytes[0], part.totals.pages);
   Put(&bytes[8], part.totals.zero_pages);
   Put(&bytes[16], part.digest);
+  Put(&bytes[24], part.age_ns);
   return bytes;
 }
 
 PartBody DecodePart(std::span<const std::byte, PartBody::kBytes> bytes) {
-  return {{Get<uint64_t>(&bytes[0]), Get<uint64_t>(&bytes[8])}, Get<uint64_t>(&bytes[16])};
+  return {{Get<uint64_t>(&bytes[0]), Get<uint64_t>(&bytes[8])},
+          Get<uint64_t>(&bytes[16]),
+          Get<uint64_t>(&bytes[24])};
 }
 
 std::array<std::byte, AckBody::kBytes> EncodeAck(const AckBody& ack) {

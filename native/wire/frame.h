@@ -127,9 +127,10 @@ PageTotals DecodeTotals(std::span<const std::byte, PageTotals::kBytes> bytes);
 // Of COMMIT and of END_PART: what its stream carried. The digest is 0 in base
 // rounds, and where the sides agreed on none.
 struct PartBody {
-  static constexpr size_t kBytes = 24;
+  static constexpr size_t kBytes = 32;
   PageTotals totals;
   uint64_t digest = 0;
+  uint64_t age_ns = 0;  // COMMIT: since the VM was stopped; 0 in END_PART, or if not known
 };
 std::array<std::byte, PartBody::kBytes> EncodePart(const PartBody& part);
 PartBody DecodePart(std::span<const std::byte, PartBody::kBytes> bytes);

@@ -234,7 +234,7 @@ Result<bool> FrameDecoder::EndPart(unsigned stream, std::span<const std::byte> p
   }
   PartBody said;
   if (type == FrameType::kEndRound) {
-    said = {DecodeTotals(payload.first<PageTotals::kBytes>()), digest};
+    said = {DecodeTotals(payload.first<PageTotals::kBytes>()), digest, 0};
   } else {
     HF_ASSERT(type == FrameType::kCommit || type == FrameType::kEndPart);
     said = DecodePart(payload.first<PartBody::kBytes>());

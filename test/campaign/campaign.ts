@@ -7,21 +7,26 @@
  *
  * In each trial a redis client increments counters over connections that it never remakes. Afterwards
  * every acknowledged increment must be there, no counter may have gone back, and every connection must
- * be alive. One more connection, the survivor, lasts through all trials.
+ * be alive. One more connection, the survivor, lasts through all trials. With a disk there is more to be
+ * kept: see disk-service.ts.
  */
 
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { TakeoverReport } from '../../lib/backup/backup.js';
-import { bootRedisGuest, killOrphan, type RunningVm, serialReplacement } from '../e2e/support/lab.js';
+import { killOrphan, otherHost, type RunningVm, serialReplacement } from '../e2e/support/lab.js';
 import { startBackup, startPrimary } from '../lab/daemons.js';
 import type { JsonProcess } from '../lab/json-process.js';
 import { Lab } from '../lab/lab.js';
 import { RedisLoad, type RedisLoadSummary } from '../lab/redis-load-process.js';
+import { waitFor } from '../lab/wait.js';
+import { DiskService } from './disk-service.js';
 import { randomSource } from './random.js';
+import { MemoryService, PATIENCE_MS, type Service, violationsOf } from './service.js';
 
 /**
- * host: QEMU and all daemons of the host get SIGKILL at once. qemu, daemon: only one of them (the daemon
- * leaves a QEMU that runs on, its output held). link: the replication link is cut, so only silence tells.
+ * host: everything that runs on the host gets SIGKILL at once: QEMU, all daemons, relays, disk servers.
+ * qemu, daemon: only one of them (the daemon leaves a QEMU that runs on, its output held). link: the
+ * replication link is cut, so only silence tells.
  */
 export const failureKinds = ['host', 'qemu', 'daemon', 'link'] as const;
 export type FailureKind = (typeof failureKinds)[number];
@@ -34,6 +39,8 @@ export interface CampaignOptions {
   readonly kinds?: readonly FailureKind[];
   readonly intervalMs: number;
   readonly heartbeatTimeoutMs: number;
+  /** The guest has all it serves on a disk. Default: in memory. */
+  readonly disk?: boolean;
   readonly onTrial?: (result: TrialResult) => void;
 }
 
@@ -66,16 +73,12 @@ export interface CampaignResult {
   readonly violations: readonly string[];
 }
 
-/** Increments per connection and more before the failure, and after it. */
-const PROGRESS_INCREMENTS = 20;
 /** The moment of the failure is drawn from so many epochs. */
 const MOMENT_EPOCHS = 3;
-/** Spare time for a machine that is busy with other things. */
-const PATIENCE_MS = 60_000;
-
 export const runCampaign = async (options: CampaignOptions): Promise<CampaignResult> => {
   await using lab = await Lab.create({ tag: 'fail' });
-  const campaign = new Campaign(lab, options, await bootRedisGuest(lab));
+  const service = options.disk === true ? new DiskService(lab) : new MemoryService(lab);
+  const campaign = new Campaign(lab, options, service, await service.boot());
   return await campaign.run();
 };
 
@@ -83,38 +86,36 @@ class Campaign {
   readonly #lab: Lab;
   readonly #options: CampaignOptions;
   readonly #random: () => number;
-  #vm: RunningVm;
+  readonly #service: Service;
+  /** Undefined until the first primary has launched it, if it does. */
+  #vm: RunningVm | undefined;
   /** The backup daemon that took the VM over and watches it now. */
   #monitor: JsonProcess | undefined;
-  /** Sum of the counters when the last trial had ended. */
-  #counted = 0;
+  /** The client that lasts through all trials; from the first on. */
+  #survivor: RedisLoad | undefined;
 
-  constructor(lab: Lab, options: CampaignOptions, vm: RunningVm) {
+  constructor(lab: Lab, options: CampaignOptions, service: Service, vm: RunningVm | undefined) {
     this.#lab = lab;
     this.#options = options;
+    this.#service = service;
     this.#random = randomSource(options.seed);
     this.#vm = vm;
   }
 
   async run(): Promise<CampaignResult> {
-    const survivor = await RedisLoad.start(this.#lab.client, {
-      connections: 1,
-      ratePerS: 20,
-      keyPrefix: 'survivor',
-      drainTimeoutMs: PATIENCE_MS,
-    });
     const trials: TrialResult[] = [];
     for (let trial = 1; trial <= this.#options.trials; trial += 1) {
       const result = await this.#trial(trial);
       trials.push(result);
       this.#options.onTrial?.(result);
     }
-    const survived = await survivor.stop();
+    const survived = await this.#survivor!.stop();
     const violations = [
       ...trials.flatMap(({ trial, kind, violations }) =>
         violations.map((text) => `trial ${trial} (${kind}): ${text}`),
       ),
       ...violationsOf(survived).map((text) => `survivor: ${text}`),
+      ...(await this.#service.finish(this.#vm!)).map((text) => `in the end: ${text}`),
     ];
     return {
       ok: violations.length === 0,
@@ -129,22 +130,28 @@ class Campaign {
   async #trial(trial: number): Promise<TrialResult> {
     const kind = this.#drawKind();
     const momentMs = this.#random() * MOMENT_EPOCHS * this.#options.intervalMs;
-    const from = this.#vm.host;
-    const to = from === 'a' ? 'b' : 'a';
-    const { backup, primary } = await this.#protect(from, to);
-    const load = await RedisLoad.start(this.#lab.client, { drainTimeoutMs: PATIENCE_MS });
-    await load.advance(PROGRESS_INCREMENTS, { timeoutMs: PATIENCE_MS });
+    const from = this.#vm?.host ?? 'a';
+    const to = otherHost(from);
+    const { backup, primary, vm } = await this.#protect(from, to);
+    this.#survivor ??= await RedisLoad.start(this.#lab.client, {
+      connections: 1,
+      ratePerS: 20,
+      keyPrefix: 'survivor',
+      drainTimeoutMs: PATIENCE_MS,
+    });
+    const load = await this.#service.startLoad();
+    await load.advance();
     await sleep(momentMs);
 
     const failedAtMs = Date.now();
-    await this.#fail(kind, primary);
+    await this.#fail(kind, vm, primary);
     const takeover = (await backup.message('took-over', {
       timeoutMs: PATIENCE_MS,
     })) as unknown as TakeoverReport;
-    await load.advance(PROGRESS_INCREMENTS, { timeoutMs: PATIENCE_MS });
-    const violations = await this.#clearAway(kind, primary);
-    const summary = await load.stop();
-    violations.push(...violationsOf(summary), ...this.#continuity(summary));
+    await load.advance();
+    const violations = await this.#clearAway(kind, vm, primary);
+    const { clientStallMs, acknowledged, lost, ...judged } = await load.stop();
+    violations.push(...judged.violations);
     if (takeover.decidedAtMs < failedAtMs) violations.push('took over before the failure');
 
     this.#vm = { host: to, pid: takeover.pid, qmpPath: takeover.qmp };
@@ -158,9 +165,9 @@ class Campaign {
       detectionMs: takeover.decidedAtMs - failedAtMs,
       failureToRunningMs: takeover.resumedAtMs - failedAtMs,
       loadMs: takeover.loadMs,
-      clientStallMs: summary.longestStallMs,
-      acknowledged: summary.acknowledged,
-      lost: summary.lost,
+      clientStallMs,
+      acknowledged,
+      lost,
       violations,
     };
   }
@@ -173,43 +180,54 @@ class Campaign {
     return draw < 0.5 ? 'host' : others[Math.floor((draw - 0.5) * 2 * others.length)]!;
   }
 
-  async #protect(from: 'a' | 'b', to: 'a' | 'b'): Promise<{ backup: JsonProcess; primary: JsonProcess }> {
+  async #protect(
+    from: 'a' | 'b',
+    to: 'a' | 'b',
+  ): Promise<{ backup: JsonProcess; primary: JsonProcess; vm: RunningVm }> {
     const { intervalMs, heartbeatTimeoutMs } = this.#options;
-    const backup = await startBackup(this.#lab, to, serialReplacement(this.#lab, to));
+    const backup = await startBackup(this.#lab, to, [
+      ...serialReplacement(this.#lab, to),
+      ...this.#service.backupArgs(to),
+    ]);
     const primary = await startPrimary(this.#lab, {
       host: from,
       backup: to,
       args: [
         ...['--interval', String(intervalMs), '--heartbeat-timeout', String(heartbeatTimeoutMs)],
-        ...['--retry', '100ms'],
+        ...['--retry', '100ms', ...this.#service.primaryArgs(from)],
       ],
-      vm: ['--qmp', this.#vm.qmpPath],
+      vm: this.#vm === undefined ? ['--', ...this.#service.commandLine] : ['--qmp', this.#vm.qmpPath],
     });
     await primary.message('protected');
-    return { backup, primary };
+    const vm = this.#vm ?? (await this.#launched(primary));
+    return { backup, primary, vm };
   }
 
-  async #fail(kind: FailureKind, primary: JsonProcess): Promise<void> {
+  async #launched(primary: JsonProcess): Promise<RunningVm> {
+    const { pid, qmp } = await primary.message('launched');
+    await this.#service.ready();
+    return { host: 'a', pid: Number(pid), qmpPath: String(qmp) };
+  }
+
+  async #fail(kind: FailureKind, vm: RunningVm, primary: JsonProcess): Promise<void> {
     switch (kind) {
       case 'host':
-        process.kill(primary.pid, 'SIGKILL');
-        process.kill(this.#vm.pid, 'SIGKILL');
-        this.#monitor?.process.child.kill('SIGKILL');
+        this.#lab.host(vm.host).die();
         return;
       case 'qemu':
-        process.kill(this.#vm.pid, 'SIGKILL');
+        process.kill(vm.pid, 'SIGKILL');
         return;
       case 'daemon':
         process.kill(primary.pid, 'SIGKILL');
         return;
       case 'link':
-        await this.#lab.host(this.#vm.host).setLink('repl0', 'down');
+        await this.#lab.host(vm.host).setLink('repl0', 'down');
         return;
     }
   }
 
   /** What is left on the failed side is ended; returns what was not as it should be there. */
-  async #clearAway(kind: FailureKind, primary: JsonProcess): Promise<string[]> {
+  async #clearAway(kind: FailureKind, vm: RunningVm, primary: JsonProcess): Promise<string[]> {
     const violations: string[] = [];
     const expectExit = async (name: string, daemon: JsonProcess, wanted: number): Promise<void> => {
       const { code, signal } = await daemon.ended(PATIENCE_MS);
@@ -217,34 +235,17 @@ class Campaign {
     };
     if (kind === 'link') {
       // Now it can hear that it was superseded.
-      await this.#lab.host(this.#vm.host).setLink('repl0', 'up');
+      await this.#lab.host(vm.host).setLink('repl0', 'up');
       await expectExit('fenced primary', primary, 9);
     }
     if (kind === 'qemu') await expectExit('primary without QEMU', primary, 4);
-    await killOrphan(this.#vm.pid);
+    await killOrphan(vm.pid);
     await primary.process.exited;
     const monitor = this.#monitor;
     if (kind === 'host') await monitor?.process.exited;
     else if (monitor !== undefined) await expectExit('monitor of the VM', monitor, 0);
+    // What served the VM, relays and disk servers, ends with it.
+    await waitFor(`the processes on host ${vm.host} to end`, () => this.#lab.host(vm.host).pids.length === 0);
     return violations;
   }
-
-  /** Between two trials nothing may have been lost either. */
-  #continuity(summary: RedisLoadSummary): string[] {
-    const begin = summary.keys.reduce((sum, key) => sum + key.acknowledged, -summary.acknowledged);
-    const expected = this.#counted;
-    this.#counted = summary.keys.reduce((sum, key) => sum + (key.finalOverFresh ?? 0), 0);
-    return begin === expected
-      ? []
-      : [`the counters began at ${begin} in total, the last trial left ${expected}`];
-  }
 }
-
-const violationsOf = (summary: RedisLoadSummary): string[] => [
-  ...summary.violations,
-  ...summary.broken.map(({ key, reason }) => `the connection of ${key} broke: ${reason}`),
-  ...(summary.lost > 0 ? [`${summary.lost} acknowledged increments lost`] : []),
-  ...(summary.ok || summary.violations.length + summary.broken.length + summary.lost > 0
-    ? []
-    : ['the redis load reports a failure']),
-];

@@ -1,5 +1,6 @@
 /**
  * `npm run campaign:failover`: many failovers in a row; see campaign.ts for what one is.
+ * `npm run campaign:disk`: the same with --disk, a guest that has all it serves on a replicated disk.
  *
  * Options: --trials N (200), --seed N (the time), --interval MS (25), --heartbeat-timeout MS (500),
  * --kind host|qemu|daemon|link (repeatable; default: all), --json FILE (the whole result).
@@ -39,6 +40,7 @@ const readOptions = () => {
         interval: { type: 'string', default: '25' },
         'heartbeat-timeout': { type: 'string', default: '500' },
         kind: { type: 'string', multiple: true },
+        disk: { type: 'boolean', default: false },
         json: { type: 'string' },
       },
     }).values;
@@ -88,7 +90,7 @@ const summaryText = (result: CampaignResult, seed: number): string => {
   return [
     '',
     ...failureKinds.flatMap((kind) => row(kind, kind)),
-    `  ${result.acknowledged} increments acknowledged, ${result.lost} lost; seed ${seed}`,
+    `  ${result.acknowledged} writes acknowledged, ${result.lost} lost; seed ${seed}`,
     ...result.violations.map((text) => `  VIOLATED ${text}`),
     result.ok ? `  all ${result.trials.length} failovers kept their promises` : '  FAILED',
     '',
@@ -105,13 +107,14 @@ try {
     trials,
     seed,
     intervalMs: whole('interval', values.interval, 1),
+    disk: values.disk,
     heartbeatTimeoutMs: whole('heartbeat-timeout', values['heartbeat-timeout'], 80),
     ...(kinds.length === 0 ? {} : { kinds: kinds.filter(isKind) }),
     onTrial: (trial) => process.stdout.write(`${line(trial, trials)}\n`),
   });
   process.stdout.write(summaryText(result, seed));
   if (values.json !== undefined)
-    writeFileSync(values.json, `${JSON.stringify({ seed, ...result }, null, 2)}\n`);
+    writeFileSync(values.json, `${JSON.stringify({ seed, disk: values.disk, ...result }, null, 2)}\n`);
   process.exitCode = result.ok ? 0 : 1;
 } catch (error) {
   process.stderr.write(`campaign: ${(error as Error).message}; seed ${seed}\n`);

@@ -31,25 +31,30 @@ const listDir = (dir: string): string[] => {
 const namespacesOf = (name: string): string[] =>
   listDir(netnsDir).filter((namespace) => ownedName.exec(namespace)?.[1] === name);
 
-/** Sends SIGKILL to every process in the lab's namespaces; returns how many there were. */
-export const killProcesses = (name: string): number => {
-  let found = 0;
-  for (const namespace of namespacesOf(name)) {
-    const { stdout } = spawnSync('ip', ['netns', 'pids', namespace], { encoding: 'utf8' });
-    for (const pid of stdout
-      ?.split('\n')
-      .filter((line) => line !== '')
-      .map(Number) ?? []) {
-      found += 1;
-      try {
-        process.kill(pid, 'SIGKILL');
-      } catch {
-        // It ended by itself.
-      }
+/** Every process in a network namespace. */
+export const processesIn = (namespace: string): number[] => {
+  const { stdout } = spawnSync('ip', ['netns', 'pids', namespace], { encoding: 'utf8' });
+  return (stdout ?? '')
+    .split('\n')
+    .filter((line) => line !== '')
+    .map(Number);
+};
+
+/** Sends SIGKILL to every process in these namespaces, one right after the other; returns how many there were. */
+export const killProcessesIn = (namespaces: readonly string[]): number => {
+  const pids = namespaces.flatMap(processesIn);
+  for (const pid of pids) {
+    try {
+      process.kill(pid, 'SIGKILL');
+    } catch {
+      // It ended by itself.
     }
   }
-  return found;
+  return pids.length;
 };
+
+/** Sends SIGKILL to every process in the lab's namespaces; returns how many there were. */
+export const killProcesses = (name: string): number => killProcessesIn(namespacesOf(name));
 
 /** A test may have mounted a file system of its own below its directory. */
 const unmountBelow = (dir: string): void => {

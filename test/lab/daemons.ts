@@ -58,10 +58,25 @@ export interface SmallTmpfs {
   /** An existing directory. */
   readonly dir: string;
   readonly sizeMb: number;
+  /** A sparse image to be in it from the beginning. */
+  readonly image?: { readonly name: string; readonly sizeMb: number };
 }
 
 /** Runs its arguments over a tmpfs that only they see, and that ends with them. */
 const mountAndRun = 'mount -t tmpfs -o size="$1"m tmpfs "$2" && shift 2 && exec "$@"';
+/** The same, after an image was made there. */
+const truncateAndRun = 'truncate -s "$1"M "$2" && shift 2 && exec "$@"';
+
+/** Path from outside of a file in the tmpfs that a daemon of this process id was started over. */
+export const insideTmpfs = (daemonPid: number, path: string): string => `/proc/${daemonPid}/root${path}`;
+
+const overTmpfs = ({ dir, sizeMb, image }: SmallTmpfs, command: readonly string[]): string[] => {
+  const prepared =
+    image === undefined
+      ? command
+      : ['sh', '-c', truncateAndRun, 'sh', String(image.sizeMb), join(dir, image.name), ...command];
+  return ['sh', '-c', mountAndRun, 'sh', String(sizeMb), dir, ...prepared];
+};
 
 const startDaemon = async (
   lab: Lab,
@@ -77,10 +92,7 @@ const startDaemon = async (
   // `args` come last: they override what the lab says, and may end in `-- qemu …`.
   const daemon = [process.execPath, cli(), command, ...common, ...args];
   // `ip netns exec` gives each process a mount namespace of its own.
-  const [program = '', ...programArgs] =
-    tmpfs === undefined
-      ? daemon
-      : ['sh', '-c', mountAndRun, 'sh', String(tmpfs.sizeMb), tmpfs.dir, ...daemon];
+  const [program = '', ...programArgs] = tmpfs === undefined ? daemon : overTmpfs(tmpfs, daemon);
   return new JsonProcess(await lab.host(host).spawn(program, programArgs));
 };
 

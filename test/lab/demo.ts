@@ -7,7 +7,8 @@
  *   a's QEMU and daemon get SIGKILL; b takes over
  *   every acknowledged increment must be there, the connections alive, the memory intact
  *
- * Options: --json (one object at the end instead of the summary), --seconds N (load before the kill).
+ * Options: --json (one object at the end instead of the summary), --seconds N (load before the kill),
+ * --heartbeat-timeout DURATION (the daemons' own default: on a busy machine a living primary may be silent longer).
  * It removes all it made, also on Ctrl-C.
  */
 
@@ -19,10 +20,11 @@ import type { PrimaryStatus } from '../../lib/primary/primary.js';
 import { primaryStatus, startBackup, startPrimary } from './daemons.js';
 import { guestArgs, guestReadyText } from './guest.js';
 import { checkMemwriter, startMemwriter } from './guest-shell.js';
+import type { JsonProcess } from './json-process.js';
 import { Lab } from './lab.js';
 import { guestAddress, lanAddresses } from './network.js';
 import { RedisLoad, type RedisLoadSummary } from './redis-load-process.js';
-import { waitForText } from './wait.js';
+import { countInFile, waitFor } from './wait.js';
 
 const LOAD_RATE_PER_S = 400;
 const CONNECTIONS = 8;
@@ -32,6 +34,7 @@ const { values: options } = parseArgs({
   options: {
     json: { type: 'boolean', default: false },
     seconds: { type: 'string', default: '8' },
+    'heartbeat-timeout': { type: 'string' },
   },
 });
 const loadSeconds = Number(options.seconds);
@@ -39,6 +42,8 @@ if (!(loadSeconds >= 1 && loadSeconds <= 3600)) {
   process.stderr.write(`demo: --seconds ${options.seconds} is not a number from 1 to 3600\n`);
   process.exit(2);
 }
+
+const heartbeatTimeout = options['heartbeat-timeout'];
 
 const live = createLogUpdate(process.stderr, { showCursor: true });
 const tell = (text: string): void => {
@@ -56,13 +61,23 @@ const liveLine = (status: PrimaryStatus, load: RedisLoad): string => {
   );
 };
 
+/** Before the kill the primary lives: a backup that takes over has only not heard it. @throws Error */
+const assertProtected = (backup: JsonProcess): void => {
+  const [tooEarly] = backup.of('took-over');
+  if (tooEarly === undefined) return;
+  throw new Error(
+    `the backup took over before the kill (${tooEarly.reason}): is this machine busy? Give --heartbeat-timeout 2s`,
+  );
+};
+
 /** Shows the live line until the time is over; returns the last status seen. */
-const watch = async (lab: Lab, load: RedisLoad, ms: number): Promise<PrimaryStatus> => {
+const watch = async (lab: Lab, backup: JsonProcess, load: RedisLoad, ms: number): Promise<PrimaryStatus> => {
   const endMs = performance.now() + ms;
   let status = await primaryStatus(lab);
   while (performance.now() < endMs) {
     // Without a terminal one line a second is enough.
     await sleep(process.stderr.isTTY ? 200 : 1_000);
+    assertProtected(backup);
     status = await primaryStatus(lab);
     if (process.stderr.isTTY) live(liveLine(status, load));
     else tell(liveLine(status, load));
@@ -170,21 +185,31 @@ const demo = async (): Promise<Summary> => {
   const primary = await startPrimary(lab, {
     host: 'a',
     backup: 'b',
-    args: ['--interval', String(INTERVAL_MS)],
+    args: [
+      ...['--interval', String(INTERVAL_MS)],
+      ...(heartbeatTimeout === undefined ? [] : ['--heartbeat-timeout', heartbeatTimeout]),
+    ],
     vm: ['--', 'qemu-system-x86_64', ...guestArgs({ serialPath, workload: 'redis' })],
   });
   const launched = await primary.message('launched');
   const qemuPid = Number(launched.pid);
   await primary.message('protected');
   tell(`   QEMU is process ${qemuPid}; it boots under protection`);
-  await waitForText(serialPath, guestReadyText, { timeoutMs: 120_000 });
+  await waitFor(
+    `the guest to be ready, in ${serialPath}`,
+    () => {
+      assertProtected(backup);
+      return countInFile(serialPath, guestReadyText) > 0;
+    },
+    { timeoutMs: 120_000 },
+  );
   await startMemwriter(lab.client, { pagesPerSecond: 5_000, workingSetPages: 4_096 });
 
   tell(
     `3. The client increments ${CONNECTIONS} redis counters at ${guestAddress}, over connections it never remakes`,
   );
   const load = await RedisLoad.start(lab.client, { connections: CONNECTIONS, ratePerS: LOAD_RATE_PER_S });
-  const before = await watch(lab, load, loadSeconds * 1_000);
+  const before = await watch(lab, backup, load, loadSeconds * 1_000);
 
   tell('4. SIGKILL to QEMU and to the daemon on host a');
   const killedAtMs = Date.now();

@@ -105,13 +105,17 @@ export interface MemwriterReport {
   readonly errors: number;
 }
 
-const readMemwriter = async (client: LabHost): Promise<MemwriterReport> => {
-  const line = await guestOutput(client, 'cat /run/memwriter');
-  const number = (name: string): number => {
+/** Reads `name=number` out of a report line of one of the guest's programs. */
+const reportReader =
+  (line: string) =>
+  (name: string): number => {
     const value = new RegExp(`\\b${name}=(\\d+)`).exec(line)?.[1];
-    if (value === undefined) throw new Error(`memwriter's report has no ${name}: ${line}`);
+    if (value === undefined) throw new Error(`the guest's report has no ${name}: ${line}`);
     return Number(value);
   };
+
+const readMemwriter = async (client: LabHost): Promise<MemwriterReport> => {
+  const number = reportReader(await guestOutput(client, 'cat /run/memwriter'));
   return {
     written: number('written'),
     laps: number('laps'),
@@ -127,6 +131,43 @@ export const checkMemwriter = async (client: LabHost): Promise<MemwriterReport> 
   await guestOutput(client, 'killall -USR1 memwriter');
   return await waitFor('memwriter to verify its working set', async () => {
     const report = await readMemwriter(client);
+    return report.fullChecks > fullChecks && report;
+  });
+};
+
+/** What diskchurn in the guest has done so far. */
+export interface DiskchurnReport {
+  readonly steps: number;
+  readonly fsyncs: number;
+  readonly trims: number;
+  readonly trimmedBytes: number;
+  /** Blocks verified. */
+  readonly checked: number;
+  /** Verifications of all files. */
+  readonly fullChecks: number;
+  /** Blocks or files that were not what was last written; each is also a line on the serial console. */
+  readonly errors: number;
+}
+
+export const readDiskchurn = async (client: LabHost): Promise<DiskchurnReport> => {
+  const number = reportReader(await guestOutput(client, 'cat /run/diskchurn'));
+  return {
+    steps: number('steps'),
+    fsyncs: number('fsyncs'),
+    trims: number('trims'),
+    trimmedBytes: number('trimmed_bytes'),
+    checked: number('checked'),
+    fullChecks: number('full_checks'),
+    errors: number('errors'),
+  };
+};
+
+/** Makes diskchurn read all its files from the disk now, and returns its report after that. */
+export const checkDiskchurn = async (client: LabHost): Promise<DiskchurnReport> => {
+  const { fullChecks } = await readDiskchurn(client);
+  await guestOutput(client, 'killall -USR1 diskchurn');
+  return await waitFor('diskchurn to verify its files', async () => {
+    const report = await readDiskchurn(client);
     return report.fullChecks > fullChecks && report;
   });
 };

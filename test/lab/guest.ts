@@ -38,13 +38,26 @@ interface MachineOptions {
   readonly qmpPath?: string;
 }
 
+export interface GuestDisk {
+  /** A raw image. */
+  readonly path: string;
+  /** Further properties of its `-drive`, such as `cache=none`. */
+  readonly properties?: string;
+}
+
 export interface GuestOptions extends MachineOptions {
   /** Default `redis`. */
-  readonly workload?: 'redis' | 'writer' | 'idle';
+  readonly workload?: 'redis' | 'writer' | 'disk' | 'idle';
   /** memwriter's rate (0: as fast as it can) and working set, for the workload `writer`. */
   readonly pagesPerSecond?: number;
   readonly workingSetPages?: number;
   readonly randomOrder?: boolean;
+  /** /dev/vda, /dev/vdb, …; the workload `disk` needs one. */
+  readonly disks?: readonly GuestDisk[];
+  /** For the workload `disk`: ext4's mount options (such as `discard`), sqlwriter's journal, diskchurn's rate. */
+  readonly mountOptions?: string;
+  readonly journal?: 'delete' | 'wal';
+  readonly churnStepsPerSecond?: number;
   /** Tap device, default tap0; null: no network. */
   readonly tap?: string | null;
   /** Further kernel parameters. */
@@ -79,14 +92,25 @@ const machineArgs = (options: MachineOptions, ramMb: number): string[] => {
   ];
 };
 
-/** Arguments for `qemu-system-x86_64`: the Linux guest, 512 MB unless said otherwise, without a disk. */
+const diskArgs = ({ path, properties = '' }: GuestDisk, index: number): string[] => [
+  '-drive',
+  `if=none,id=disk${index},format=raw,file=${path},discard=unmap${properties === '' ? '' : `,${properties}`}`,
+  '-device',
+  `virtio-blk-pci,id=blk${index},drive=disk${index}`,
+];
+
+/** Arguments for `qemu-system-x86_64`: the Linux guest, 512 MB and without a disk unless said otherwise. */
 export const guestArgs = (options: GuestOptions): string[] => {
   const { workload = 'redis', pagesPerSecond = 5000, workingSetPages = 8192, randomOrder = false } = options;
-  const { tap = 'tap0', append = '' } = options;
+  const { tap = 'tap0', append = '', disks = [] } = options;
+  const { mountOptions = 'defaults', journal = 'delete', churnStepsPerSecond = 0 } = options;
   const parameters = [
     'console=ttyS0 quiet panic=1 ipv6.disable=1',
     `hf.ip=${guestAddress}/24 hf.workload=${workload}`,
     `hf.pages_per_s=${pagesPerSecond} hf.working_set=${workingSetPages} hf.random=${randomOrder ? 1 : 0}`,
+    ...(workload === 'disk'
+      ? [`hf.mount=${mountOptions} hf.journal=${journal} hf.churn=${churnStepsPerSecond}`]
+      : []),
     append,
   ];
   return [
@@ -100,6 +124,7 @@ export const guestArgs = (options: GuestOptions): string[] => {
           '-device',
           `virtio-net-pci,id=nic0,netdev=net0,mac=${guestMac},romfile=`,
         ]),
+    ...disks.flatMap(diskArgs),
   ];
 };
 

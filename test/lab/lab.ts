@@ -14,8 +14,10 @@ import { join } from 'node:path';
 import {
   forget,
   killProcesses,
+  killProcessesIn,
   labDir,
   labSharedMemoryDir,
+  processesIn,
   removeAbandoned,
   removeAtExit,
   removeRemains,
@@ -56,6 +58,16 @@ export class LabHost {
   /** Runs a program inside this host to its end; throws if it fails (unless `check: false`). */
   async exec(command: string, args: readonly string[], options: ExecOptions = {}): Promise<ExecResult> {
     return await execToEnd('ip', this.#inside(command, args), options, this.#track);
+  }
+
+  /** The host dies: SIGKILL to everything that runs on it. Its files and its network stay. */
+  die(): void {
+    killProcessesIn([this.namespace]);
+  }
+
+  /** Everything that runs on this host, orphans included. */
+  get pids(): readonly number[] {
+    return processesIn(this.namespace);
   }
 
   /** Cuts or restores one of this host's interfaces: lan0, tap0, repl0 or repl1. Restored, it carries packets. */

@@ -111,6 +111,16 @@ describe('the simulator notices when', () => {
     expect(forgotten?.violation).toMatch(/are missing in epoch/);
   });
 
+  it('an epoch is committed before its disk writes are there', () => {
+    const early = firstViolation(100, { waitsForDisks: false });
+    expect(early?.violation).toMatch(/^disk at a commit/);
+  });
+
+  it('the maps of the disks forget what is not acknowledged', () => {
+    const forgotten = firstViolation(500, { forgetsMarks: true });
+    expect(forgotten?.violation).toMatch(/^disk at a commit/);
+  });
+
   it('the VM is forgotten in a pause', () => {
     const forgotten = firstViolation(20, {
       tamper: (actions) => actions.filter((action) => action.type !== 'resume'),

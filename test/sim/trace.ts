@@ -70,12 +70,16 @@ export class TracedPrimary implements Traced {
       },
       {
         term: Number(words.term ?? 1),
+        hasDisks: words.disks === true,
         gateAdopted: words['gate-adopted'] === true,
         operatorPaused: words['operator-paused'] === true,
         vmStopped: words['vm-stopped'] === true,
       },
     );
-    if (words.protected === true) for (const line of firstEpoch) this.#trace(line);
+    if (words.protected !== true) return;
+    for (const line of firstEpoch) {
+      if (line !== 'disks-copied' || words.disks === true) this.#trace(line);
+    }
   }
 
   #trace(line: string): void {
@@ -93,6 +97,7 @@ export class TracedPrimary implements Traced {
 const firstEpoch = [
   'start',
   'connected',
+  'disks-copied',
   'round-done pages=131072',
   'round-done pages=900',
   'captured epoch=1 mode=staged',
@@ -131,6 +136,7 @@ const primaryEvent = (name: string, words: Words): primary.PrimaryEvent => {
       return { type: name, trigger: trigger(words) };
     case 'start':
     case 'connected':
+    case 'disks-copied':
     case 'resumed':
     case 'loss-entered':
     case 'retry':
@@ -146,7 +152,7 @@ const primaryEvent = (name: string, words: Words): primary.PrimaryEvent => {
 };
 
 const trigger = ({ trigger }: Words): primary.EpochTrigger =>
-  trigger === 'output' || trigger === 'dirty' ? trigger : 'interval';
+  trigger === 'output' || trigger === 'dirty' || trigger === 'disk' ? trigger : 'interval';
 
 const describePrimary = (state: primary.PrimaryState): string => {
   const { phase } = state;
@@ -172,7 +178,7 @@ const describePrimary = (state: primary.PrimaryState): string => {
     case 'ended':
       return `ended, ${phase.outcome.kind}${suffix}`;
     case 'syncing':
-      return `syncing rounds=${phase.rounds.length}${suffix}`;
+      return `syncing ${phase.copyingDisks ? 'disks' : `rounds=${phase.rounds.length}`}${suffix}`;
     case 'connecting':
       return `connecting${suffix}`;
   }

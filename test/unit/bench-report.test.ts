@@ -233,16 +233,18 @@ describe('the Markdown page', () => {
   };
 
   test('has every suite, the campaign, and what may be concluded', () => {
-    const page = renderMarkdown(reports, campaign);
+    const page = renderMarkdown(reports, [campaign, { ...campaign, disk: true }]);
     for (const report of reports) expect(page).toContain(`\n## ${figuresOf(report.suite).title}\n`);
     expect(page).toContain('| host (QEMU and all daemons) | 2 | 26 / 36 | 238 |');
     expect(page).toContain('62,261 increments acknowledged, none lost');
+    expect(page).toContain('\n## Failover campaign, with a disk\n');
+    expect(page).toContain('62,261 increments and rows acknowledged, none lost');
     expect(page).toContain('\n## What may be concluded, and what not\n');
     expect(page).toContain('| cpuZeroCopyVsCopyRun4 |');
   });
 
   test('its tables are well-formed', () => {
-    const lines = renderMarkdown(reports, campaign).split('\n');
+    const lines = renderMarkdown(reports, [campaign]).split('\n');
     const cells = (line: string): number => line.split(/(?<!\\)\|/).length;
     lines.forEach((line, at) => {
       if (line.startsWith('|') && lines[at - 1]?.startsWith('|'))

@@ -73,6 +73,7 @@ describe('flags', () => {
       ...['--on-backup-lost', 'release', '--heartbeat-interval', '20', '--heartbeat-timeout', '1s'],
       ...['--retry', '2s', '--ack-timeout', '3s', '--connect-timeout', '4s', '--staging', '1G'],
       ...['--copy-threads', '4', '--base-rounds', '5', '--replace', 'tap0=tap1', '--replace', '/a=/b'],
+      ...['--disk-dir', '/d', '--ring-size', '128M', '--move-disks', 'on'],
       ...['--run-dir', '/run/x', '--ram-dir', '/mnt', '--log-level', 'debug'],
     );
     expect(settings).toEqual({
@@ -103,6 +104,9 @@ describe('flags', () => {
       stagingMiB: 1_024,
       copyThreads: 4,
       baseRoundsMax: 5,
+      diskDir: '/d',
+      ringMiB: 128,
+      moveDisks: true,
       replace: [
         { from: 'tap0', to: 'tap1' },
         { from: '/a', to: '/b' },
@@ -116,6 +120,7 @@ describe('flags', () => {
   it('set every key of a backup', async () => {
     const settings = await backup(
       ...['--listen', '[::1]:7', '--key-file', '/k', '--name', 'b2', '--bulk-port', '7790'],
+      ...['--disk-dir', '/d', '--journal-size', '1G', '--adopt-disks', 'on'],
       ...['--takeover', 'manual', '--connection-grace', '1s', '--reconnect-grace', '9s'],
       ...[
         '--ram-dir',
@@ -135,6 +140,9 @@ describe('flags', () => {
       keyFile: '/k',
       name: 'b2',
       bulkPort: 7790,
+      diskDir: '/d',
+      journalMiB: 1_024,
+      adoptDisks: true,
       takeover: 'manual',
       connectionGraceMs: 1_000,
       reconnectGraceMs: 9_000,
@@ -161,6 +169,9 @@ describe('flags', () => {
     [['--sender', 'pigeon'], /^--sender: .*"auto"/],
     [['--streams', '0'], /^--streams: /],
     [['--streams', '17'], /^--streams: /],
+    [['--ring-size', '48M'], /^--ring-size: .*power of two/],
+    [['--ring-size', '2M'], /^--ring-size: /],
+    [['--disk-dir', 'disks'], /^--disk-dir: .*absolute/],
     [['--verify', 'no'], /^--verify: 'no' is neither on nor off/],
   ])('%j is refused by its name', async (argv, message) => {
     await expect(primary(...needed, ...argv)).rejects.toThrow(message);

@@ -15,6 +15,7 @@ const captured: CaptureResult = {
   aheadPages: 0,
   heldBackPages: 0,
   runs: PAGES,
+  diskBytes: 0,
   scanMs: 1,
   copyMs: 1,
 };
@@ -22,7 +23,7 @@ const captured: CaptureResult = {
 const sendingState = (epoch: number): PrimaryState => ({
   ...initialState(
     { onBackupLost: 'hold', retryMs: 1, captureFailuresMax: 3, convergence: () => true },
-    { term: 1, gateAdopted: false, operatorPaused: false, vmStopped: false },
+    { term: 1, hasDisks: false, gateAdopted: false, operatorPaused: false, vmStopped: false },
   ),
   epoch,
   phase: {
@@ -103,6 +104,7 @@ const stage = (
           copiedBytes: 0,
           referenceBytes: PAGES * 4_096,
           completions: 0,
+          diskBytes: 0,
           cpuMs: 2,
           previousApplyMs: -1,
           ...send(wanted),

@@ -21,7 +21,8 @@ export interface RunningVm {
   readonly qmpPath: string;
 }
 
-const serialPath = (lab: Lab, host: 'a' | 'b'): string => lab.path(`serial-${host}`);
+/** Serial log of the VM while it runs on that host. */
+export const serialPath = (lab: Lab, host: 'a' | 'b'): string => lab.path(`serial-${host}`);
 
 /** For a backup on `host`: its standby must not write into the serial log of the VM on the other one. */
 export const serialReplacement = (lab: Lab, host: 'a' | 'b'): string[] => [

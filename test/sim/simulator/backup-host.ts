@@ -7,13 +7,18 @@ import {
   isTakeoverPossible,
   step,
 } from '../../../lib/backup/machine.js';
+import { type DiskMessage, DiskSession } from './disk.js';
 import { Heart } from './heart.js';
 import type { Connection } from './network.js';
 import { type Committed, Violation, type World } from './world.js';
 
 export type ControlMessage =
   | { readonly type: 'session'; readonly outputHeld: boolean; readonly term: number }
-  | { readonly type: 'session-ready'; readonly accept: (bulk: Connection<BulkMessage>) => boolean }
+  | {
+      readonly type: 'session-ready';
+      readonly accept: (bulk: Connection<BulkMessage>) => boolean;
+      readonly acceptDisks: (stream: Connection<DiskMessage>) => void;
+    }
   | { readonly type: 'session-refused'; readonly fenced: boolean; readonly term: number }
   | { readonly type: 'heartbeat' | 'detach' | 'reconnecting' | 'vm-lost' | 'takeover-failed' | 'failure' }
   | { readonly type: 'switchover'; readonly epoch: number }
@@ -39,6 +44,9 @@ export interface BackupOptions {
   readonly connectionGraceMs: number;
   /** For proving that the rules are checked: takes over without fencing the receiver. */
   readonly fences: boolean;
+  readonly disks: boolean;
+  /** For proving that the rules are checked: commits without the disk's part. */
+  readonly waitsForDisks: boolean;
 }
 
 interface Session {
@@ -50,6 +58,10 @@ interface Session {
   /** The guest's memory is complete up to this packet: in the replica, and with the slices of the open epoch. */
   complete: number;
   open: { readonly epoch: number; readonly complete: number } | undefined;
+  readonly disk: DiskSession;
+  diskStream: Connection<DiskMessage> | undefined;
+  /** All of it is there but the disk's part. */
+  waiting: Extract<BulkMessage, { type: 'epoch' }> | undefined;
   fenced: boolean;
   over: boolean;
 }
@@ -101,6 +113,8 @@ export class BackupHost {
       session.heart?.stop();
       session.control.close('backup');
       session.bulk?.close('backup');
+      session.diskStream?.close('backup');
+      this.world.replica.letGo(session); // its memory is gone; the image stays
     }
     if (this.world.takenOver === undefined) this.world.lastCommit = undefined;
   }
@@ -156,6 +170,9 @@ export class BackupHost {
       committed: undefined,
       complete: 0,
       open: undefined,
+      disk: new DiskSession(),
+      diskStream: undefined,
+      waiting: undefined,
       fenced: false,
       over: false,
     };
@@ -227,7 +244,13 @@ export class BackupHost {
       case 'prepare':
         this.#after(chance.between(5, 60), () => {
           const { generation } = action;
-          if (chance.oneIn(30)) {
+          if (this.#options.disks && this.world.replica.isFaulty) {
+            const failure = {
+              code: 'HOLDFAST_E_DISK',
+              message: 'no space in the file system of the replica',
+            };
+            this.dispatch({ type: 'prepare-failed', generation, failure });
+          } else if (chance.oneIn(30)) {
             const failure = { code: 'HOLDFAST_E_NO_SPACE', message: 'tmpfs full' };
             this.dispatch({ type: 'prepare-failed', generation, failure });
           } else {
@@ -285,11 +308,33 @@ export class BackupHost {
         bulk.onMessage.backup = (message) => this.#receive(session, bulk, message);
         return true;
       },
+      acceptDisks: (stream) => {
+        session.diskStream = stream;
+        stream.onMessage.backup = (message) => this.#receiveDisk(session, message);
+        stream.send('backup', { type: 'state', syncId: this.world.replica.syncId, marked: [] });
+      },
     });
   }
 
+  /** The replica's file system is full, or fails: nothing more is received. */
+  diskFails(): void {
+    this.world.replica.isFaulty = true;
+    for (const session of this.#sessions.values()) {
+      if (session.over || session.fenced) continue;
+      session.diskStream?.close('backup');
+      session.bulk?.close('backup');
+      session.control.send('backup', { type: 'failure' });
+    }
+  }
+
+  #receiveDisk(session: Session, message: DiskMessage): void {
+    if (!this.life.alive || session.fenced || this.world.replica.isFaulty) return;
+    session.disk.receive(this.world.replica, message);
+    if (message.type === 'boundary') this.#commitIfComplete(session);
+  }
+
   #receive(session: Session, bulk: Connection<BulkMessage>, message: BulkMessage): void {
-    if (!this.life.alive || session.fenced) return;
+    if (!this.life.alive || session.fenced || (this.#options.disks && this.world.replica.isFaulty)) return;
     session.heart?.heard();
     if (message.type === 'round') {
       session.complete = message.sent;
@@ -311,13 +356,25 @@ export class BackupHost {
     message.verify();
     session.open = undefined;
     session.complete = sent;
-    // One step: committed, acknowledged, going to be applied.
-    session.committed = { generation: session.generation, epoch: message.epoch, sent: message.sent };
-    this.world.commits(session.committed);
-    bulk.send('backup', { type: 'ack', epoch: message.epoch });
-    this.#inOrder(() =>
-      this.dispatch({ type: 'committed', generation: session.generation, epoch: message.epoch }),
-    );
+    session.waiting = message;
+    this.#commitIfComplete(session);
+  }
+
+  /** Memory and disk are one step: committed, acknowledged, going to be applied. */
+  #commitIfComplete(session: Session): void {
+    const { world } = this;
+    const { waiting, bulk, disk } = session;
+    if (waiting === undefined || bulk === undefined) return;
+    const { epoch, sent } = waiting;
+    if (this.#options.disks) {
+      if (disk.boundaryEpoch !== epoch && this.#options.waitsForDisks) return;
+      world.replica.commit(disk, session, sent);
+    }
+    session.waiting = undefined;
+    session.committed = { generation: session.generation, epoch, sent };
+    world.commits(session.committed);
+    bulk.send('backup', { type: 'ack', epoch });
+    this.#inOrder(() => this.dispatch({ type: 'committed', generation: session.generation, epoch }));
   }
 
   #refuse(session: Session, fenced: boolean, term: number): void {
@@ -335,6 +392,8 @@ export class BackupHost {
     session.heart?.stop();
     session.control.close('backup');
     session.bulk?.close('backup');
+    session.diskStream?.close('backup');
+    this.world.replica.letGo(session);
     if (
       this.world.lastCommit !== undefined &&
       this.world.lastCommit === session.committed &&
@@ -366,6 +425,7 @@ export class BackupHost {
         });
         return;
       }
+      if (this.#options.disks) world.replica.check(checkpoint.sent, 'takeover');
       world.log('backup', `RUNS epoch ${checkpoint.epoch} at ${checkpoint.sent}`);
       world.takesOver(checkpoint);
       this.dispatch({ type: 'took-over', epoch: checkpoint.epoch });

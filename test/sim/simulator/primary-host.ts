@@ -1,5 +1,6 @@
 /** The effects of lib/primary/primary.ts, in virtual time, around the real machine. */
 
+import { planDisk } from '../../../lib/primary/disk-plan.js';
 import { LoadModel } from '../../../lib/primary/load-model.js';
 import {
   initialState,
@@ -8,8 +9,10 @@ import {
   type PrimaryState,
   step,
 } from '../../../lib/primary/machine.js';
+import { MapWindows } from '../../../lib/primary/map-windows.js';
 import { Pace } from '../../../lib/primary/pace.js';
 import type { BackupHost, BulkMessage, ControlMessage } from './backup-host.js';
+import { type DiskMessage, NEVER_SYNCED } from './disk.js';
 import { Heart } from './heart.js';
 import { Connection } from './network.js';
 import type { Qemu } from './qemu.js';
@@ -18,6 +21,9 @@ import type { World } from './world.js';
 export interface PrimaryOptions {
   readonly onBackupLost: 'hold' | 'release';
   readonly pacing: 'fixed' | 'load' | 'assumed';
+  readonly disks: boolean;
+  /** For proving that the rules are checked: the maps forget what was written, acknowledged or not. */
+  readonly forgetsMarks?: boolean | undefined;
   /** For proving that the rules are checked: the pages of a capture that failed count as sent. */
   readonly forgets?: boolean | undefined;
   /** For proving that the rules are checked: changes what the machine asked for. */
@@ -33,7 +39,19 @@ interface Captured {
   readonly sent: number;
 }
 
+/** The disk's part of a session, as lib/primary/disks.ts has it. */
+interface DiskSession {
+  readonly stream: Connection<DiskMessage>;
+  readonly syncId: string;
+  readonly windows: MapWindows;
+  state: Extract<DiskMessage, { type: 'state' }> | undefined;
+  onState: () => void;
+  isSynced: boolean;
+}
+
 const RETRY_MS = 60;
+/** Of lib/primary/map-windows.ts, whose second is too long for a run. */
+const MAP_TIME_SCALE = 20;
 
 export class PrimaryHost {
   readonly world: World;
@@ -60,6 +78,8 @@ export class PrimaryHost {
   #slicing = false;
   #sliceTimer = 0;
   #afterSlice: (() => void) | undefined;
+  #diskSession: DiskSession | undefined;
+  #sessions = 0;
   /** Effects that drive the VM: one ends before finish() leaves it for good. */
   #busy = 0;
   #drivingVm = false;
@@ -82,7 +102,13 @@ export class PrimaryHost {
         captureFailuresMax: 3,
         convergence: (rounds) => rounds.length >= 2,
       },
-      { term: 1, gateAdopted: qemu.gate, operatorPaused: false, vmStopped: adopted && !qemu.running },
+      {
+        term: 1,
+        hasDisks: options.disks,
+        gateAdopted: qemu.gate,
+        operatorPaused: false,
+        vmStopped: adopted && !qemu.running,
+      },
     );
     this.#pace = new Pace(
       {
@@ -125,6 +151,8 @@ export class PrimaryHost {
   /** SIGKILL: the kernel closes the connections, QEMU runs on. */
   kill(): void {
     this.life.alive = false;
+    this.qemu.disk.logs(false); // the disk server has lost its controller
+    this.#diskSession?.stream.close('primary');
     this.#heart?.stop();
     this.#control?.close('primary');
     this.#bulk?.close('primary');
@@ -163,6 +191,13 @@ export class PrimaryHost {
     switch (action.type) {
       case 'connect':
         this.#connect(action.outputHeld, action.term);
+        return;
+      case 'copy-disks':
+        if (action.resume) this.#cont(() => this.#copyDisks());
+        else this.#copyDisks();
+        return;
+      case 'stop-logs':
+        this.qemu.disk.logs(false);
         return;
       case 'base-round':
         this.#baseRound(action.resume);
@@ -322,7 +357,7 @@ export class PrimaryHost {
         } else if (message.type === 'session-ready') {
           answered = true;
           this.#useControl(control);
-          this.#connectBulk(control, message.accept);
+          this.#connectBulk(control, message);
         }
       };
       backup.accept(control);
@@ -333,7 +368,7 @@ export class PrimaryHost {
 
   #connectBulk(
     control: Connection<ControlMessage>,
-    accept: (bulk: Connection<BulkMessage>) => boolean,
+    { accept, acceptDisks }: Extract<ControlMessage, { type: 'session-ready' }>,
   ): void {
     const { network, chance } = this.world;
     this.#after(chance.between(0.5, 3), () => {
@@ -364,9 +399,94 @@ export class PrimaryHost {
           this.#ahead = this.#complete;
           this.#sending = undefined;
           this.dispatch({ type: 'acked', epoch: message.epoch });
+          this.#diskAcknowledged();
         }
       };
+      if (this.#options.disks) this.#connectDisks(acceptDisks);
       this.dispatch({ type: 'connected' });
+    });
+  }
+
+  #connectDisks(accept: (stream: Connection<DiskMessage>) => void): void {
+    this.#sessions += 1;
+    const session: DiskSession = {
+      stream: new Connection<DiskMessage>(this.world.network),
+      syncId: `${this.world.clock.nowMs}/${this.#sessions}`,
+      windows: new MapWindows(),
+      state: undefined,
+      onState: () => {},
+      isSynced: false,
+    };
+    this.#diskSession = session;
+    session.stream.onMessage.primary = (message) => {
+      if (message.type !== 'state' || this.#diskSession !== session) return;
+      session.state = message;
+      session.onState();
+    };
+    accept(session.stream);
+  }
+
+  /** The log on; then block by block, each after what was logged before it is read. */
+  #copyDisks(): void {
+    const session = this.#diskSession;
+    if (session === undefined) return;
+    if (session.state === undefined) {
+      session.onState = () => this.#copyDisks();
+      return;
+    }
+    const { disk } = this.qemu;
+    const { syncId, marked } = session.state;
+    const plan = planDisk({
+      id: 'vda',
+      syncId,
+      ...{ trusted: true, fresh: syncId === NEVER_SYNCED, markedBytes: marked.length },
+      localSyncId: disk.syncId,
+      ...{ localTrusted: true, localMarkedBytes: disk.marked.length },
+    });
+    disk.logs(true);
+    this.#ship(session);
+    const blocks = plan.what === 'all' ? disk.allBlocks() : [...new Set([...disk.marked, ...marked])];
+    this.world.log('primary', `copies ${plan.what}: ${blocks.length} blocks`);
+    const next = (index: number): void =>
+      this.#after(this.world.chance.between(0.1, 2), () => {
+        if (this.#diskSession !== session || !this.qemu.alive) return;
+        this.#shipLog(session);
+        const block = blocks[index];
+        if (block === undefined) {
+          session.stream.send('primary', { type: 'synced', syncId: session.syncId });
+          this.dispatch({ type: 'disks-copied' });
+          return;
+        }
+        session.stream.send('primary', { type: 'base', block, packet: disk.content[block]! });
+        next(index + 1);
+      });
+    next(0);
+  }
+
+  /** All the time, as the guest writes. */
+  #ship(session: DiskSession): void {
+    this.#after(this.world.chance.between(0.5, 10), () => {
+      if (this.#diskSession !== session) return;
+      this.#shipLog(session);
+      this.#ship(session);
+    });
+  }
+
+  #shipLog(session: DiskSession): void {
+    for (const packet of this.qemu.disk.log.splice(0))
+      session.stream.send('primary', { type: 'log', packet });
+  }
+
+  #diskAcknowledged(): void {
+    const session = this.#diskSession;
+    const { disk } = this.qemu;
+    const nowMs = this.world.clock.nowMs * MAP_TIME_SCALE;
+    if (session === undefined || !session.windows.isDue(this.#pauseStartMs * MAP_TIME_SCALE, nowMs)) return;
+    this.#after(this.world.chance.between(0.1, 1), () => {
+      if (!session.isSynced) disk.syncId = session.syncId;
+      session.isSynced = true;
+      disk.rotate();
+      session.windows.rotated(this.world.clock.nowMs * MAP_TIME_SCALE);
     });
   }
 
@@ -404,6 +524,9 @@ export class PrimaryHost {
     this.#control = undefined;
     this.#bulk?.reset('primary'); // what it holds by reference must not leave any more
     this.#bulk = undefined;
+    this.qemu.disk.logs(false);
+    this.#diskSession?.stream.reset('primary');
+    this.#diskSession = undefined;
     this.#sending = undefined;
   }
 
@@ -464,6 +587,8 @@ export class PrimaryHost {
               const mode = world.chance.oneIn(3) ? 'direct' : 'staged';
               this.#captured = { epoch, mode, after: this.#ahead, sent: qemu.sent };
               this.#pauseStartMs = pauseStartMs;
+              if (this.#diskSession !== undefined) this.#shipLog(this.#diskSession);
+              if (this.#options.forgetsMarks === true) qemu.disk.rotate();
               this.#pace.captured(pauseStartMs);
               done();
               this.dispatch({ type: 'captured', epoch, mode });
@@ -494,6 +619,11 @@ export class PrimaryHost {
       world.chance.oneIn(10) ? world.chance.between(20, 80) : world.chance.between(0.5, 8),
       () => {
         if (this.#sending !== sending || bulk === undefined) return;
+        this.#diskSession?.stream.send('primary', {
+          type: 'boundary',
+          epoch: sending.epoch,
+          packet: sending.sent,
+        });
         bulk.send('primary', {
           type: 'epoch',
           epoch: sending.epoch,

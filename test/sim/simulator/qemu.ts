@@ -3,6 +3,7 @@
  * sent, and the pair of filters that hold them. Its monitor runs commands one
  * after the other.
  */
+import { PrimaryDisk } from './disk.js';
 import type { World } from './world.js';
 
 const PACKET_EVERY_MS = 5;
@@ -14,6 +15,8 @@ export class Qemu {
   /** Packets sent by the guest so far: the state that a checkpoint captures. */
   sent = 0;
   gate = false;
+  /** Its disk server is a process of its own: it outlives the daemon, not QEMU. */
+  readonly disk = new PrimaryDisk();
   /** Output of the running epoch, and of the epoch that is not acknowledged. */
   f1: number[] = [];
   f2: number[] = [];
@@ -33,6 +36,7 @@ export class Qemu {
       if (!this.alive) return;
       if (this.running) {
         this.sent += 1;
+        this.disk.write(this.sent);
         if (this.gate) {
           this.f1.push(this.sent);
           if (this.f1.length === 1) this.onOutput?.();

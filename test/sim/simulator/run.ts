@@ -13,6 +13,8 @@ export interface RunOptions {
   readonly tamper?: (actions: readonly PrimaryAction[], event: PrimaryEvent) => readonly PrimaryAction[];
   readonly fences?: boolean;
   readonly forgets?: boolean;
+  readonly forgetsMarks?: boolean;
+  readonly waitsForDisks?: boolean;
 }
 
 export interface RunResult {
@@ -29,6 +31,7 @@ const FAULTS = [
   'kill-qemu',
   'power-loss',
   'kill-backup',
+  'backup-disk',
   'cut-to-backup',
   'cut-to-primary',
   'cut-both',
@@ -66,6 +69,7 @@ class Simulation {
   readonly #takeover: 'auto' | 'manual';
   readonly #connectionGraceMs: number;
   readonly #pacing: 'fixed' | 'load' | 'assumed';
+  readonly #disks: boolean;
   #primary: PrimaryHost;
   #backup: BackupHost | undefined;
   #generations = 1;
@@ -81,6 +85,7 @@ class Simulation {
     this.#takeover = chance.oneIn(5) ? 'manual' : 'auto';
     this.#connectionGraceMs = chance.oneIn(2) ? 0 : 250;
     this.#pacing = chance.pick(['fixed', 'load', 'assumed']);
+    this.#disks = chance.oneIn(2);
     this.#qemu = new Qemu(this.world);
     this.#backup = this.#newBackup();
     this.#primary = this.#newPrimary(false);
@@ -125,6 +130,8 @@ class Simulation {
       takeover: this.#takeover,
       connectionGraceMs: this.#connectionGraceMs,
       fences: this.#options.fences ?? true,
+      disks: this.#disks,
+      waitsForDisks: this.#options.waitsForDisks ?? true,
     };
     return new BackupHost(
       world,
@@ -138,6 +145,8 @@ class Simulation {
     const options = {
       onBackupLost: this.#onBackupLost,
       pacing: this.#pacing,
+      disks: this.#disks,
+      forgetsMarks: this.#options.forgetsMarks,
       forgets: this.#options.forgets,
       tamper: this.#options.tamper,
     };
@@ -167,6 +176,13 @@ class Simulation {
         this.#backup = undefined;
         if (world.takenOver === undefined) this.#backupLostAll = true;
         world.clock.after(world.chance.between(10, 300), () => this.#restartBackup());
+        return;
+      case 'backup-disk':
+        if (!this.#disks) return;
+        this.#backup?.diskFails();
+        world.clock.after(world.chance.between(20, 400), () => {
+          world.replica.isFaulty = false;
+        });
         return;
       case 'cut-to-backup':
       case 'cut-to-primary':

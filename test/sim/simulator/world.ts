@@ -3,6 +3,7 @@
  * runs; and the rules of DESIGN part 3, checked at every event.
  */
 import { Chance, Clock } from './clock.js';
+import { ReplicaDisk } from './disk.js';
 import { Network } from './network.js';
 
 export class Violation extends Error {}
@@ -19,6 +20,8 @@ export class World {
   readonly chance: Chance;
   readonly network: Network;
   readonly trace: string[] = [];
+  /** On the backup's host: it outlives the daemons there. */
+  readonly replica = new ReplicaDisk(this);
   /** The newest checkpoint that a living backup holds, and may run. */
   lastCommit: Committed | undefined;
   /** The guest's state in the newest checkpoint that ever was: the acknowledgement stands, also when it was dropped. */
