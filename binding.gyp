@@ -44,8 +44,10 @@
       'sources': [
         '<!@(find native/nbdkit -name "*.cc" | sort)',
         'native/base/unix_socket.cc',
+        'native/disk/disk_file.cc',
         'native/disk/disk_map.cc',
         'native/disk/image_file.cc',
+        'native/disk/journal.cc',
         'native/disk/record.cc',
         'native/disk/ring.cc',
         'native/wire/digest.cc',

@@ -59,7 +59,10 @@ export const narrateBackup = (
   };
   const onTookOver = (report: Parameters<typeof takeoverText>[0]): void =>
     console.tell(takeoverText(report), { event: 'took-over', ...report });
-  const onTakeoverFailed = (error: HoldfastError): void => console.hint(`takeover failed: ${error.message}`);
+  const onTakeoverFailed = (error: HoldfastError): void => {
+    const { code, message } = error;
+    console.tell(`takeover failed: ${message}`, { event: 'takeover-failed', code, message });
+  };
   const onWarning = (error: HoldfastError): void =>
     console.hint(`warning: ${error.message}${error.cure === undefined ? '' : ` (${error.cure})`}`);
 

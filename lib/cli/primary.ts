@@ -121,6 +121,7 @@ const primary = async (command: PrimaryCommandSettings, json: boolean): Promise<
     if (vm?.isNew) await vm.quit();
     throw error;
   }
+  tellMoved(running, console);
   let everConnected = false;
   running.on('phase', ({ phase }) => {
     everConnected ||= phase === 'syncing';
@@ -150,6 +151,16 @@ const primary = async (command: PrimaryCommandSettings, json: boolean): Promise<
   }
   if (error !== undefined) throw error;
   return 0;
+};
+
+const tellMoved = ({ movedDisks }: Primary, console: CommandConsole): void => {
+  if (movedDisks === undefined) return;
+  const { disks, pauseMs } = movedDisks;
+  const ids = disks.map(({ id }) => id).join(', ');
+  console.tell(`moved to disk servers: ${ids}; the VM stood still for ${pauseMs.toFixed(0)} ms`, {
+    event: 'disks-moved',
+    ...movedDisks,
+  });
 };
 
 /** Exit code of NotProtectedError. */

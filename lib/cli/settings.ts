@@ -62,7 +62,7 @@ const integer = { parse: parseInteger } as const;
 const runDir: Flag = { flag: '--run-dir <dir>', help: 'directory for sockets and records, on a tmpfs' };
 const diskDir: Flag = {
   flag: '--disk-dir <dir>',
-  help: 'directory for what is known of the disks, on stable storage',
+  help: 'directory for what is known of block devices, on stable storage; files have it beside them',
 };
 const keyFile: Flag = {
   flag: '--key-file <file>',

@@ -4,7 +4,8 @@ import { join } from 'node:path';
 import { UnsupportedHostError } from '../errors.js';
 import { packageRoot } from '../package-root.js';
 
-export const NBDKIT_DEFAULT = 'nbdkit';
+/** HOLDFAST_NBDKIT: another one, such as a script that adds filters of nbdkit before the plugin. */
+export const NBDKIT_DEFAULT = process.env.HOLDFAST_NBDKIT || 'nbdkit';
 
 /** @throws UnsupportedHostError if it was not built */
 export const diskPluginPath = (): string => {

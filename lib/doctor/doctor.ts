@@ -11,6 +11,7 @@ import type { KernelProbe, NativeBinding } from '../native.js';
 import type { QmpClient } from '../qmp/client.js';
 import { versionText } from '../qmp/recipes.js';
 import { launchVm, quitVm } from '../vm/launch.js';
+import { checkDiskServer } from './disk-check.js';
 import { reservedHugePages } from './huge-pages.js';
 import { checkPlugQdisc } from './plug-check.js';
 import { checkSenders } from './sender-checks.js';
@@ -61,6 +62,7 @@ export const runDoctor = async (options: DoctorOptions): Promise<DoctorReport> =
     checkKvm(),
     checkRamDir(ramDir),
     native instanceof Error ? [] : checkPlugQdisc(native),
+    checkDiskServer(),
   ]);
   const checks = groups.flat();
   return { ok: checks.every(({ status }) => status !== 'fail'), checks };

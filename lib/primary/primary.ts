@@ -11,6 +11,7 @@ import { basename, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { ControlMessage, SessionMessage } from '../control/messages.js';
 import { DiskSet } from '../disk/disk-set.js';
+import type { MovedDisks } from '../disk/move-disks.js';
 import {
   CancelledError,
   DiskError,
@@ -149,6 +150,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   readonly #gate: OutputGate;
   readonly #relays: readonly VmRelay[];
   readonly #servers: DiskSet | undefined;
+  readonly #moved: MovedDisks | undefined;
   readonly #disks: PrimaryDisks | undefined;
   readonly #scratchDir: string;
   readonly #driver: VmDriver;
@@ -175,6 +177,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     gate: OutputGate;
     relays: readonly VmRelay[];
     servers: DiskSet | undefined;
+    moved: MovedDisks | undefined;
     scratchDir: string;
     unavailable: UnavailableSenders;
     log: Logger;
@@ -194,6 +197,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     this.#gate = parts.gate;
     this.#relays = parts.relays;
     this.#servers = parts.servers;
+    this.#moved = parts.moved;
     if (parts.servers !== undefined) {
       parts.servers.onLost((reason) => this.#dispatch({ type: 'backup-lost', reason: reason.message }));
       this.#disks = new PrimaryDisks({
@@ -287,7 +291,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     let gate: OutputGate | undefined;
     let servers: DiskSet | undefined;
     try {
-      const vm = await examineVm(qmp, settings, log);
+      const { vm, moved } = await examineVm(qmp, settings, log);
       // It has been shown that there is exactly one backend, and that it is mapped.
       const backend = vm.memoryBackends[0] as MappedBackend;
       const records = new VmRecords(settings.runDir, 'primary');
@@ -337,6 +341,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         gate,
         relays,
         servers,
+        moved,
         scratchDir,
         unavailable,
         log,
@@ -359,6 +364,11 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   /** Settles when protection has ended, with how. Never rejects. */
   get ended(): Promise<Outcome> {
     return this.#ended.promise;
+  }
+
+  /** The VM's disks that were moved to servers at the start, as `moveDisks` asks for; undefined: none. */
+  get movedDisks(): MovedDisks | undefined {
+    return this.#moved;
   }
 
   get vmId(): string {

@@ -8,6 +8,7 @@
  * is enough to cure them.
  */
 
+import { DISKS_MAX } from '../control/messages.js';
 import { UnsupportedVmError } from '../errors.js';
 import type { Device, Drive, MemoryBackend, VmDescription } from './describe.js';
 import { movableDrives } from './movable-drives.js';
@@ -271,12 +272,22 @@ const hostDeviceRefusals = (vm: VmDescription): Refusal[] => {
 
 const driveRefusals = (vm: VmDescription): Refusal[] => {
   const movable = new Set(movableDrives(vm).map(({ drive }) => drive));
-  return vm.drives
-    .filter(({ readOnly, server }) => !readOnly && server === undefined)
+  const writable = vm.drives.filter(({ readOnly }) => !readOnly);
+  const notReplicated = writable
+    .filter(({ server }) => server === undefined)
     .map((drive) => ({
       what: `drive ${drive.name}${drive.file === '' ? '' : ` (${drive.file})`}`,
       ...whyNotReplicated(drive, movable.has(drive)),
     }));
+  if (writable.length <= DISKS_MAX) return notReplicated;
+  return [
+    ...notReplicated,
+    {
+      what: `${writable.length} writable disks`,
+      reason: `At most ${DISKS_MAX} can be replicated.`,
+      cure: 'Put the data on fewer disks, or attach some of them read-only.',
+    },
+  ];
 };
 
 /** Formats whose images QEMU can read, but not while they are being filled as a standby's are. */

@@ -145,11 +145,33 @@ bool IsTrusted(const MapHeader& header) {
   return header.clean == 1 || (boot != BootId{} && std::memcmp(header.boot_id, boot.data(), boot.size()) == 0);
 }
 
+// What tells an image's file from others, and from itself at another time.
+struct ImageStamp {
+  uint64_t inode = 0;
+  uint64_t ctime_ns = 0;
+};
+
+Result<ImageStamp> StampOf(int image) {
+  struct stat about {};
+  if (image < 0) return ImageStamp{};
+  if (::fstat(image, &about) != 0) return Error::FromErrno("fstat", "the image of a disk's map");
+  if (!S_ISREG(about.st_mode)) return ImageStamp{};
+  return ImageStamp{about.st_ino, static_cast<uint64_t>(about.st_ctim.tv_sec) * 1'000'000'000 +
+                                      static_cast<uint64_t>(about.st_ctim.tv_nsec)};
+}
+
+// The writer that died has left its changes behind, whenever they were.
+bool IsOfImage(const MapHeader& header, const ImageStamp& image) {
+  if (header.image_inode == 0 || image.inode == 0) return true;
+  return header.image_inode == image.inode &&
+         (header.clean == 0 || header.image_ctime_ns == image.ctime_ns);
+}
+
 std::atomic_ref<uint64_t> Word(uint64_t& word) { return std::atomic_ref(word); }
 
 }  // namespace
 
-Result<DiskMap> DiskMap::Open(const std::string& path, uint64_t image_bytes, Mode mode) {
+Result<DiskMap> DiskMap::Open(const std::string& path, uint64_t image_bytes, Mode mode, int image) {
   const bool writer = mode != Mode::kRead;
   bool created = false;
   for (;;) {
@@ -181,6 +203,7 @@ Result<DiskMap> DiskMap::Open(const std::string& path, uint64_t image_bytes, Mod
     if (base == MAP_FAILED) return Error::FromErrno("mmap", "a disk's map " + path);
     DiskMap map(std::move(file), Mapping(base, bytes), image_bytes, path);
     map.writer_ = writer;
+    map.image_ = image;
     map.created_ = created;
     if (writer) HF_TRY(map.Claim(mode == Mode::kActive ? MapRole::kActive : MapRole::kReplica));
     return map;
@@ -190,8 +213,11 @@ Result<DiskMap> DiskMap::Open(const std::string& path, uint64_t image_bytes, Mod
 // Opens it for writing: what the file says from here on is true also if this
 // host dies at any moment.
 Status DiskMap::Claim(MapRole role) {
+  const auto image = StampOf(image_);
+  if (!image.ok()) return image.error();
+  if (!created_) role_found_ = static_cast<MapRole>(header().role);
   // A fresh map says "everything", which is always true.
-  trusted_at_open_ = created_ || IsTrusted(header());
+  trusted_at_open_ = created_ || (IsTrusted(header()) && IsOfImage(header(), image.value()));
   if (!trusted_at_open_) {
     MarkAll();
     header().sync_id = {};
@@ -203,6 +229,8 @@ Status DiskMap::Claim(MapRole role) {
   std::memcpy(shared.boot_id, boot.data(), boot.size());
   shared.role = static_cast<uint32_t>(role);
   shared.clean = 0;
+  shared.image_inode = image.value().inode;
+  shared.image_ctime_ns = 0;
   return SyncAll(kMapHeaderBytes);
 }
 
@@ -330,11 +358,16 @@ Status DiskMap::SyncAll(size_t bytes) const {
 Status DiskMap::Close() {
   HF_ASSERT(writer_);
   HF_TRY(SyncAll(mapping_.size()));
+  // fdatasync leaves the time behind, which is compared after the host's next start.
+  if (image_ >= 0 && ::fsync(image_) != 0) return Error::FromErrno("fsync", "the image of a disk's map");
+  const auto image = StampOf(image_);
+  if (!image.ok()) return image.error();
+  header().image_ctime_ns = image.value().ctime_ns;
   header().clean = 1;
-  const Status written = SyncAll(kMapHeaderBytes);
+  HF_TRY(SyncAll(kMapHeaderBytes));
   mapping_.Unmap();
   file_.Close();
-  return written;
+  return {};
 }
 
 }  // namespace holdfast

@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -49,8 +50,13 @@ struct MapHeader {
   uint32_t clean;         // 1: closed since then
   uint32_t fault;         // 1: the image lost a write that no mark tells of
   uint32_t newer;         // 0 or 1: the window in which writes are marked
+
+  // Of the image's file, so that another one in its place, or one that somebody
+  // else has written to, is not taken for it. Zeros: a block device, or not known.
+  uint64_t image_inode;
+  uint64_t image_ctime_ns;  // when it was closed, if it is clean
 };
-static_assert(sizeof(MapHeader) == 88);
+static_assert(sizeof(MapHeader) == 104);
 
 class DiskMap {
  public:
@@ -63,8 +69,9 @@ class DiskMap {
   // For writing: made if it is missing or of an image of another size, all blocks
   // marked; one that is not to be trusted has all blocks marked and no sync id
   // from here on. Only one process at a time may have it open so (EBUSY). What
-  // is no map, or damaged, is refused (EUCLEAN).
-  static Result<DiskMap> Open(const std::string& path, uint64_t image_bytes, Mode mode);
+  // is no map, or damaged, is refused (EUCLEAN). `image`: the image's descriptor,
+  // a writer's, which outlives the map; without it the map is tied to no file.
+  static Result<DiskMap> Open(const std::string& path, uint64_t image_bytes, Mode mode, int image = -1);
 
   DiskMap(DiskMap&&) = default;
   DiskMap& operator=(DiskMap&&) = default;
@@ -73,6 +80,8 @@ class DiskMap {
   // As it was found: by Open for a writer, now for a reader.
   bool trusted() const;
   bool created() const { return created_; }
+  // What it was open for before this; none if it was made now.
+  std::optional<MapRole> role_found() const { return role_found_; }
   uint64_t image_bytes() const { return image_bytes_; }
   SyncId sync_id() const { return header().sync_id; }
   // On stable storage when it returns.
@@ -97,7 +106,7 @@ class DiskMap {
   bool IsMarked(uint64_t block) const;
 
   // Marks and header to stable storage, then "clean": only once the image is
-  // there, too.
+  // there, too, and nobody writes to it any more. May be repeated if it fails.
   Status Close();
 
  private:
@@ -121,9 +130,11 @@ class DiskMap {
   Mapping mapping_;
   uint64_t image_bytes_;
   std::string path_;
+  int image_ = -1;
   bool writer_ = false;
   bool created_ = false;
   bool trusted_at_open_ = false;
+  std::optional<MapRole> role_found_;
   std::vector<uint64_t> for_good_;  // a word for each of a window's, or none at all
 };
 

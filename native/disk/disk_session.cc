@@ -132,12 +132,32 @@ Status DiskSession::Start(std::span<const DiskPlan> plans, const std::function<S
     if (!aside) store_->open_[i]->fresh = false;
   }
   store_->changed_.notify_all();
-  return Await(
+  HF_TRY(Await(
       lock,
       [&set] {
         return std::all_of(set.begin(), set.end(), [](const auto& disk) { return disk->MayWriteImage(); });
       },
-      idle);
+      idle));
+  if (aside) return {};
+  // Not before the journals have said that there is no checkpoint: until then a
+  // round may put the old id back.
+  lock.unlock();
+  return ForgetSyncIds(plans);
+}
+
+// A copy of everything that ends halfway leaves an image that differs from every
+// state that has a name, and no mark tells where.
+Status DiskSession::ForgetSyncIds(std::span<const DiskPlan> plans) {
+  for (size_t i = 0; i < size(); i++) {
+    DiskMap& map = *store_->open_[i]->map;
+    if (plans[i].what != DiskPlan::What::kAll || map.sync_id() == SyncId{}) continue;
+    const Status forgotten = map.SetSyncId({});
+    if (forgotten.ok()) continue;
+    const Lock lock(store_->mutex_);
+    store_->Fail(i, forgotten.error());
+    return forgotten;
+  }
+  return {};
 }
 
 int DiskSession::BaseFile(uint32_t disk) const { return (*store_->set_)[disk].BaseFile(); }
@@ -230,6 +250,12 @@ Status DiskSession::Took(uint32_t disk, uint64_t bytes) {
   return {};
 }
 
+uint64_t DiskSession::RoomToGive(uint32_t disk, double elapsed_ms) const {
+  const Lock lock(store_->mutex_);
+  if (store_->state_ != DiskStore::State::kOpen) return 0;
+  return (*store_->set_)[disk].RoomToGive(elapsed_ms);
+}
+
 Status DiskSession::Synced(const SyncId& sync_id) {
   const Lock lock(store_->mutex_);
   HF_TRY(CheckLocked());
@@ -300,7 +326,7 @@ Status DiskSession::Fence() {
 
 Status DiskSession::AwaitApplied(const std::function<bool()>& cancelled) {
   Lock lock(store_->mutex_);
-  if (store_->fenced_ != this || store_->state_ == DiskStore::State::kRetired) return {};
+  if (store_->fenced_ != this || store_->HasRetiredLocked()) return {};
   return store_->AwaitAppliedLocked(
       lock, [&] { return cancelled() || store_->state_ != DiskStore::State::kOpen; });
 }

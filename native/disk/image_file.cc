@@ -54,6 +54,15 @@ Status ImageFile::Lock() {
   return Error::FromErrno("fcntl", "the disk image " + path_ + " is in use by another process of Holdfast");
 }
 
+void ImageFile::Unlock() {
+  struct flock lock {};
+  lock.l_type = F_UNLCK;
+  lock.l_whence = SEEK_SET;
+  lock.l_start = kImageLockOffset;
+  lock.l_len = 1;
+  ::fcntl(file_.get(), F_OFD_SETLK, &lock);
+}
+
 int ImageFile::Read(std::span<std::byte> target, uint64_t offset) const {
   while (!target.empty()) {
     const ssize_t got = ::pread(file_.get(), target.data(), target.size(), static_cast<off_t>(offset));

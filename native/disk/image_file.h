@@ -29,6 +29,7 @@ class ImageFile {
 
   // Until it is closed. EBUSY: another process has it.
   Status Lock();
+  void Unlock();
 
   // The rest answer 0 or an errno: they are answered to a guest, as they are.
   // Offsets are within the image.

@@ -86,6 +86,9 @@ class Journal {
   Result<uint64_t> RecordBytesAt(uint64_t lsn, uint64_t end) const;
   // The record that lies there completely; with `verify` its digest is checked.
   Result<JournalRecord> RecordAt(uint64_t lsn, bool verify) const;
+  // What lies between can be read: looked at in memory without this, an error of
+  // the disk is a signal.
+  Status Readable(uint64_t from, uint64_t to) const;
 
  private:
   Journal(std::unique_ptr<DiskFile> file, Mapping circle, uint64_t circle_bytes,
@@ -96,7 +99,6 @@ class Journal {
         image_bytes_(image_bytes) {}
 
   bool RecordsAreSound(const JournalSlot& slot) const;
-  Status Readable(uint64_t from, uint64_t to) const;
   const std::byte* At(uint64_t lsn) const { return circle_.data() + lsn % circle_bytes_; }
 
   const std::unique_ptr<DiskFile> file_;

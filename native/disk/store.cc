@@ -261,6 +261,7 @@ void DiskStore::Cancel() {
 Status DiskStore::Retire() {
   Lock lock(mutex_);
   if (state_ == State::kRetired) return {};
+  if (state_ == State::kRetiring) return CloseMapsLocked();
   if (state_ != State::kOpen) return Error::Of(ErrorCode::kDisk, "disks: not open");
   if (streaming_ != nullptr) *streaming_->cut_ = true;
   const auto closed = [this] { return state_ != State::kOpen || cancelled_; };
@@ -278,12 +279,20 @@ Status DiskStore::Retire() {
   lock.unlock();
   StopThreads();
   lock.lock();
+  // Whatever else differs, the other host has marked. A journal that had retired
+  // before has no epoch, and its map the marks of the VM that has run since.
   for (size_t i = 0; i < open_.size(); i++) {
-    // Whatever else differs, the other host has marked.
-    DiskMap& map = *open_[i]->map;
-    const ReplicaDisk& disk = (*set_)[i];
-    if (disk.epoch() > 0) map.Clear();
-    HF_TRY(map.Close());
+    if ((*set_)[i].epoch() > 0) open_[i]->map->Clear();
+  }
+  state_ = State::kRetiring;
+  return CloseMapsLocked();
+}
+
+Status DiskStore::CloseMapsLocked() {
+  for (const auto& disk : open_) {
+    if (!disk->map) continue;  // by an attempt before
+    HF_TRY(disk->map->Close());
+    disk->map.reset();
   }
   Release();
   state_ = State::kRetired;
@@ -294,6 +303,7 @@ Status DiskStore::Retire() {
 Status DiskStore::Close() {
   {
     Lock lock(mutex_);
+    if (state_ == State::kRetiring) Release();  // a map stays open, as of a process that died
     if (state_ != State::kOpen) return {};
     if (streaming_ != nullptr) *streaming_->cut_ = true;
     const auto ended = [this] { return streaming_ == nullptr; };

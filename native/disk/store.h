@@ -88,7 +88,7 @@ class DiskStore : public std::enable_shared_from_this<DiskStore> {
   Result<std::vector<Opened>> Open();
   std::vector<Stats> stats();
   // At a takeover, after the fence: the images are on stable storage and nobody's
-  // here any more, the journals say so. Idempotent.
+  // here any more, the journals say so. Idempotent; after a failure it may be repeated.
   Status Retire();
   // Everything stays; what is committed is durable, unless a disk has failed.
   // Not from the store's threads; sessions have ended, or are ended. Idempotent.
@@ -129,7 +129,12 @@ class DiskStore : public std::enable_shared_from_this<DiskStore> {
     uint64_t epoch;
     std::vector<uint64_t> lsns;
   };
-  enum class State { kClosed, kOpen, kRetired };
+    enum class State {
+    kClosed,
+    kOpen,
+    kRetiring,  // the journals say that it has retired, and not every map is closed
+    kRetired,
+  };
 
   DiskStore(std::vector<Disk> disks, EventSink sink);
 
@@ -158,6 +163,8 @@ class DiskStore : public std::enable_shared_from_this<DiskStore> {
   std::optional<Error> FaultLocked() const;
   void RetryLocked();
   bool DrainedLocked() const;
+  bool HasRetiredLocked() const { return state_ == State::kRetiring || state_ == State::kRetired; }
+  Status CloseMapsLocked();
   // Until it holds, or a fault or `cancelled` prevents it.
   Status AwaitLocked(Lock& lock, const std::function<bool()>& condition,
                      const std::function<bool()>& cancelled);

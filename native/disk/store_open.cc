@@ -45,14 +45,20 @@ Result<bool> IsEmpty(const ImageFile& image, const std::string& path) {
   return true;
 }
 
-Status CreateImage(const DiskStore::Disk& options) {
+// True: there was none.
+Result<bool> CreateImage(const DiskStore::Disk& options) {
   struct stat about {};
   const bool missing = ::stat(options.image_path.c_str(), &about) != 0 && errno == ENOENT;
   const bool empty = !missing && S_ISREG(about.st_mode) && about.st_size == 0;
-  if (!missing && !empty) return {};
+  if (!missing && !empty) return false;
   auto created = DiskFile::Create(options.image_path, options.image_bytes);
   if (!created.ok()) return created.error();
-  return created.value()->Sync();
+  HF_TRY(created.value()->Sync());
+  return true;
+}
+
+Status ForgetSyncId(DiskMap& map) {
+  return map.sync_id() == SyncId{} ? Status{} : map.SetSyncId({});
 }
 
 Error InUse(Error error, const std::string& id) {
@@ -79,7 +85,8 @@ Status DiskStore::CheckOptions() const {
 }
 
 Result<std::unique_ptr<DiskStore::OpenDisk>> DiskStore::OpenOne(const Disk& options) const {
-  HF_TRY(CreateImage(options));
+  auto created = CreateImage(options);
+  if (!created.ok()) return created.error();
   auto locked = ImageFile::Open(options.image_path);
   if (!locked.ok()) return locked.error();
   const ImageFile& image = locked.value();
@@ -94,7 +101,7 @@ Result<std::unique_ptr<DiskStore::OpenDisk>> DiskStore::OpenOne(const Disk& opti
   if (!lock.ok()) return InUse(lock.error(), options.id);
   auto empty = IsEmpty(image, options.image_path);
   if (!empty.ok()) return empty.error();
-  const DiskDirectory directory(options.meta_dir);
+  DiskDirectory directory(options.meta_dir);
   const bool known = directory.Has(kMapName) || directory.Has(kJournalName);
   if (!empty.value() && !known && !options.adopt) {
     return Error::Of(ErrorCode::kDiskForeign,
@@ -104,8 +111,13 @@ Result<std::unique_ptr<DiskStore::OpenDisk>> DiskStore::OpenOne(const Disk& opti
   }
   auto writable = DiskFile::Open(options.image_path);
   if (!writable.ok()) return writable.error();
-  auto map = DiskMap::Open(directory.At(kMapName), options.image_bytes, DiskMap::Mode::kReplica);
+  auto map = DiskMap::Open(directory.At(kMapName), options.image_bytes, DiskMap::Mode::kReplica,
+                           writable.value()->fd());
   if (!map.ok()) return InUse(map.error(), options.id);
+  // What is in `meta` is of an image that somebody removed. Of one that is only
+  // empty the journal may still say what it is.
+  if (created.value()) directory.Remove(kJournalName);
+  if (empty.value() && !image.is_block_device()) HF_TRY(ForgetSyncId(map.value()));
   auto disk = std::make_unique<OpenDisk>(options.meta_dir, std::move(locked).value(),
                                          std::move(writable).value(), std::move(map).value());
   disk->fresh = empty.value() && !image.is_block_device();  // of one only the ends were looked at
@@ -115,6 +127,9 @@ Result<std::unique_ptr<DiskStore::OpenDisk>> DiskStore::OpenOne(const Disk& opti
 Result<std::unique_ptr<Journal>> DiskStore::OpenJournal(const Disk& options, OpenDisk& disk) const {
   disk.directory.Remove(kNewJournalName);
   if (!disk.directory.Has(kJournalName)) {
+    // Somebody removed it, with what was committed and is neither in the image nor
+    // marked any more. A VM that has run here since has a state of its own.
+    if (disk.map->role_found() == MapRole::kReplica) HF_TRY(ForgetSyncId(*disk.map));
     auto file = disk.directory.Create(kNewJournalName, Journal::FileBytes(CircleBytes(options)));
     if (!file.ok()) return file.error();
     HF_TRY(file.value()->Reserve());
@@ -160,7 +175,7 @@ Status DiskStore::AdoptSyncIds() {
   for (size_t i = 0; i < disks_.size(); i++) {
     const ReplicaDisk& disk = (*set_)[i];
     DiskMap& map = *open_[i]->map;
-    if (!map.trusted() || !disk.has_checkpoint() || map.sync_id() == disk.stable().sync_id) continue;
+    if (!map.trusted() || map.role_found() != MapRole::kReplica || !disk.has_checkpoint() || map.sync_id() == disk.stable().sync_id) continue;
     HF_TRY(map.SetSyncId(disk.stable().sync_id));
   }
   return {};
@@ -168,7 +183,7 @@ Status DiskStore::AdoptSyncIds() {
 
 Result<std::vector<DiskStore::Opened>> DiskStore::Open() {
   Lock lock(mutex_);
-  if (state_ == State::kRetired) {
+  if (HasRetiredLocked()) {
     return Error::Of(ErrorCode::kDisk, "the disks have become a running VM's");
   }
   if (state_ == State::kOpen) {

@@ -1,6 +1,10 @@
 #include "nbdkit/disk_server.h"
 
+#include <unistd.h>
+
 #include "base/clock.h"
+#include "disk/disk_file.h"
+#include "disk/journal.h"
 
 namespace holdfast {
 
@@ -194,12 +198,43 @@ Status DiskServer::SetSyncId(const SyncId& sync_id) {
   return map_->SetSyncId(sync_id);
 }
 
+// A backup that was here has acknowledged what the image lacks: a VM that begins
+// without it would begin in the past.
+Status DiskServer::CheckJournal() const {
+  const std::string path = meta_path_ + "/journal";
+  if (::access(path.c_str(), F_OK) != 0 && errno == ENOENT) return {};
+  auto file = DiskFile::Open(path);
+  if (!file.ok()) return file.error();
+  auto journal = Journal::Open(std::move(file).value(), image_.bytes());
+  if (!journal.ok()) return journal.error();
+  const JournalSlot latest = journal.value()->SoundSlots().front();
+  const bool lacks = latest.state == JournalState::kMerging ||
+                     (latest.state == JournalState::kReplica && latest.applied_lsn < latest.committed_lsn);
+  if (!lacks) return {};
+  Error error = Error::Of(ErrorCode::kDisk,
+                          path + ": the journal beside this image has committed writes that are not in "
+                                 "it; start `holdfast backup` on this host once with its old settings, "
+                                 "it applies them");
+  error.sys_errno = EBUSY;
+  return error;
+}
+
+Status DiskServer::OpenMap() {
+  auto map = DiskMap::Open(meta_path_ + "/map", image_.bytes(), DiskMap::Mode::kActive, image_.fd());
+  if (!map.ok()) return map.error();
+  map_.emplace(std::move(map).value());
+  return {};
+}
+
 Status DiskServer::Activate() {
   if (active()) return {};
   HF_TRY(image_.Lock());
-  auto map = DiskMap::Open(map_path_, image_.bytes(), DiskMap::Mode::kActive);
-  if (!map.ok()) return map.error();
-  map_.emplace(std::move(map).value());
+  Status opened = CheckJournal();
+  if (opened.ok()) opened = OpenMap();
+  if (!opened.ok()) {
+    image_.Unlock();  // for the one that can put it right
+    return opened;
+  }
   {
     const std::lock_guard lock(state_mutex_);
     active_.store(true);

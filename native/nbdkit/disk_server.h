@@ -70,7 +70,7 @@ class DiskServer {
 
  private:
   DiskServer(const Options& options, ImageFile image, Ring ring)
-      : map_path_(options.meta_path + "/map"),
+      : meta_path_(options.meta_path),
         ring_path_(options.ring_path),
         image_(std::move(image)),
         log_(std::move(ring)) {}
@@ -83,8 +83,10 @@ class DiskServer {
   int Failed(int error);
   void MarkUnderWay();
   Status NeedActive() const;
+  Status CheckJournal() const;
+  Status OpenMap();
 
-  const std::string map_path_;
+  const std::string meta_path_;
   const std::string ring_path_;
   ImageFile image_;
   RangeLock ranges_;

@@ -192,6 +192,58 @@ TEST("map: a lost write makes it worthless, until somebody begins anew") {
   CHECK(MarkedOf(map) == AllBlocks());
 }
 
+TEST("map: another image in its place, or one changed since it was closed, is not believed") {
+  const TempDir dir;
+  const std::string path = dir / "map";
+  const auto image_of = [&dir](const char* name) {
+    Descriptor image(::open((dir / name).c_str(), O_RDWR | O_CREAT, 0600));
+    CHECK(::ftruncate(image.get(), kImageBytes) == 0);
+    return image;
+  };
+  const Descriptor image = image_of("image");
+  const Descriptor other = image_of("other");
+  const auto open = [&path](const Descriptor& of) {
+    auto map = DiskMap::Open(path, kImageBytes, Mode::kActive, of.get());
+    CHECK_OK(map);
+    return std::move(map).value();
+  };
+  const auto write = [&image] {
+    ::usleep(20'000);  // a file's times are as fine as the kernel's tick
+    CHECK(::pwrite(image.get(), "x", 1, 0) == 1);
+  };
+  const auto named = [&open](const Descriptor& of) {
+    DiskMap map = open(of);
+    map.Clear();
+    CHECK_OK(map.SetSyncId(IdOf(7)));
+    return map;
+  };
+  {
+    DiskMap map = named(image);
+    write();
+    CHECK_OK(map.Close());
+  }
+  ForgetBoot(path);
+  {
+    const DiskMap map = open(image);
+    CHECK(map.trusted() && map.sync_id() == IdOf(7) && MarkedOf(map).empty());
+    CHECK(map.role_found() == MapRole::kActive);
+    write();
+  }
+  // Killed: what it wrote is marked, and somebody else's file is not what it wrote to.
+  CHECK(open(image).trusted());
+  CHECK(!open(other).trusted());
+  CHECK_OK(named(image).Close());
+  write();
+  {
+    DiskMap map = open(image);
+    CHECK(!map.trusted() && map.sync_id() == SyncId{});
+    CHECK(MarkedOf(map) == AllBlocks());
+  }
+  // Tied to no file, such as a block device: as good as its own header.
+  CHECK_OK(OpenMap(path, Mode::kActive).Close());
+  CHECK(open(image).trusted());
+}
+
 TEST("map: one writer at a time, readers beside it") {
   const TempDir dir;
   const std::string path = dir / "map";
@@ -227,7 +279,7 @@ TEST("map: what is damaged or no map is refused, and of another size begun anew"
   refused("contradicts itself");
   Overwrite(path, offsetof(MapHeader, newer), "\x02");
   refused("contradicts itself");
-  CHECK(::truncate(path.c_str(), 100) == 0);
+  CHECK(::truncate(path.c_str(), 200) == 0);
   refused("length");
   CHECK(::truncate(path.c_str(), 20) == 0);
   refused("too short");

@@ -4,6 +4,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "disk/journal.h"
+#include "disk/record.h"
 #include "nbdkit/disk_server.h"
 #include "test/log_follower.h"
 
@@ -197,6 +199,52 @@ TEST("disk: one active server per image, which leaves the running one's ring alo
   follower.Stop();
   CHECK_EQ(follower.records(), 1);
   disk.Kill();
+  CHECK_OK(disk.OpenServer(true));
+}
+
+TEST("disk: not without what a backup has committed and not applied") {
+  Disk disk;
+  CHECK_OK(disk->Close());
+  disk.Kill();
+  const auto journal = [&disk](JournalState state, uint64_t applied_lsn) {
+    auto file = DiskFile::Create(disk.dir / "journal", Journal::FileBytes(1 << 20));
+    CHECK_OK(file);
+    RecordHeader record = MakeRecord(RecordKind::kTrim, 0, 0, 4096, {});
+    CHECK_OK(file.value()->Write(Journal::kCircleOffset, std::as_bytes(std::span(&record, 1))));
+    const JournalSlot slot{.round = 1,
+                           .state = state,
+                           .epoch = 3,
+                           .applied_lsn = applied_lsn,
+                           .committed_lsn = RecordBytes(RecordKind::kTrim, 4096)};
+    CHECK_OK(Journal::Format(*file.value(), kImageBytes, slot));
+  };
+  const auto refused = [](const Status& status) {
+    CHECK_ERROR(status, ErrorCode::kDisk, "start `holdfast backup` on this host once");
+    CHECK_EQ(status.error().sys_errno, EBUSY);
+  };
+  const uint64_t end = RecordBytes(RecordKind::kTrim, 4096);
+  journal(JournalState::kReplica, 0);
+  const auto active = disk.OpenServer(true);
+  CHECK(!active.ok());
+  refused(active.error());
+  {
+    auto standby = disk.OpenServer(false);
+    CHECK_OK(standby);
+    standby.value()->Begin();
+    refused(standby.value()->Activate());
+    journal(JournalState::kMerging, end);
+    refused(standby.value()->Activate());
+    // It has let go of the image: the backup applies, and then it can be had.
+    {
+      auto store = ImageFile::Open(disk.dir / "image");
+      CHECK_OK(store);
+      CHECK_OK(store.value().Lock());
+    }
+    journal(JournalState::kReplica, end);
+    CHECK_OK(standby.value()->Activate());
+    CHECK_OK(standby.value()->Close());
+  }
+  journal(JournalState::kRetired, 0);
   CHECK_OK(disk.OpenServer(true));
 }
 

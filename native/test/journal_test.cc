@@ -444,6 +444,29 @@ TEST("with a broken journal what is committed is applied without it, also what i
   }
 }
 
+TEST("a journal that cannot be read any more is an error, not the end of the process") {
+  Random random(1);
+  Power power;
+  SimDisk sim(20 * 4096, power);
+  auto started = sim.Start();
+  CHECK_OK(started);
+  ReplicaDisk& disk = *started.value();
+  CHECK_OK(disk.Recover(LatestSlot(disk), kNever));
+  CHECK_OK(disk.BeginStream(false, 0));
+  sim.Log(RecordKind::kWrite, 0, RandomBytes(random, 4096), 4096);
+  CHECK_OK(disk.journal().Write(0, sim.log));
+  disk.Received(sim.log.size());
+  const auto checked = disk.CheckRecords([](uint64_t, uint64_t) {});
+  CHECK_OK(checked);
+  disk.Checked(checked.value());
+  auto plan = disk.PlanApply();
+  CHECK(plan.kind == ReplicaDisk::ApplyPlan::Kind::kRecords);
+  // Memory beyond a file's end answers as a page does that the disk has lost.
+  CHECK(::ftruncate(disk.journal().file().fd(), Journal::kCircleOffset) == 0);
+  CHECK_ERROR(disk.RunApply(plan, kNever), ErrorCode::kSyscall, "reading journal");
+  CHECK_EQ(plan.done, uint64_t{0});
+}
+
 }  // namespace
 }  // namespace holdfast::test
 

@@ -341,6 +341,136 @@ TEST("closed and opened: the same epoch, the sync id, marks of what was not comm
   CheckImages(two.dir, images);
 }
 
+// One disk with a checkpoint of one epoch, closed; its sync id is 5.
+struct OneDisk {
+  OneDisk() {
+    store.MustOpen();
+    {
+      Generation generation(dir, store, 7);
+      ScriptedPrimary primary(generation.port(), 7, {kImageBytes});
+      primary.image(0) = RandomBytes(random, kImageBytes);
+      CHECK_OK(primary.SyncAll(IdOf(5)));
+      CHECK_OK(primary.SendEpoch(1));
+      store.Await(Type::kDurable, 1);
+    }
+    CHECK_OK(store->Close());
+  }
+  DiskStore::Opened Reopen() {
+    CHECK_OK(store->Close());
+    return store.MustOpen()[0];
+  }
+  std::string meta(const char* name) const { return dir / (std::string("a.meta/") + name); }
+
+  TempDir dir;
+  Random random{1};
+  Store store{{Store::Describe(dir, "a", kImageBytes)}};
+};
+
+TEST("a copy of everything that was interrupted leaves a disk of no known state") {
+  OneDisk one;
+  CHECK(one.Reopen().sync_id == IdOf(5));
+  {
+    Generation generation(one.dir, one.store, 8);
+    ScriptedPrimary primary(generation.port(), 8, {kImageBytes});
+    CHECK(primary.states()[0].sync_id == IdOf(5));
+    primary.image(0) = RandomBytes(one.random, kImageBytes);
+    CHECK_OK(primary.StartSync());
+    CHECK_OK(primary.SendBase(0, 0, kDiskBlockBytes));
+    // The backup has written it.
+    const Bytes sent(primary.image(0).begin(), primary.image(0).begin() + kDiskBlockBytes);
+    Bytes image;
+    for (int waited_ms = 0; image != sent; waited_ms += 10) {
+      CHECK(waited_ms < kDeadlineMs);
+      ::usleep(10'000);
+      image = ReadFile(one.dir / "a.img");
+      image.resize(kDiskBlockBytes);
+    }
+  }
+  Generation generation(one.dir, one.store, 9);
+  const ScriptedPrimary primary(generation.port(), 9, {kImageBytes});
+  CHECK(primary.states()[0].sync_id == SyncId{});
+  CHECK(one.Reopen().sync_id == SyncId{});
+}
+
+TEST("an image or a journal that somebody removed takes the known state with it") {
+  for (const char* const removed : {"image", "journal"}) {
+    OneDisk one;
+    const bool image = std::string(removed) == "image";
+    CHECK(::unlink(image ? (one.dir / "a.img").c_str() : one.meta("journal").c_str()) == 0);
+    const auto opened = one.Reopen();
+    CHECK(opened.sync_id == SyncId{} && opened.committed_epoch == 0);
+    CHECK_EQ(opened.fresh, image);
+    CHECK(one.Reopen().sync_id == SyncId{});
+  }
+  // Not where a VM has run since, whose server keeps the map.
+  OneDisk one;
+  {
+    const Descriptor image(::open((one.dir / "a.img").c_str(), O_RDWR));
+    auto map = DiskMap::Open(one.meta("map"), kImageBytes, DiskMap::Mode::kActive, image.get());
+    CHECK_OK(map);
+    CHECK_OK(map.value().Close());
+  }
+  CHECK(::unlink(one.meta("journal").c_str()) == 0);
+  CHECK(one.Reopen().sync_id == IdOf(5));
+}
+
+TEST("retired once more, after the VM has run: its marks stay") {
+  OneDisk one;
+  one.Reopen();
+  CHECK_OK(one.store->Retire());
+  {
+    const Descriptor image(::open((one.dir / "a.img").c_str(), O_RDWR));
+    auto map = DiskMap::Open(one.meta("map"), kImageBytes, DiskMap::Mode::kActive, image.get());
+    CHECK_OK(map);
+    CHECK_EQ(map.value().MarkedBlocks(), uint64_t{0});
+    map.value().Mark(0, 3 * kMapBlockBytes);
+    CHECK_OK(map.value().Close());
+  }
+  Store again({Store::Describe(one.dir, "a", kImageBytes)});
+  again.MustOpen();
+  CHECK_OK(again->Retire());
+  auto map = DiskMap::Open(one.meta("map"), kImageBytes, DiskMap::Mode::kRead);
+  CHECK_OK(map);
+  CHECK(map.value().trusted() && map.value().sync_id() == IdOf(5));
+  CHECK_EQ(map.value().MarkedBlocks(), uint64_t{3});
+}
+
+// This process's descriptors of a file.
+std::vector<int> DescriptorsOf(const std::string& path) {
+  struct stat file {};
+  CHECK(::stat(path.c_str(), &file) == 0);
+  std::vector<int> found;
+  for (int fd = 0; fd < 1024; fd++) {
+    struct stat about {};
+    if (::fstat(fd, &about) == 0 && about.st_dev == file.st_dev && about.st_ino == file.st_ino) found.push_back(fd);
+  }
+  return found;
+}
+
+TEST("retiring fails at the second disk's map, and then succeeds") {
+  TwoDisks two;
+  two.store.MustOpen();
+  int ends[2];
+  CHECK(::pipe(ends) == 0);
+  const Descriptor reader(ends[0]);
+  const Descriptor writer(ends[1]);
+  // What cannot be synced, in the image's place.
+  const std::vector<int> image = DescriptorsOf(two.dir / "b.img");
+  std::vector<Descriptor> kept;
+  for (const int fd : image) {
+    kept.emplace_back(::dup(fd));
+    CHECK(::dup2(writer.get(), fd) == fd);
+  }
+  CHECK_ERROR(two.store->Retire(), ErrorCode::kSyscall, "image");
+  CHECK_ERROR(two.store->Open(), ErrorCode::kDisk, "running VM");
+  for (size_t i = 0; i < image.size(); i++) CHECK(::dup2(kept[i].get(), image[i]) == image[i]);
+  kept.clear();
+  CHECK_OK(two.store->Retire());
+  for (const char* const name : {"a.meta/map", "b.meta/map"}) {
+    CHECK_EQ(static_cast<int>(ReadFile(two.dir / name)[offsetof(MapHeader, clean)]), 1);
+  }
+}
+
 TEST("a process killed at any moment leaves a committed epoch, on both disks the same") {
   TempDir dir;
   const std::vector<DiskStore::Disk> disks = {Store::Describe(dir, "a", kImageBytes),

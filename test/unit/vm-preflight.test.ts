@@ -92,9 +92,32 @@ describe('01 rules', () => {
     ['several queues', { netdevs: [{ ...tap, queues: 4 }] }, /several queues/],
     ['vhost that only the open file shows', { hostDevices: ['/dev/vhost-net'] }, /outside QEMU/],
     [
-      'writable drive',
-      { drives: [{ name: 'd', readOnly: false, format: 'raw', file: '/d' }] },
-      /writes to the image by itself|not a raw image|only raw images/,
+      'writable drive that can be moved',
+      {
+        argv: ['-drive', 'file=/d,format=raw,id=d'],
+        drives: [{ name: 'd', readOnly: false, format: 'raw', file: '/d', nodeName: '#block1' }],
+      },
+      /QEMU writes to the image by itself/,
+    ],
+    [
+      'writable drive that the command line does not name',
+      { drives: [{ name: 'd', readOnly: false, format: 'raw', file: '/d', nodeName: '#block1' }] },
+      /memory and disk would not match/,
+    ],
+    [
+      'more disks than can be',
+      {
+        drives: Array.from({ length: 17 }, (_, index) => ({
+          ...{ name: `d${index}`, readOnly: false, format: 'raw', file: 'nbd+unix://?socket=/s' },
+          server: {} as never,
+        })),
+      },
+      /At most 16/,
+    ],
+    [
+      'qcow2',
+      { drives: [{ name: 'd', readOnly: false, format: 'qcow2', file: '/d', nodeName: '#block1' }] },
+      /format is qcow2/,
     ],
     ['hotplug', { hotplugged: ['d9'] }, /added after the start/],
     ['SEV', { confidentialGuest: true }, /encrypted/],
