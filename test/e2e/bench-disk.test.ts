@@ -39,8 +39,10 @@ const labs = (): string[] =>
 
 test('a disk unprotected and protected, and whole disks copied', { timeout: 240_000 }, async () => {
   const before = labs();
-  // Without a second guest for QEMU's own driver: it has no part that the others have not.
-  const { report, page } = await runDisk('--only', '*-server,*-protected,base-copy,nbdcopy,qemu-img');
+  // Without a second guest for QEMU's own driver, which has no part that the others have not, and without
+  // bonnie++, which takes its time whatever its size.
+  const cases = ['*-write-1m-server', '*-write-1m-protected', 'fsync-server', 'fsync-protected'];
+  const { report, page } = await runDisk('--only', [...cases, 'base-copy', 'nbdcopy', 'qemu-img'].join(','));
   expect(report.suite).toBe('disk');
   const metricsOf = (name: string): Record<string, number> => {
     const found = report.results.find((result) => result.name === name);
@@ -50,7 +52,6 @@ test('a disk unprotected and protected, and whole disks copied', { timeout: 240_
   for (const setUp of ['server', 'protected']) {
     expect(metricsOf(`sequential-write-1m-${setUp}`).rateMbPerS).toBeGreaterThan(0);
     expect(metricsOf(`fsync-${setUp}`).fsyncMsP99).toBeGreaterThan(0);
-    expect(metricsOf(`bonnie-${setUp}`).turns).toBeGreaterThan(0);
     // Whoever is protected has epochs, and nobody else.
     const { epochs } = metricsOf(`sequential-write-1m-${setUp}`);
     if (setUp === 'server') expect(epochs).toBeUndefined();
