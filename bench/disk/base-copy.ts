@@ -8,7 +8,7 @@
  * warms up the page cache on host a.
  */
 import { randomFillSync } from 'node:crypto';
-import { open, rm } from 'node:fs/promises';
+import { open, rm, stat } from 'node:fs/promises';
 import { diskMetaDir } from '../../lib/disk/disk-files.js';
 import { percentile } from '../../lib/stats.js';
 import { createDisk, diskPath } from '../../test/lab/disk.js';
@@ -82,7 +82,7 @@ const nbdTool = (
   copy: async ({ lab }) => {
     const { address } = replicationLinks.aToB.to;
     const target = diskPath(lab, 'b');
-    const { size } = await (await open(diskPath(lab, 'a'), 'r')).stat();
+    const { size } = await stat(diskPath(lab, 'a'));
     await createDisk(target, size / 2 ** 20);
     const pidFile = lab.path('nbdkit.pid');
     const server = await lab

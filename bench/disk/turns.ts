@@ -17,8 +17,8 @@ import { bootGuest, type DiskGuest, replicaSettings } from './guests.js';
 import { caseName, INTERVAL_MS, type SetUp, setUpParams, type TurnPlan } from './plan.js';
 import { type Probe, prepareGuest, type Sample } from './probes.js';
 
-/** Until the first epochs, which are larger, are over. */
-const SETTLE_MS = 500;
+/** Until the first epochs, which are larger, are over; and until the primary, which asks the servers once a second, knows their counts. */
+const SETTLE_MS = 1_500;
 
 type Turn = ReadonlyMap<Probe, Sample>;
 
@@ -149,6 +149,7 @@ class Turns {
     await sleep(SETTLE_MS);
     const before = await statusOf(pair, 1);
     const turn = await this.#turn('protected', guest, text, pair);
+    await sleep(SETTLE_MS);
     this.#logged.push(loggedBetween(before, await statusOf(pair, 2)));
     await endPair(pair);
     return turn;

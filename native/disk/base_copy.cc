@@ -91,6 +91,9 @@ Result<bool> BaseCopy::EnterData() {
   const off_t found = ::lseek(image_.get(), static_cast<off_t>(at_), SEEK_DATA);
   if (found >= 0) {
     data = static_cast<uint64_t>(found);
+  } else if (errno == EINVAL) {
+    data_end_ = image_bytes_;  // a block device: it knows no holes
+    return true;
   } else if (errno != ENXIO) {
     return Error::FromErrno("lseek", "the image " + path_);
   } else if (::lseek(image_.get(), 0, SEEK_END) < static_cast<off_t>(image_bytes_)) {
@@ -98,8 +101,8 @@ Result<bool> BaseCopy::EnterData() {
   }
   if (data == at_) {
     const off_t hole = ::lseek(image_.get(), found, SEEK_HOLE);
-    // Between the two calls it may have become a hole: read it, then.
-    data_end_ = hole > found ? static_cast<uint64_t>(hole) : at_ + 1;
+    // Between the two calls it may have become a hole: zeros are read, then.
+    data_end_ = hole > found ? static_cast<uint64_t>(hole) : at_ + kDiskBlockBytes;
     return true;
   }
   const uint64_t end = std::min(data, range_end_);
@@ -175,7 +178,7 @@ Result<std::span<const BaseCopy::Piece>> BaseCopy::Next() {
     if (!data.value()) continue;
     ReadAhead();
     const uint64_t step_end = (at_ / kDiskPieceBytesMax + 1) * kDiskPieceBytesMax;
-    const uint64_t length = std::min({step_end, range_end_, std::max(data_end_, at_ + 1)}) - at_;
+    const uint64_t length = std::min({step_end, range_end_, data_end_}) - at_;
     HF_TRY(Read(length));
     Split(length);
     at_ += length;

@@ -14,6 +14,7 @@ constexpr uint64_t kToldBytesMax = uint64_t{256} << 10;
 // While nothing can be received, the primary is told so: it takes ten seconds of
 // silence for our death.
 constexpr double kIdleMs = 1'000;
+constexpr int kWithheldStepMs = 5;
 // Runs of a DISK_MARKS frame: its table stays below the limit.
 constexpr size_t kMarksRunsMax = kTableBytesMax / kRunBytesMax;
 
@@ -27,7 +28,8 @@ DiskReceiver::DiskReceiver(DiskSession& disks, StreamReader& reader,
       callbacks_(std::move(callbacks)),
       decoder_(disks.image_bytes()),
       received_(disks.size()),
-      told_(disks.size()) {}
+      told_(disks.size()),
+      gave_ms_(disks.size()) {}
 
 Error DiskReceiver::Run() {
   const Status ended = Receive();
@@ -39,6 +41,7 @@ Status DiskReceiver::Receive() {
   HF_TRY(Greet());
   for (;;) {
     HeaderBytes bytes;
+    HF_TRY(AwaitFrame());
     HF_TRY(reader_.Read(bytes, 0, nullptr));
     auto header = decoder_.Header(bytes);
     if (!header.ok()) return header.error();
@@ -137,14 +140,33 @@ Status DiskReceiver::StillHere() {
   return MonotonicMs() - told_ms_ >= kIdleMs ? TellReceived(true) : Status{};
 }
 
-// Of every disk that has had log since, or of all of them.
+// Where room was withheld, the disks are looked after while nothing comes.
+Status DiskReceiver::AwaitFrame() {
+  while (withheld_ && !*cut_ && !reader_.AwaitBytes(kWithheldStepMs)) {
+    HF_TRY(TellReceived(false));
+    HF_TRY(StillHere());
+  }
+  return {};
+}
+
+// Of every disk that has had log since and room for more, or of all of them.
 Status DiskReceiver::TellReceived(bool all) {
   untold_bytes_ = 0;
-  told_ms_ = MonotonicMs();
+  withheld_ = false;
   for (uint32_t disk = 0; disk < told_.size(); disk++) {
-    if (!all && received_[disk] == told_[disk]) continue;
-    told_[disk] = received_[disk];
+    const uint64_t news = received_[disk] - told_[disk];
+    if (news > 0) {
+      const double now_ms = MonotonicMs();
+      const uint64_t given = std::min(news, disks_.RoomToGive(disk, now_ms - gave_ms_[disk]));
+      gave_ms_[disk] = now_ms;
+      told_[disk] += given;
+      withheld_ = withheld_ || given < news;
+      if (given == 0 && !all) continue;
+    } else if (!all) {
+      continue;
+    }
     HF_TRY(Send(FrameType::kDiskReceived, {}, EncodeDiskLog({disk, told_[disk]})));
+    told_ms_ = MonotonicMs();
   }
   return {};
 }

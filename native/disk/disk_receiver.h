@@ -46,6 +46,7 @@ class DiskReceiver {
   Status OnLog(const FrameHeader& header);
   Status TellReceived(bool all);
   Status StillHere();
+  Status AwaitFrame();
   Status Send(FrameType type, std::span<const std::byte> table,
               std::span<const std::byte> payload);
 
@@ -60,6 +61,8 @@ class DiskReceiver {
   std::vector<uint64_t> received_;  // by disk: up to this LSN
   std::vector<uint64_t> told_;      // by the last DISK_RECEIVED
   uint64_t untold_bytes_ = 0;
+  bool withheld_ = false;  // something was received of which the primary is not told yet
+  std::vector<double> gave_ms_;  // by disk: when it was told last
   double told_ms_ = 0;
 };
 

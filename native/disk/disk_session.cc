@@ -250,6 +250,12 @@ Status DiskSession::Took(uint32_t disk, uint64_t bytes) {
   return {};
 }
 
+uint64_t DiskSession::RoomToGive(uint32_t disk, double elapsed_ms) const {
+  const Lock lock(store_->mutex_);
+  if (store_->state_ != DiskStore::State::kOpen) return 0;
+  return (*store_->set_)[disk].RoomToGive(elapsed_ms);
+}
+
 Status DiskSession::Synced(const SyncId& sync_id) {
   const Lock lock(store_->mutex_);
   HF_TRY(CheckLocked());

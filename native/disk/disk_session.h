@@ -62,6 +62,11 @@ class DiskSession {
   // They are there: whole records are verified, and marked in the map.
   Status Took(uint32_t disk, uint64_t bytes);
 
+  // How much room the primary's ring may be given back, so long after the last
+  // time. Where it is little an epoch is being written faster than it can be taken,
+  // and the guest is to wait.
+  uint64_t RoomToGive(uint32_t disk, double elapsed_ms) const;
+
   Status Synced(const SyncId& sync_id);
   Status Boundary(uint64_t epoch, std::span<const uint64_t> lsns);
   // What is not committed is dropped. Any number of times.

@@ -11,6 +11,9 @@ namespace {
 // Applied in one go, before the others have their turn.
 constexpr uint64_t kApplyBytes = uint64_t{4} << 20;
 
+// In which a crowded journal gives most of what it has left.
+constexpr double kGiveMs = 1'000;
+
 }  // namespace
 
 ReplicaDisk::ReplicaDisk(DiskDirectory& directory, DiskFile& image,
@@ -57,8 +60,8 @@ void ReplicaDisk::SetAll(uint64_t lsn) {
 bool ReplicaDisk::RoundIsDue() const {
   if (state_ != stable_.state) return true;
   if (BeforeFirstCommit()) return false;
-  // Half of the circle waits to be free, or nothing else is left to be done.
-  const bool room = synced_ > freed_ && (used() > journal_->circle_bytes() / 2 || synced_ == committed_);
+  // Room is wanted, or nothing else is left to be done.
+  const bool room = synced_ > freed_ && (crowded() || synced_ == committed_);
   return committed_ > durable_ || room;
 }
 
@@ -217,7 +220,7 @@ bool ReplicaDisk::ImageSyncIsOfUse() const {
 
 bool ReplicaDisk::ImageSyncIsDue() const {
   if (!ImageSyncIsOfUse()) return false;
-  return applied_ - synced_ > journal_->circle_bytes() / 4 || room() == 0 ||
+  return applied_ - synced_ > journal_->circle_bytes() / 4 || crowded() ||
          state_ == JournalState::kMerging || stream_ == Stream::kNone;
 }
 
@@ -307,6 +310,14 @@ void ReplicaDisk::BaseWritten(uint64_t offset, uint64_t bytes) {
 
 Status ReplicaDisk::BaseHole(uint64_t offset, uint64_t bytes) {
   return aside_ != nullptr ? aside_->Zero(offset, bytes, true) : image_.Zero(offset, bytes, true);
+}
+
+uint64_t ReplicaDisk::RoomToGive(double elapsed_ms) const {
+  if (!crowded()) return ~uint64_t{0};
+  const uint64_t end = journal_->circle_bytes() / 4 * 3;
+  if (used() >= end) return 0;
+  const double share = std::min(1.0, elapsed_ms / kGiveMs);
+  return static_cast<uint64_t>(static_cast<double>(end - used()) * share);
 }
 
 bool ReplicaDisk::RoomMayGrow() const {

@@ -112,6 +112,11 @@ class ReplicaDisk {
   uint64_t checked() const { return checked_; }
   uint64_t used() const { return received_ - freed_; }
   uint64_t room() const { return journal_->circle_bytes() - used(); }
+  // From here on the primary gets room back more and more slowly, and its guest
+  // waits. So little that a `stop` cannot end is never reached, and a quarter stays
+  // for what the primary's ring may hold already: the boundary is not stuck behind it.
+  bool crowded() const { return used() > journal_->circle_bytes() / 8 * 5; }
+  uint64_t RoomToGive(double elapsed_ms) const;
   // Will there be more room without anything more being received?
   bool RoomMayGrow() const;
   void Received(uint64_t bytes) { received_ += bytes; }

@@ -4,6 +4,7 @@
 //   nbdkit --foreground --unix SOCKET holdfast_disk.so image=… meta=… ring=… control=…
 #include <poll.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -151,6 +152,9 @@ void EndWhenTold() {
 
 int AfterFork() {
   Plugin& plugin = ThePlugin();
+  // nbdkit 1.32 has asked to be ended with its parent, wanted or not. Whoever
+  // started this server may come and go: the VM needs it as long as it lives.
+  ::prctl(PR_SET_PDEATHSIG, 0);
   sigset_t signals;
   sigemptyset(&signals);
   for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGQUIT}) sigaddset(&signals, signal);

@@ -1,6 +1,7 @@
 #include "receive/stream_reader.h"
 
 #include <limits.h>
+#include <poll.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -38,6 +39,12 @@ Result<size_t> StreamReader::Receive(std::span<iovec> parts, int flags) {
     if (errno == EINTR || errno == EAGAIN) continue;
     return Error::FromErrno("recvmsg", "bulk connection: primary lost", ErrorCode::kPeerLost);
   }
+}
+
+bool StreamReader::AwaitBytes(int timeout_ms) const {
+  if (buffered() > 0) return true;
+  pollfd polled{socket_, POLLIN, 0};
+  return ::poll(&polled, 1, timeout_ms) != 0;
 }
 
 Status StreamReader::FillBuffer() {

@@ -49,6 +49,8 @@ class StreamReader {
 
   // What has come already, without being asked for.
   size_t buffered() const { return end_ - begin_; }
+  // False: nothing to be read within this time.
+  bool AwaitBytes(int timeout_ms) const;
 
   // Since the connection began.
   uint64_t syscalls() const { return syscalls_; }

@@ -114,8 +114,8 @@ TEST("strangers: wrong token, version, sizes, garbage; the connection in use is 
   wrong.link = 0;
   CheckRefused(port, HelloFrame(wrong), ErrorCode::kProtocol, "link 0 of stream 1");
   wrong = GoodHello();
-  wrong.flags = 2;
-  CheckRefused(port, HelloFrame(wrong), ErrorCode::kProtocol, "flags 0x00000002");
+  wrong.flags = 4;
+  CheckRefused(port, HelloFrame(wrong), ErrorCode::kProtocol, "flags 0x00000004");
   wrong = GoodHello();
   wrong.page_size = 8192;
   CheckRefused(port, HelloFrame(wrong), ErrorCode::kProtocol, "page size 8192");

@@ -2,6 +2,7 @@
 
 import {
   existsSync,
+  mkdirSync,
   mkdtempSync,
   readFileSync,
   rmSync,
@@ -12,6 +13,10 @@ import {
 import { constants } from 'node:os';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
+import { DiskControl } from '../../lib/disk/disk-control.js';
+import { type DiskServerSpec, diskServerFiles, runningDiskServer } from '../../lib/disk/disk-files.js';
+import { endDiskServer } from '../../lib/disk/disk-process.js';
+import { packageRoot } from '../../lib/package-root.js';
 import { execToEnd, LabProcess } from '../lab/process.js';
 import { waitFor } from '../lab/wait.js';
 import { blockBytes, Control, DiskServerLab, flag, loopDevice, MiB, plugin } from './disk-server-lab.js';
@@ -375,5 +380,32 @@ test("12 QEMU's stop drains the writes, also those that wait for room, and its f
     await lab.io(['read -P 4 1536k 64k', 'read -P 5 2M 64k']);
   } finally {
     await qemu.kill();
+  }
+});
+
+test('13 it outlives whoever started it', async () => {
+  const dir = mkdtempSync('/tmp/holdfast-disk-');
+  const imagePath = join(dir, 'image');
+  const metaDir = join(dir, 'meta');
+  const socket = join(dir, 'socket');
+  try {
+    writeFileSync(imagePath, Buffer.alloc(MiB));
+    mkdirSync(metaDir);
+    const spec: DiskServerSpec = {
+      ...{ id: 'disk0', imagePath, imageBytes: MiB, metaDir, socket, ringBytes: 4 * MiB },
+      ...{ mode: 'active', nbdkit: 'nbdkit', vm: null },
+    };
+    const program = `import { startDiskServer } from '${packageRoot()}/dist/lib/disk/disk-process.js';
+      await startDiskServer(${JSON.stringify(spec)});
+      process.exit(0);`;
+    await execToEnd(process.execPath, ['--input-type=module', '--eval', program]);
+    for (let n = 0; n < 20; n += 1) {
+      await using control = await DiskControl.connect(diskServerFiles(socket).control);
+      expect((await control.stats()).errors).toBe(0);
+    }
+    expect(await runningDiskServer(socket)).toBeDefined();
+  } finally {
+    await endDiskServer(socket);
+    rmSync(dir, { recursive: true, force: true });
   }
 });

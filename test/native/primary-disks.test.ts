@@ -1,7 +1,7 @@
 /** Disks from disk servers to a store: epochs of RAM and disks, committed as one, over loopback. */
 
 import { createHash } from 'node:crypto';
-import { mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
@@ -12,7 +12,7 @@ import {
   type PeerDisk,
   type PrimaryDisk,
 } from '../../lib/native.js';
-import { type Control, DiskServerLab, MiB } from './disk-server-lab.js';
+import { type Control, DiskServerLab, loopDevice, MiB } from './disk-server-lab.js';
 import { Pair } from './primary-pair.js';
 import { SmallQemu, until } from './primary-qemu.js';
 
@@ -34,8 +34,8 @@ let pair: Pair;
 
 const replicaPath = (id: string): string => join(directory, id, 'image');
 
-const serve = async (id: string, imageMiB: number): Promise<Served> => {
-  const server = await DiskServerLab.start({ imageMiB });
+const serve = async (id: string, imageMiB: number, image?: string): Promise<Served> => {
+  const server = await DiskServerLab.start(image === undefined ? { imageMiB } : { image });
   const { image: imagePath, mapPath, ringPath } = server;
   const disk = { id, imagePath, mapPath, ringPath, imageBytes: imageMiB * MiB };
   return { server, control: await server.control(), disk };
@@ -170,6 +170,32 @@ describe('disks in the checkpoint', () => {
     const atBoundary = contents();
     expect((await pair.receiver.fence()).epoch).toBe(2);
     expect(replicas()).toEqual(atBoundary);
+  });
+
+  test('a block device knows no holes: what is zero does not travel', async (context) => {
+    const file = join(directory, 'device');
+    writeFileSync(file, '');
+    truncateSync(file, 3 * MiB);
+    const device = loopDevice(file);
+    if (device === undefined) return context.skip('no loop device can be made here');
+    try {
+      const other = served[1]!;
+      served[1] = await serve('data', 3, device.path);
+      await other.server[Symbol.asyncDispose]();
+      await served[1].server.io(['write -P 1 1M 100k']);
+      await connect();
+      await ask('logStart');
+      const { bytes } = await pair.engine.syncDisks({ plans: plans('all'), syncId: syncIds.first });
+      expect(bytes).toBe(2 * MiB + 2 * 64 * 1024);
+      await served[1].server.io(['write -P 2 2M 64k', 'write -z 1M 4k', 'flush']);
+      await pair.epoch(1, 'staged');
+      const atBoundary = contents();
+      await pair.receiver.fence();
+      expect(replicas()).toEqual(atBoundary);
+    } finally {
+      await served[1]?.server.end();
+      device.remove();
+    }
   });
 
   test('a disk server that died ends the connection, and no epoch', async () => {
