@@ -10,17 +10,25 @@ import { movedDisksDir, removeLeftDisksDirs } from '../../lib/disk/moved-disks-d
 import { NOTHING_LOGGED } from '../../lib/log.js';
 import { native } from '../../lib/native.js';
 import type { QmpClient } from '../../lib/qmp/client.js';
+import { forPrimary } from '../../lib/vm/command-line.js';
 import { describeVm, type VmDescription } from '../../lib/vm/describe.js';
 import { movableDrives } from '../../lib/vm/movable-drives.js';
 import { refusals } from '../../lib/vm/preflight.js';
 import { isAlive } from '../../lib/vm/process.js';
+import { DiskService } from '../campaign/disk-service.js';
+import { PATIENCE_MS } from '../campaign/service.js';
+import { startBackup, startPrimary } from '../lab/daemons.js';
 import { checkImage, createDisk, diskPath } from '../lab/disk.js';
 import { guestArgs, guestReadyText } from '../lab/guest.js';
 import { checkDiskchurn, readDiskchurn } from '../lab/guest-shell.js';
+import type { JsonProcess } from '../lab/json-process.js';
 import { Lab } from '../lab/lab.js';
 import type { LabProcess } from '../lab/process.js';
 import { waitFor, waitForText } from '../lab/wait.js';
-import { remainsOf, withQmp } from './support/lab.js';
+import { calm, isRunning, remainsOf, serialReplacement, withQmp } from './support/lab.js';
+import { labPerTest } from './support/lab-test.js';
+
+const makeLab = labPerTest('moved');
 
 const DISK_MIB = 48;
 const SPARE_MIB = 8;
@@ -138,4 +146,37 @@ test('03 the servers end with the VM, and what it wrote is whole', { timeout: 60
   await removeLeftDisksDirs(lab.path('run-a'));
   expect(readdirSync(lab.path('run-a')).filter((name) => name.startsWith('disks-'))).toEqual([]);
   expect(await checkImage(lab, diskPath(lab, 'a'))).toMatchObject({ clean: true });
+});
+
+test('04 a VM that was started without Holdfast is protected with its disk, and outlives its host', {
+  timeout: 180_000,
+}, async () => {
+  const lab = await makeLab();
+  const service = new DiskService(lab);
+  await service.boot();
+  const [binary = '', ...args] = service.commandLine;
+  const own = forPrimary(args, { ramPath: lab.sharedMemoryPath('ram'), qmpPath: lab.path('qmp') });
+  const { pid } = await lab.host('a').spawn(binary, own.argv);
+  await service.ready();
+  const backup = await startBackup(lab, 'b', [...serialReplacement(lab, 'b'), ...service.backupArgs('b')]);
+  const protect = (move: readonly string[]): Promise<JsonProcess> =>
+    startPrimary(lab, {
+      ...{ host: 'a', backup: 'b', vm: ['--qmp', lab.path('qmp')] },
+      args: [...calm, ...service.primaryArgs('a'), ...move],
+    });
+  const refused = await protect([]);
+  expect((await refused.ended()).code).toBe(3);
+  expect(JSON.stringify(refused.failure)).toMatch(/--move-disks on/);
+
+  const load = await service.startLoad();
+  await load.advance();
+  const primary = await protect(['--move-disks', 'on']);
+  expect(await primary.message('disks-moved')).toMatchObject({ disks: [{ image: diskPath(lab, 'a') }] });
+  await primary.message('protected', { timeoutMs: PATIENCE_MS });
+  await load.advance();
+  lab.host('a').die();
+  await waitFor('QEMU to end', () => !isRunning(pid));
+  await backup.message('took-over', { timeoutMs: PATIENCE_MS });
+  await load.advance();
+  expect(await load.stop()).toMatchObject({ lost: 0, violations: [] });
 });

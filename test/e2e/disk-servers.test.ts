@@ -7,7 +7,12 @@ import { mkdir, mkdtemp, open, readdir, readFile, rm, truncate, writeFile } from
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { LaunchedVm } from '../../lib/cli/launched-vm.js';
-import { diskMetaDir, diskServerFiles, readDiskServerRecord } from '../../lib/disk/disk-files.js';
+import {
+  diskMetaDir,
+  diskServerFiles,
+  readDiskServerRecord,
+  writeDiskServerRecord,
+} from '../../lib/disk/disk-files.js';
 import { endDiskServer, startDiskServer } from '../../lib/disk/disk-process.js';
 import { DiskSet } from '../../lib/disk/disk-set.js';
 import { findDiskServers } from '../../lib/disk/found-servers.js';
@@ -252,6 +257,13 @@ test('06 a standby’s servers answer reads, hold writes until activated, and st
   await expectBlocks(replica, 10);
   await disks.activate();
   expect(await findDiskServers(disks.sockets)).toMatchObject([{ isActive: true }]);
+  // As if whoever activated it had not lived to write that down.
+  const record = (await readDiskServerRecord(disks.sockets[0]!))!;
+  await writeDiskServerRecord({ ...record, mode: 'standby' });
+  const [found] = await findDiskServers(disks.sockets);
+  expect(found).toMatchObject({ isActive: true });
+  await found!.activate();
+  expect(await readDiskServerRecord(disks.sockets[0]!)).toEqual(record);
 
   // One that dies now is the standby's to replace, until a primary looks after it; then it is either's.
   const old = (await readDiskServerRecord(disks.sockets[0]!))!;
