@@ -227,16 +227,19 @@ void DiskStore::EndStreamsLocked() {
   changed_.notify_all();
 }
 
-// With a broken journal there is one thing left that must not happen: that it is
-// found, and applied to what the running VM has written by then.
-Status DiskStore::RetireWithoutJournal(Lock& lock) {
-  HF_TRY(AwaitAppliedLocked(lock, [this] { return state_ != State::kOpen || cancelled_; }));
-  for (const auto& disk : open_) {
-    HF_TRY(disk->image->Sync());
-    disk->directory.Remove("journal");
-    HF_TRY(disk->directory.Sync());
+// All of it is in the images. With a broken journal there is one thing left that
+// must not happen: that it is found, and its older slot applied to newer contents.
+Status DiskStore::RemoveJournals(Lock& lock) {
+  lock.unlock();
+  Status removed;
+  for (size_t i = 0; i < open_.size() && removed.ok(); i++) {
+    removed = open_[i]->image->Sync();
+    if (!removed.ok()) break;
+    open_[i]->directory.Remove("journal");
+    removed = open_[i]->directory.Sync();
   }
-  return {};
+  lock.lock();
+  return removed;
 }
 
 Status DiskStore::AwaitAppliedLocked(Lock& lock, const std::function<bool()>& cancelled) {
@@ -247,7 +250,7 @@ Status DiskStore::AwaitAppliedLocked(Lock& lock, const std::function<bool()>& ca
   };
   for (;;) {
     if (cancelled()) return Error::Of(ErrorCode::kCancelled, "disks: told to stop waiting");
-    if (applied()) return {};
+    if (applied()) return journal_fault_ ? RemoveJournals(lock) : Status();
     for (const auto& disk : open_) {
       if (disk->apply_fault) return *disk->apply_fault;
     }
@@ -291,7 +294,7 @@ Status DiskStore::RetireJournals(Lock& lock) {
       retired = AwaitLocked(lock, [this] { return DrainedLocked(); }, closed);
     }
   }
-  if (journal_fault_) retired = RetireWithoutJournal(lock);
+  if (journal_fault_) retired = AwaitAppliedLocked(lock, closed);
   if (!retired.ok()) {
     closing_ = false;
     return retired;

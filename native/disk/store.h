@@ -160,7 +160,7 @@ class DiskStore : public std::enable_shared_from_this<DiskStore> {
   void TellApplied();
   void CommittedLocked(uint64_t epoch);
   Status AwaitAppliedLocked(Lock& lock, const std::function<bool()>& cancelled);
-  Status RetireWithoutJournal(Lock& lock);
+  Status RemoveJournals(Lock& lock);
   void Fail(size_t index, const Error& error);
   std::optional<Error> FaultLocked() const;
   void RetryLocked();
