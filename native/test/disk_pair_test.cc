@@ -2,7 +2,11 @@
 // shipper, the receiver and the store, over TCP; outages of every kind, and what
 // a synchronisation of changes makes of them.
 
+#include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
+
+#include <deque>
 
 #include "test/ship_lab.h"
 #include "test/store_lab.h"
@@ -201,25 +205,63 @@ TEST("after outages only changes travel, and the replica is right each time") {
   CHECK(changes_only >= 3);
 }
 
+// A process with a backup of its own. Made before there is any thread, and told
+// later to begin: a process with threads cannot fork one that makes more.
+class BackupProcess {
+ public:
+  BackupProcess(const TempDir& dir, uint8_t life) {
+    CHECK(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends_) == 0);
+    child_ = ::fork();
+    CHECK(child_ >= 0);
+    if (child_ == 0) Run(dir, life);
+  }
+  BackupProcess(const BackupProcess&) = delete;
+  BackupProcess& operator=(const BackupProcess&) = delete;
+  ~BackupProcess() {
+    Kill();
+    for (const int end : ends_) ::close(end);
+  }
+
+  uint16_t Begin() {
+    CHECK(::write(ends_[0], "b", 1) == 1);
+    uint16_t port = 0;
+    CHECK(::read(ends_[0], &port, sizeof port) == sizeof port);
+    return port;
+  }
+  void Kill() {
+    if (child_ < 0) return;
+    CHECK(::kill(child_, SIGKILL) == 0);
+    CHECK(::waitpid(child_, nullptr, 0) == child_);
+    child_ = -1;
+  }
+
+ private:
+  [[noreturn]] void Run(const TempDir& dir, uint8_t life) {
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    ::close(ends_[0]);
+    char begin = 0;
+    if (::read(ends_[1], &begin, 1) != 1) ::_exit(0);
+    Store store(Replicas(dir));
+    store.MustOpen();
+    Generation generation(dir, store, life);
+    const uint16_t port = generation.port();
+    CHECK(::write(ends_[1], &port, sizeof port) == sizeof port);
+    for (;;) ::pause();
+  }
+
+  int ends_[2];
+  pid_t child_ = -1;
+};
+
 TEST("a backup killed right after an acknowledgement: nothing of it is missing in the next") {
   const TempDir dir;
+  std::deque<BackupProcess> backups;
+  for (uint8_t life = 1; life <= 8; life++) backups.emplace_back(dir, life);
   Host host(dir, 3);
   size_t changes_only = 0;
-  for (uint8_t life = 1; life <= 6; life++) {
-    int ends[2];
-    CHECK(::pipe(ends) == 0);
-    const pid_t child = ::fork();
-    CHECK(child >= 0);
-    if (child == 0) {
-      Store store(Replicas(dir));
-      store.MustOpen();
-      Generation generation(dir, store, life);
-      const uint16_t port = generation.port();
-      CHECK(::write(ends[1], &port, sizeof port) == sizeof port);
-      for (;;) ::pause();
-    }
-    uint16_t port = 0;
-    CHECK(::read(ends[0], &port, sizeof port) == sizeof port);
+  for (uint8_t life = 1; life <= 8; life++) {
+    BackupProcess& backup = backups[life - 1];
+    const uint16_t port = backup.Begin();
     std::vector<std::vector<Bytes>> images;
     {
       Daemon daemon(host, port, life);
@@ -233,12 +275,9 @@ TEST("a backup killed right after an acknowledgement: nothing of it is missing i
         // So that there is a durable one to go back to, sometimes.
         if (host.random() % 4 == 0) ::usleep(20'000);
       }
-      CHECK(::kill(child, SIGKILL) == 0);
-      CHECK(::waitpid(child, nullptr, 0) == child);
+      backup.Kill();
       host.Stop();
     }
-    ::close(ends[0]);
-    ::close(ends[1]);
     Store store(Replicas(dir));
     const auto opened = store.MustOpen();
     const uint64_t epoch = opened[0].committed_epoch;
