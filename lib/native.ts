@@ -201,8 +201,12 @@ export interface BaseRoundResult {
   readonly pages: number;
   readonly zeroPages: number;
   readonly bytes: number;
+  /** Written since this round's scan: what the next round, or the first epoch, would have to send now. */
+  readonly dirtyPages: number;
   readonly scanMs: number;
   readonly sendMs: number;
+  /** Of `dirtyPages`; nothing is re-protected for it. */
+  readonly countMs: number;
 }
 
 export interface CaptureOptions {

@@ -202,16 +202,15 @@ Status DirtyTracker::CheckAlive() const {
   return Error::FromErrno("PAGEMAP_SCAN", "guest RAM is no longer there: QEMU has ended");
 }
 
-Result<std::vector<PageRun>> DirtyTracker::Scan(WorkerPool& pool) {
-  const Query written{abi::kScanWriteProtectMatching | abi::kScanCheckWpAsync,
-                      abi::kPageIsWritten, 0};
+// A range as several threads see it at once.
+Result<std::vector<PageRun>> DirtyTracker::WalkAll(const Query& query, WorkerPool& pool) const {
   const size_t chunks = std::max<size_t>(size_ / kScanChunkBytes, 1);
   std::vector<std::vector<PageRun>> parts(chunks);
   std::vector<Status> outcomes(chunks);
   pool.ForEach(chunks, [&](size_t i) {
     const uint64_t start = address_ + i * kScanChunkBytes;
     const uint64_t end = i + 1 == chunks ? address_ + size_ : start + kScanChunkBytes;
-    outcomes[i] = Walk(written, start, end, parts[i]);
+    outcomes[i] = Walk(query, start, end, parts[i]);
   });
   for (const Status& outcome : outcomes) {
     if (!outcome.ok()) return outcome.error();
@@ -222,6 +221,18 @@ Result<std::vector<PageRun>> DirtyTracker::Scan(WorkerPool& pool) {
     for (const PageRun& run : parts[i]) AppendRun(runs, run);
   }
   return runs;
+}
+
+Result<std::vector<PageRun>> DirtyTracker::Scan(WorkerPool& pool) {
+  return WalkAll({abi::kScanWriteProtectMatching | abi::kScanCheckWpAsync, abi::kPageIsWritten, 0},
+                 pool);
+}
+
+Result<uint64_t> DirtyTracker::CountWritten(WorkerPool& pool) const {
+  auto written = WalkAll({abi::kScanCheckWpAsync, abi::kPageIsWritten, 0}, pool);
+  if (!written.ok()) return written.error();
+  // Ordered: where a walk goes over the same pages twice, nothing has made them clean meanwhile.
+  return PagesOf(Ordered(std::move(written).value()));
 }
 
 Result<std::vector<PageRun>> DirtyTracker::Present() {

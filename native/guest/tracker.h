@@ -27,6 +27,10 @@ class DirtyTracker {
   // error it is unknown what was reported: only a new base makes up for it.
   Result<std::vector<PageRun>> Scan(WorkerPool& pool);
 
+  // How many pages were written since the last scan, without touching protection:
+  // each of them is still reported by the next one.
+  Result<uint64_t> CountWritten(WorkerPool& pool) const;
+
   // Runs of the pages present in the process, without touching protection.
   Result<std::vector<PageRun>> Present();
 
@@ -40,6 +44,7 @@ class DirtyTracker {
     uint64_t category_anyof_mask;
   };
   Status Walk(const Query& query, uint64_t start, uint64_t end, std::vector<PageRun>& runs) const;
+  Result<std::vector<PageRun>> WalkAll(const Query& query, WorkerPool& pool) const;
   Status CheckAlive() const;
 
   Descriptor pagemap_;

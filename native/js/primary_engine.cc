@@ -102,8 +102,10 @@ Value ToValue(const Primary::Round& round) {
         .Number("pages", round.pages)
         .Number("zeroPages", round.zero_pages)
         .Number("bytes", round.bytes)
+        .Number("dirtyPages", round.dirty_pages)
         .Number("scanMs", round.scan_ms)
         .Number("sendMs", round.send_ms)
+        .Number("countMs", round.count_ms)
         .object();
   };
 }

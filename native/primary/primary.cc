@@ -171,7 +171,12 @@ Result<Primary::Round> Primary::BaseRound(bool first, const CancelSignal& cancel
   round.zero_pages = counters.zero_pages;
   round.bytes = counters.bytes;
   round.scan_ms = scanned_ms - start_ms;
-  round.send_ms = MonotonicMs() - scanned_ms;
+  const double sent_ms = MonotonicMs();
+  round.send_ms = sent_ms - scanned_ms;
+  auto dirty_pages = tracker_->CountWritten(*pool_);
+  if (!dirty_pages.ok()) return dirty_pages.error();
+  round.dirty_pages = dirty_pages.value();
+  round.count_ms = MonotonicMs() - sent_ms;
   return round;
 }
 

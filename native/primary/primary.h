@@ -73,8 +73,10 @@ class Primary {
     uint64_t pages = 0;
     uint64_t zero_pages = 0;
     uint64_t bytes = 0;
+    uint64_t dirty_pages = 0;  // at its end: written since its scan
     double scan_ms = 0;
     double send_ms = 0;
+    double count_ms = 0;  // of dirty_pages
   };
 
   enum class Mode { kStaged, kDirect };
