@@ -86,6 +86,8 @@ export interface BackupStatus {
   readonly vm?: { readonly id: string; readonly name: string; readonly ramBytes: number };
   readonly term: number;
   readonly committedEpoch: number;
+  /** The VM comes by a migration: nothing but its hand-over, or the operator, makes it run here. */
+  readonly handOverOnly: boolean;
   readonly primary?: string;
   readonly standbyPid?: number;
   readonly replica?: string;
@@ -269,6 +271,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
           }),
       term: vm?.term ?? 0,
       committedEpoch: checkpoint?.epoch ?? 0,
+      handOverOnly: this.#state.handOverOnly,
       ...(session === undefined
         ? {}
         : { primary: session.channel.remote, replica: session.generation.ramPath }),
@@ -430,6 +433,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       vmId: message.vmId,
       term: message.term,
       outputHeld: message.outputHeld,
+      handOverOnly: message.handOverOnly === true,
     });
   }
 

@@ -12,6 +12,9 @@
  * place only with its own first commit, so a primary that comes back and syncs
  * anew never leaves the VM without a checkpoint.
  *
+ * A migration's session hands over, or doesn't: what is committed of it is run on
+ * the primary's word, or the operator's, never because the primary is gone.
+ *
  * One active side: a takeover fences the receiver before anything else, so the
  * old primary gets no more acknowledgements and falls silent; a primary of an
  * older term is refused from then on.
@@ -60,6 +63,8 @@ export interface BackupState {
   readonly checkpoint: Checkpoint | undefined;
   /** The generation that the open session fills. */
   readonly receiving: number | undefined;
+  /** The session is a migration's. */
+  readonly handOverOnly: boolean;
 }
 
 export type BackupEvent =
@@ -69,6 +74,7 @@ export type BackupEvent =
       readonly vmId: string;
       readonly term: number;
       readonly outputHeld: boolean;
+      readonly handOverOnly: boolean;
     }
   | { readonly type: 'prepared'; readonly generation: number }
   | { readonly type: 'prepare-failed'; readonly generation: number; readonly failure: Failure }
@@ -120,6 +126,7 @@ export const initialState = (config: BackupConfig): BackupState => ({
   vm: undefined,
   checkpoint: undefined,
   receiving: undefined,
+  handOverOnly: false,
 });
 
 const none: readonly BackupAction[] = [];
@@ -149,13 +156,16 @@ export const step = (state: BackupState, event: BackupEvent): Step => {
           )
         : [state, none];
     case 'vm-lost':
-      return event.generation === state.receiving ? primaryLost(state, event.reason, 0) : [state, none];
+      // Also a migration's: its QEMU has ended, so nobody else can run what is committed.
+      return event.generation === state.receiving
+        ? primaryLost({ ...state, handOverOnly: false }, event.reason, 0)
+        : [state, none];
     case 'protection-ended':
       return event.generation === state.receiving ? protectionEnded(state, event.reason) : [state, none];
     case 'switchover':
       return switchover(state, event.generation, event.epoch);
     case 'grace-over':
-      return state.phase.name === 'grace' && state.config.takeover === 'auto'
+      return state.phase.name === 'grace' && takesOverAlone(state)
         ? takeOver(state, state.phase.reason, false)
         : [state, none];
     case 'takeover-requested':
@@ -182,6 +192,10 @@ export const step = (state: BackupState, event: BackupEvent): Step => {
         : [state, none];
   }
 };
+
+/** Without anybody's word, when the primary is gone. */
+const takesOverAlone = ({ config, handOverOnly }: BackupState): boolean =>
+  config.takeover === 'auto' && !handOverOnly;
 
 /** A checkpoint is there and nobody runs it yet. */
 export const isTakeoverPossible = (state: BackupState): boolean =>
@@ -235,6 +249,7 @@ const sessionRequested = (
       vm: { vmId: event.vmId, term: event.term },
       checkpoint: voided ? undefined : state.checkpoint,
       receiving: event.generation,
+      handOverOnly: event.handOverOnly,
     },
     actions,
   ];
@@ -274,10 +289,10 @@ const primaryLost = (state: BackupState, reason: string, graceMs: number): Step 
       receiving === undefined ? none : [{ type: 'drop-generation', generation: receiving }],
     ];
   }
-  if (graceMs <= 0 && state.config.takeover === 'auto') return takeOver(state, reason, false);
+  if (graceMs <= 0 && takesOverAlone(state)) return takeOver(state, reason, false);
   const unfinished = receiving !== undefined && receiving !== checkpoint.generation;
   const actions: BackupAction[] = unfinished ? [{ type: 'drop-generation', generation: receiving }] : [];
-  if (state.config.takeover === 'auto') actions.push({ type: 'arm-grace', ms: graceMs });
+  if (takesOverAlone(state)) actions.push({ type: 'arm-grace', ms: graceMs });
   return [{ ...state, phase: { name: 'grace', reason }, receiving: undefined }, actions];
 };
 

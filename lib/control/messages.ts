@@ -80,6 +80,8 @@ export const sessionMessage = z.strictObject({
   heartbeatTimeoutMs: count,
   /** Whether the VM's clock goes on, at a takeover, by the time since the checkpoint. */
   guestClockFollows: z.boolean().optional(),
+  /** A migration: until it is told to (`switchover`) the backup never runs the VM by itself. */
+  handOverOnly: z.boolean().optional(),
   /** Absent for a VM without disks. */
   disks: z.array(sessionDisk).min(1).max(DISKS_MAX).optional(),
   standby: standbySpec,

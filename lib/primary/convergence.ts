@@ -2,12 +2,9 @@
  * When to stop the live rounds of the base sync and go over to epochs: a pure
  * function over the rounds so far.
  */
+import type { MigrationRound } from '../migrate/policy.js';
 
-export interface RoundStats {
-  /** Pages whose bytes travelled. */
-  readonly pages: number;
-  readonly zeroPages: number;
-  readonly bytes: number;
+export interface RoundStats extends MigrationRound {
   readonly scanMs: number;
   readonly sendMs: number;
 }

@@ -14,7 +14,7 @@ import { SenderChooser, type SenderExplanation, type UnavailableSenders } from '
 import { CaptureModeChooser } from './capture-mode.js';
 import type { PrimaryDisks } from './disks.js';
 import { type EpochInProgress, reportOf } from './epoch-in-progress.js';
-import { type EpochReport, EpochStatistics, type EpochSummary } from './epoch-report.js';
+import { type EpochReport, EpochStatistics, type EpochSummary, type FinalEpoch } from './epoch-report.js';
 import { EpochTimer } from './epoch-timer.js';
 import { LoadModel } from './load-model.js';
 import type { PrimaryAction, PrimaryEvent, PrimaryState } from './machine.js';
@@ -56,6 +56,8 @@ export interface EpochEffectsOptions {
   /** The bulk connection failed. */
   readonly lostOnBulk: (error: unknown, context: string) => void;
   readonly onReport: (report: EpochReport) => void;
+  /** The last epoch before a hand-over was acknowledged. */
+  readonly onFinal: (final: FinalEpoch) => void;
 }
 
 export class EpochEffects {
@@ -103,6 +105,12 @@ export class EpochEffects {
       onFailure: (error, epoch) => options.lostOnBulk(error, `speculative capture of epoch ${epoch}`),
     });
     gate.onOutput(() => this.#outputWaits());
+  }
+
+  /** Since the VM was told to stop, for the last time. */
+  stoppedForMs(): number {
+    const pauseStartMs = this.#inProgress?.paused.pauseStartMs;
+    return pauseStartMs === undefined ? 0 : performance.now() - pauseStartMs;
   }
 
   /** Epochs released so far. */
@@ -245,6 +253,7 @@ export class EpochEffects {
       });
       this.#options.dispatch({ type: 'acked', epoch });
       this.#options.disks?.acknowledged(paused.pauseStartMs);
+      if (phase.cycle.final) this.#options.onFinal(reportOf(inProgress, inProgress.sent, performance.now()));
     } catch (error) {
       this.#options.lostOnBulk(error, `sending epoch ${epoch}`);
     } finally {

@@ -81,6 +81,25 @@ export interface EpochReport {
   readonly referenceBytes: number;
 }
 
+/** What of a report there is of the epoch before a hand-over: the VM neither resumes here nor is anything released. */
+export type FinalEpoch = Pick<
+  EpochReport,
+  | 'epoch'
+  | 'mode'
+  | 'dirtyPages'
+  | 'zeroPages'
+  | 'bytes'
+  | 'diskBytes'
+  | 'deviceBytes'
+  | 'stopMs'
+  | 'deviceMs'
+  | 'scanMs'
+  | 'copyMs'
+  | 'sendMs'
+  | 'ackMs'
+  | 'sender'
+>;
+
 export interface Distribution {
   readonly p50: number;
   readonly p99: number;

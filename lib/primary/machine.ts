@@ -9,6 +9,13 @@
  *
  * `syncing` copies the disks first, if there are any, then RAM in rounds.
  *
+ * A migration is the same with a first epoch that is the last. Nothing is held
+ * before it, for until it is handed over the VM runs here and nowhere else:
+ *
+ *   connecting ─► syncing ─stop-and-copy─► capturing ─► sending ─► handing-over ─took-over─► ended
+ *                    │                         │           │              └─ no answer: as at a switchover
+ *                    └──── backup lost, given up, failed ──┴─► the VM runs on here, ended
+ *
  * One epoch, within `protected`:
  *
  *   idle ─tick─► capturing ─captured─► sending ──acked + resumed──► releasing ─► idle
@@ -37,8 +44,16 @@ export interface PrimaryConfig {
   readonly retryMs: number;
   /** A capture that fails this often in a row ends protection. */
   readonly captureFailuresMax: number;
-  readonly convergence: ConvergencePolicy;
+  readonly purpose: Purpose;
 }
+
+export type Purpose =
+  | { readonly kind: 'protect'; readonly convergence: ConvergencePolicy }
+  /** The VM moves to the backup, which never takes over but when it is told to. */
+  | { readonly kind: 'migrate'; readonly afterRound: AfterRound };
+
+/** What follows on a migration's rounds so far; a failure gives it up. */
+export type AfterRound = (rounds: readonly RoundStats[]) => 'next-round' | 'stop-and-copy' | Failure;
 
 export interface Failure {
   readonly code: string;
@@ -85,6 +100,8 @@ export type Phase =
       readonly entering: boolean;
       readonly detachAsked: boolean;
       readonly reason: string;
+      /** A migration that ends here, without a hand-over. */
+      readonly failure?: Failure;
     }
   | { readonly name: 'ended'; readonly outcome: Outcome };
 
@@ -94,7 +111,10 @@ export type Outcome =
       readonly kind: 'switched-over';
       readonly term: number;
       readonly epoch: number;
+      /** At the backup, from its decision until the VM ran. */
       readonly resumeMs: number;
+      /** By this host's clock alone: from the VM's stop here until it was heard that it runs there. */
+      readonly downtimeMs: number;
     }
   | { readonly kind: 'vm-ended'; readonly reason: string }
   | { readonly kind: 'vm-lost'; readonly reason: string }
@@ -124,6 +144,7 @@ export interface PrimaryState {
   /**
    * The backup may be running the VM (a hand-over without an answer; an earlier
    * daemon of ours died): policy `release` is off until it has acknowledged again.
+   * For a migration until a backup has accepted a session: one that runs the VM refuses.
    */
   readonly mustHold: boolean;
   readonly captureFailures: number;
@@ -146,7 +167,13 @@ export type PrimaryEvent =
   | { readonly type: 'backup-lost'; readonly reason: string }
   | { readonly type: 'loss-entered' }
   | { readonly type: 'retry' }
-  | { readonly type: 'took-over'; readonly term: number; readonly epoch: number; readonly resumeMs: number }
+  | {
+      readonly type: 'took-over';
+      readonly term: number;
+      readonly epoch: number;
+      readonly resumeMs: number;
+      readonly downtimeMs: number;
+    }
   | { readonly type: 'takeover-failed'; readonly failure: Failure }
   | { readonly type: 'vm-reset' }
   | { readonly type: 'vm-paused' }
@@ -154,6 +181,8 @@ export type PrimaryEvent =
   | { readonly type: 'vm-gone'; readonly ended: boolean; readonly reason: string }
   | { readonly type: 'switchover' }
   | { readonly type: 'detach' }
+  /** A migration's time is up. */
+  | { readonly type: 'give-up'; readonly failure: Failure }
   | { readonly type: 'failed'; readonly failure: Failure };
 
 export type PrimaryAction =
@@ -214,7 +243,7 @@ export const initialState = (
   prefixStale: true,
   operatorPaused: options.operatorPaused,
   vmStopped: options.vmStopped,
-  mustHold: options.gateAdopted,
+  mustHold: options.gateAdopted || (config.purpose.kind === 'migrate' && options.vmStopped),
   captureFailures: 0,
   pending: 'none',
 });
@@ -245,6 +274,8 @@ export const step = (state: PrimaryState, event: PrimaryEvent): Step => {
       return requestDetach(state);
     case 'switchover':
       return requestSwitchover(state);
+    case 'give-up':
+      return giveUpInTime(state, event.failure);
     case 'backup-lost':
       return backupLost(state, event.reason);
     case 'connected':
@@ -292,7 +323,7 @@ const cycleStep = (state: PrimaryState, phase: Protected, event: CycleEvent): St
       if (cycle.at !== 'capturing' || cycle.epoch !== event.epoch) return [state, none];
       const stopped = {
         ...state,
-        gateInstalled: true,
+        gateInstalled: state.gateInstalled || !isMigration(state),
         vmStopped: true,
         captureFailures: 0,
       };
@@ -368,10 +399,12 @@ const cycleStep = (state: PrimaryState, phase: Protected, event: CycleEvent): St
         term: event.term,
         epoch: event.epoch,
         resumeMs: event.resumeMs,
+        downtimeMs: event.downtimeMs,
       });
 
     case 'takeover-failed':
       if (cycle.at !== 'handing-over') return [state, none];
+      if (isMigration(state)) return giveUp(state, event.failure, undefined);
       // The backup said that it does not run the VM: it goes on here, and its output may leave.
       return [
         withPhase(
@@ -396,6 +429,8 @@ const cycleStep = (state: PrimaryState, phase: Protected, event: CycleEvent): St
 
 const withPhase = (state: PrimaryState, phase: Phase): PrimaryState => ({ ...state, phase });
 
+const isMigration = ({ config }: PrimaryState): boolean => config.purpose.kind === 'migrate';
+
 const connect = (state: PrimaryState): Step => [
   withPhase(state, { name: 'connecting' }),
   [{ type: 'connect', term: state.term, outputHeld: state.gateInstalled }],
@@ -403,11 +438,15 @@ const connect = (state: PrimaryState): Step => [
 
 const connected = (state: PrimaryState): Step => {
   if (state.phase.name !== 'connecting') return [state, none];
+  // Given up while it was handed over, which is undone: this backup does not run it.
+  if (isMigration(state) && state.pending === 'detach') {
+    return finish({ ...state, mustHold: false }, { kind: 'detached' });
+  }
   const { hasDisks } = state;
   const resume = state.vmStopped && !state.operatorPaused;
   return [
     withPhase(
-      { ...state, vmStopped: false, prefixStale: true },
+      { ...state, vmStopped: false, prefixStale: true, mustHold: state.mustHold && !isMigration(state) },
       { name: 'syncing', copyingDisks: hasDisks, rounds: [] },
     ),
     [hasDisks ? { type: 'copy-disks', resume } : { type: 'base-round', first: true, resume }],
@@ -425,7 +464,10 @@ const disksCopied = (state: PrimaryState): Step => {
 const connectFailed = (state: PrimaryState, failure: Failure): Step => {
   if (state.phase.name !== 'connecting') return [state, none];
   // The first attempt's failure is the operator's to see at once; later the backup may come back.
-  if (!state.everProtected && !state.gateInstalled) return finish(state, { kind: 'failed', failure });
+  const mayBeThere = isMigration(state) && state.mustHold;
+  if (!state.everProtected && !state.gateInstalled && !mayBeThere) {
+    return finish(state, { kind: 'failed', failure });
+  }
   // Adopted from an earlier daemon and running: held output is bounded only while the VM is stopped.
   if (state.gateInstalled && !state.vmStopped && !state.operatorPaused) {
     return enterLoss(state, failure.message, undefined);
@@ -439,14 +481,36 @@ const connectFailed = (state: PrimaryState, failure: Failure): Step => {
 const roundDone = (state: PrimaryState, round: RoundStats): Step => {
   if (state.phase.name !== 'syncing') return [state, none];
   const rounds = [...state.phase.rounds, round];
-  if (!state.config.convergence(rounds)) {
+  const { purpose } = state.config;
+  const next =
+    purpose.kind === 'migrate'
+      ? purpose.afterRound(rounds)
+      : purpose.convergence(rounds)
+        ? 'first-epoch'
+        : 'next-round';
+  if (typeof next === 'object') return finish(state, { kind: 'failed', failure: next });
+  if (next === 'next-round') {
     return [
       withPhase(state, { ...state.phase, rounds }),
       [{ type: 'base-round', first: false, resume: false }],
     ];
   }
   const ready = withPhase(state, { name: 'protected', cycle: { at: 'idle' }, due: 'first', lost: undefined });
+  if (next === 'stop-and-copy') return beginMove(ready);
   return state.operatorPaused ? [ready, none] : beginEpoch(ready, 'first', false);
+};
+
+/** A migration's only epoch. */
+const beginMove = (state: PrimaryState): Step =>
+  state.operatorPaused
+    ? finish(state, { kind: 'failed', failure: pausedByOther })
+    : beginEpoch({ ...state, pending: 'switchover' }, 'request', true);
+
+/** It would run there, which nobody asked for. */
+const pausedByOther: Failure = {
+  code: 'HOLDFAST_E_CANCELLED',
+  message: 'the VM was paused by somebody else; it would run on the destination',
+  cure: 'Resume it first (QMP cont), or let it be.',
 };
 
 const beginEpoch = (state: PrimaryState, trigger: EpochTrigger, final: boolean): Step => {
@@ -454,7 +518,7 @@ const beginEpoch = (state: PrimaryState, trigger: EpochTrigger, final: boolean):
   const begin: PrimaryAction = {
     type: 'begin-epoch',
     epoch,
-    installGate: !state.gateInstalled,
+    installGate: !state.gateInstalled && !isMigration(state),
     takePrefix: state.prefixStale,
     final,
     trigger,
@@ -480,6 +544,7 @@ const release = (state: PrimaryState, phase: Protected, epoch: number): Step => 
 const becomeIdle = (state: PrimaryState, phase: Protected): Step => {
   const idle = withPhase(state, { ...phase, cycle: { at: 'idle' } });
   if (state.pending === 'detach') return finish(idle, { kind: 'detached' });
+  if (isMigration(state)) return beginMove(idle);
   if (state.pending === 'switchover') return beginEpoch(idle, 'request', true);
   return phase.due !== undefined && !state.operatorPaused ? beginEpoch(idle, phase.due, false) : [idle, none];
 };
@@ -546,6 +611,9 @@ const backupLost = (state: PrimaryState, reason: string): Step => {
  * nothing is held and nothing is decided: the VM just runs on.
  */
 const enterLoss = (state: PrimaryState, reason: string, abortEpoch: number | undefined): Step => {
+  if (isMigration(state) && !state.mustHold) {
+    return giveUp(state, { code: 'HOLDFAST_E_PEER_LOST', message: reason }, abortEpoch);
+  }
   const unprotected = state.committed === 0 && !state.gateInstalled;
   const grant = !unprotected && !state.mustHold && state.config.onBackupLost === 'release';
   const hold = !unprotected && !grant;
@@ -565,8 +633,30 @@ const enterLoss = (state: PrimaryState, reason: string, abortEpoch: number | und
   ];
 };
 
+/** Before its hand-over a migration ends as if it had never been: the backup won't run the VM. */
+const giveUp = (state: PrimaryState, failure: Failure, abortEpoch: number | undefined): Step => [
+  {
+    ...state,
+    phase: { name: 'waiting', entering: true, detachAsked: false, reason: failure.message, failure },
+    vmStopped: false,
+  },
+  [{ type: 'enter-loss', abortEpoch, vm: 'run', openGate: true }],
+];
+
+/** From the VM's stop on it is one transfer and one answer, each with a limit of its own: these are waited for. */
+const giveUpInTime = (state: PrimaryState, failure: Failure): Step => {
+  const { phase } = state;
+  // Should it fail, it is not tried again.
+  if (phase.name === 'protected') return [{ ...state, pending: 'detach' }, none];
+  if (phase.name === 'waiting' && phase.entering) return [state, none];
+  return finish(state, { kind: 'failed', failure });
+};
+
 const lossEntered = (state: PrimaryState): Step => {
   if (state.phase.name !== 'waiting') return [state, none];
+  if (state.phase.failure !== undefined) {
+    return finish(state, { kind: 'failed', failure: state.phase.failure });
+  }
   if (state.phase.detachAsked) return finish(state, { kind: 'detached' });
   return [
     withPhase(state, { ...state.phase, entering: false }),
@@ -575,11 +665,17 @@ const lossEntered = (state: PrimaryState): Step => {
 };
 
 const finish = (state: PrimaryState, outcome: Outcome): Step => {
+  const handedOver = state.phase.name === 'protected' && state.phase.cycle.at === 'handing-over';
   // Output may leave on the operator's word (detach), or when the policy grants it after a failure of ours.
   const release =
     outcome.kind === 'detached' ||
     (outcome.kind === 'failed' &&
       !state.mustHold &&
+      !handedOver &&
       (state.config.onBackupLost === 'release' || !state.gateInstalled));
-  return [withPhase(state, { name: 'ended', outcome }), [{ type: 'finish', outcome, release }]];
+  const vmStopped = state.vmStopped && !release;
+  return [
+    withPhase({ ...state, vmStopped }, { name: 'ended', outcome }),
+    [{ type: 'finish', outcome, release }],
+  ];
 };

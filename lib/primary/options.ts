@@ -104,13 +104,23 @@ export const checkSettings = <S extends z.ZodType>(
   throw new ConfigError(`${source}: ${issues.join('; ')}`, { details: { issues } });
 };
 
+/** @throws ConfigError */
+export const checkHeartbeat = (
+  {
+    heartbeatIntervalMs,
+    heartbeatTimeoutMs,
+  }: Pick<PrimarySettings, 'heartbeatIntervalMs' | 'heartbeatTimeoutMs'>,
+  source: string,
+): void => {
+  if (heartbeatTimeoutMs >= 2 * heartbeatIntervalMs) return;
+  throw new ConfigError(
+    `${source}: heartbeatTimeoutMs: ${heartbeatTimeoutMs} is less than twice heartbeatIntervalMs (${heartbeatIntervalMs})`,
+  );
+};
+
 export const checkPrimarySettings = (value: unknown, source = 'primary settings'): PrimarySettings => {
   const settings = checkSettings(primarySettings, value, source);
-  if (settings.heartbeatTimeoutMs < 2 * settings.heartbeatIntervalMs) {
-    throw new ConfigError(
-      `${source}: heartbeatTimeoutMs: ${settings.heartbeatTimeoutMs} is less than twice heartbeatIntervalMs (${settings.heartbeatIntervalMs})`,
-    );
-  }
+  checkHeartbeat(settings, source);
   if (settings.minIntervalMs > settings.maxIntervalMs) {
     throw new ConfigError(
       `${source}: minIntervalMs: ${settings.minIntervalMs} is more than maxIntervalMs (${settings.maxIntervalMs})`,

@@ -8,7 +8,7 @@ export const describeOutcome = (outcome: Outcome): string => {
     case 'detached':
       return 'detached: the VM runs on, unprotected';
     case 'switched-over':
-      return `switched over: the VM runs on the backup since epoch ${outcome.epoch} (term ${outcome.term}), resumed in ${outcome.resumeMs.toFixed(1)} ms`;
+      return `switched over: the VM runs on the backup since epoch ${outcome.epoch} (term ${outcome.term}), resumed in ${outcome.resumeMs.toFixed(1)} ms; it stood still for ${outcome.downtimeMs.toFixed(1)} ms`;
     case 'vm-ended':
       return `the VM ended: ${outcome.reason}`;
     case 'vm-lost':

@@ -19,6 +19,7 @@ import {
   NotProtectedError,
   PeerLostError,
   toHoldfastError,
+  UnsupportedVmError,
 } from '../errors.js';
 import { type Logger, NOTHING_LOGGED } from '../log.js';
 import { native, type PrimaryEngine, type RamMapping } from '../native.js';
@@ -37,11 +38,13 @@ import type { CopyProgress } from './copy-progress.js';
 import type { DiskPlan } from './disk-plan.js';
 import { type DisksCopied, type PrimaryDiskStatus, PrimaryDisks } from './disks.js';
 import { EpochEffects } from './epoch-effects.js';
-import type { EpochReport, EpochSummary } from './epoch-report.js';
+import type { EpochReport, EpochSummary, FinalEpoch } from './epoch-report.js';
 import { examineVm } from './examine-vm.js';
 import { followsOnStandby, GuestClock, type GuestClockStatus } from './guest-clock.js';
 import { recordOf } from './identity.js';
 import {
+  type AfterRound,
+  type Failure,
   initialState,
   type Outcome,
   type PrimaryAction,
@@ -123,6 +126,8 @@ export interface PrimaryStatus {
 interface PrimaryEvents {
   epoch: [EpochReport];
   round: [RoundStats];
+  /** The last epoch before a hand-over is with the backup. */
+  final: [FinalEpoch];
   /** What a session is going to send of each disk. */
   'disk-plan': [readonly DiskPlan[]];
   /** Some times a second, while that is done. */
@@ -156,6 +161,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   readonly #driver: VmDriver;
   readonly #guestClock: GuestClock;
   readonly #log: Logger;
+  readonly #isMigration: boolean;
   readonly #epochs: EpochEffects;
   readonly #ended: { promise: Promise<Outcome>; resolve: (outcome: Outcome) => void };
   readonly #abortConnect = new AbortController();
@@ -183,6 +189,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     log: Logger;
     leftStopped: boolean;
     operatorPaused: boolean;
+    afterRound: AfterRound | undefined;
   }) {
     super();
     this.#settings = parts.settings;
@@ -212,13 +219,15 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     }
     this.#scratchDir = parts.scratchDir;
     this.#log = parts.log;
+    this.#isMigration = parts.afterRound !== undefined;
     let resolve: (outcome: Outcome) => void = () => {};
     const promise = new Promise<Outcome>((settle) => {
       resolve = settle;
     });
     this.#ended = { promise, resolve };
     this.#guestClock = new GuestClock({
-      setting: parts.settings.guestClock,
+      // Nothing is to be made up for here: a migrated VM resumes on the other side.
+      setting: this.#isMigration ? 'qemu' : parts.settings.guestClock,
       vm: parts.vm,
       native,
       log: parts.log,
@@ -248,16 +257,23 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       fail: (error, context) => this.#fail(error, context),
       lostOnBulk: (error, context) => this.#lostOnBulk(error, context),
       onReport: (report) => this.emit('epoch', report),
+      onFinal: (final) => this.emit('final', final),
     });
     this.#state = initialState(
       {
         onBackupLost: parts.settings.onBackupLost,
         retryMs: parts.settings.retryMs,
         captureFailuresMax: 3,
-        convergence: fixedConvergence({
-          pagesSmall: BASE_ROUND_PAGES_SMALL,
-          roundsMax: parts.settings.baseRoundsMax,
-        }),
+        purpose:
+          parts.afterRound !== undefined
+            ? { kind: 'migrate', afterRound: parts.afterRound }
+            : {
+                kind: 'protect',
+                convergence: fixedConvergence({
+                  pagesSmall: BASE_ROUND_PAGES_SMALL,
+                  roundsMax: parts.settings.baseRoundsMax,
+                }),
+              },
       },
       {
         term: parts.record.term,
@@ -277,10 +293,11 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
    * What an earlier, killed daemon left in QEMU (userfaultfd, output gate) is
    * adopted, with the output it holds.
    *
+   * @param moving for lib/migrate/migration.ts: the VM is to move, and what this returns says when.
    * @throws ConfigError, UnsupportedHostError, UnsupportedVmError (nothing was touched), InjectError,
    *         RamMappingError, QmpConnectionError
    */
-  static async start(options: PrimaryOptions): Promise<Primary> {
+  static async start(options: PrimaryOptions, moving?: (pageBytes: number) => AfterRound): Promise<Primary> {
     const { key, qmp: qmpPath, signal, logger, ...input } = options;
     const settings = checkPrimarySettings(input);
     signal?.throwIfAborted();
@@ -329,6 +346,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         'attached to the VM',
       );
       const ours = attached.adopted || adopted; // then a stopped VM is one that our own pause left stopped
+      if (moving !== undefined && !running && !ours) throw paused();
       const primary = new Primary({
         settings,
         key,
@@ -347,6 +365,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         log,
         leftStopped: !running && ours,
         operatorPaused: !running && !ours,
+        afterRound: moving?.(backend.mapping.pageSize),
       });
       primary.#listen(signal);
       primary.#dispatch({ type: 'start' });
@@ -505,6 +524,11 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     this.#abortConnect.abort();
     this.#dispatch({ type: 'detach' });
     return await this.ended;
+  }
+
+  /** A migration that has taken too long; one that has stopped the VM already goes on. */
+  giveUp(failure: Failure): void {
+    this.#dispatch({ type: 'give-up', failure });
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -700,6 +724,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       heartbeatIntervalMs: this.#settings.heartbeatIntervalMs,
       heartbeatTimeoutMs: this.#settings.heartbeatTimeoutMs,
       guestClockFollows: followsOnStandby(this.#settings.guestClock, this.#vm),
+      ...(this.#isMigration ? { handOverOnly: true } : {}),
       ...(this.#servers === undefined
         ? {}
         : {
@@ -738,6 +763,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
           term: message.term,
           epoch: message.epoch,
           resumeMs: message.resumeMs,
+          downtimeMs: this.#epochs.stoppedForMs(),
         });
         return;
       case 'takeover-failed':
@@ -806,7 +832,9 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   async #baseRound(first: boolean, resume: boolean): Promise<void> {
     try {
       if (resume) await this.#driver.resume();
-      const round = await this.#engine.baseRound({ first });
+      const startMs = performance.now();
+      const sent = await this.#engine.baseRound({ first });
+      const round = { ...sent, roundMs: performance.now() - startMs };
       this.#log.info({ ...round, first }, 'base sync round');
       this.#dispatch({ type: 'round-done', round });
       this.emit('round', round);
@@ -939,6 +967,12 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     });
   }
 }
+
+/** Stopped by somebody else, and meant to stay so. */
+const paused = (): UnsupportedVmError =>
+  new UnsupportedVmError('the VM is paused; it would run on the destination', {
+    cure: 'Resume it first (QMP cont).',
+  });
 
 const endedError = (outcome: Outcome): HoldfastError =>
   outcomeError(outcome) ?? new CancelledError(`protection ended: ${outcome.kind}`);

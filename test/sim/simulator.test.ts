@@ -46,6 +46,31 @@ describe('simulator', () => {
     }
   });
 
+  it('keeps them in every migration', { timeout: 120_000 }, () => {
+    const endings = new Map<string, number>();
+    const first = only === undefined ? 1 : Number(only);
+    const last = only === undefined ? seeds : first;
+    for (let seed = first; seed <= last; seed += 1) {
+      const result = run(seed, { migrates: true });
+      if (result.violation !== undefined) {
+        expect.fail(`seed ${seed}: ${result.violation}\n${result.trace.join('\n')}`);
+      }
+      endings.set(result.ending, (endings.get(result.ending) ?? 0) + 1);
+    }
+    if (process.env.HOLDFAST_SIM_ENDINGS === '1') console.log(Object.fromEntries(endings));
+    if (only !== undefined || seeds < 500) return;
+    for (const ending of [
+      'switched-over/backup runs',
+      'failed/backup waits',
+      'detached/backup waits',
+      'fenced/backup runs',
+      'vm-lost/backup waits',
+      'vm-lost/backup runs',
+    ]) {
+      expect(endings.get(ending) ?? 0, ending).toBeGreaterThan(0);
+    }
+  });
+
   it('is deterministic', () => {
     expect(run(7).trace).toEqual(run(7).trace);
     expect(run(7).trace).not.toEqual(run(8).trace);
@@ -119,6 +144,30 @@ describe('the simulator notices when', () => {
   it('the maps of the disks forget what is not acknowledged', () => {
     const forgotten = firstViolation(500, { forgetsMarks: true });
     expect(forgotten?.violation).toMatch(/^disk at a commit/);
+  });
+
+  it('a migration is handed over, and its VM runs on here', () => {
+    const twice = firstViolation(100, {
+      migrates: true,
+      tamper: (actions) =>
+        actions.flatMap((action): PrimaryAction[] =>
+          action.type === 'hand-over' ? [action, { type: 'resume' }] : [action],
+        ),
+    });
+    expect(twice?.violation).toMatch(/one active side|has left/);
+  });
+
+  it('the VM of a migration that failed is left stopped', () => {
+    const forgotten = firstViolation(100, {
+      migrates: true,
+      tamper: (actions) =>
+        actions.map((action) =>
+          action.type === 'finish' && action.outcome.kind === 'failed'
+            ? { ...action, release: false }
+            : action,
+        ),
+    });
+    expect(forgotten?.violation).toMatch(/does not run on/);
   });
 
   it('the VM is forgotten in a pause', () => {

@@ -66,7 +66,10 @@ export class TracedPrimary implements Traced {
         retryMs: 1000,
         captureFailuresMax: 3,
         // Enough for the machine's part: two rounds.
-        convergence: (rounds) => rounds.length >= 2,
+        purpose:
+          words.migrate === true
+            ? { kind: 'migrate', afterRound: afterRound(Number(words['rounds-max'] ?? 3)) }
+            : { kind: 'protect', convergence: (rounds) => rounds.length >= 2 },
       },
       {
         term: Number(words.term ?? 1),
@@ -94,6 +97,13 @@ export class TracedPrimary implements Traced {
   }
 }
 
+const afterRound =
+  (roundsMax: number): primary.AfterRound =>
+  (rounds) => {
+    if (rounds.length >= roundsMax) return { code: 'HOLDFAST_E_LIMIT', message: 'not converged' };
+    return rounds.length >= 2 ? 'stop-and-copy' : 'next-round';
+  };
+
 const firstEpoch = [
   'start',
   'connected',
@@ -111,7 +121,8 @@ const primaryEvent = (name: string, words: Words): primary.PrimaryEvent => {
   switch (name) {
     case 'round-done': {
       const pages = Number(words.pages ?? 0);
-      return { type: name, round: { pages, zeroPages: 0, bytes: pages * 4096, scanMs: 1, sendMs: 1 } };
+      const round = { pages, zeroPages: 0, bytes: pages * 4096, roundMs: 2, dirtyPages: 0 };
+      return { type: name, round: { ...round, scanMs: 1, sendMs: 1 } };
     }
     case 'captured':
       return { type: name, epoch, mode: words.mode === 'direct' ? 'direct' : 'staged' };
@@ -123,13 +134,14 @@ const primaryEvent = (name: string, words: Words): primary.PrimaryEvent => {
     case 'connect-failed':
     case 'takeover-failed':
     case 'failed':
+    case 'give-up':
       return { type: name, failure: failure(words) };
     case 'fenced':
       return { type: name, term: Number(words.term), message: 'the backup took over' };
     case 'backup-lost':
       return { type: name, reason: String(words.reason ?? 'silent') };
     case 'took-over':
-      return { type: name, term: Number(words.term), epoch, resumeMs: 5 };
+      return { type: name, term: Number(words.term), epoch, resumeMs: 5, downtimeMs: 9 };
     case 'vm-gone':
       return { type: name, ended: words.ended === true, reason: String(words.reason ?? 'killed') };
     case 'tick':
@@ -202,7 +214,11 @@ export class TracedBackup implements Traced {
       reconnectGraceMs: Number(words['reconnect-grace'] ?? 5000),
     });
     if (words.protected === true) {
-      this.apply('session-requested', { vm: 'vm-a', g: 1 });
+      this.apply('session-requested', {
+        vm: 'vm-a',
+        g: 1,
+        'hand-over-only': words['hand-over-only'] === true,
+      });
       this.apply('prepared', { g: 1 });
       this.apply('committed', { g: 1, epoch: 1 });
     }
@@ -227,6 +243,7 @@ const backupEvent = (name: string, words: Words): backup.BackupEvent => {
         vmId: String(words.vm ?? 'vm-a'),
         term: Number(words.term ?? 1),
         outputHeld: words.held === true,
+        handOverOnly: words['hand-over-only'] === true,
       };
     case 'prepare-failed':
       return { type: name, generation, failure: failure(words) };
@@ -261,6 +278,7 @@ const describeBackup = (state: backup.BackupState): string => {
     term: state.vm?.term,
     checkpoint: state.checkpoint && `g${state.checkpoint.generation}/${state.checkpoint.epoch}`,
     receiving: state.receiving && `g${state.receiving}`,
+    handOverOnly: state.handOverOnly,
   });
   const failed = state.phase.name === 'ended' && state.phase.failure !== undefined ? ' (failed)' : '';
   return `${state.phase.name}${failed}${flags === '' ? '' : ` [${flags}]`}`;

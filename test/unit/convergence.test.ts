@@ -3,7 +3,10 @@ import { CaptureModeChooser } from '../../lib/primary/capture-mode.js';
 import { fixedConvergence, type RoundStats } from '../../lib/primary/convergence.js';
 
 const rounds = (...pages: number[]): RoundStats[] =>
-  pages.map((each) => ({ pages: each, zeroPages: 0, bytes: each * 4096, scanMs: 1, sendMs: 1 }));
+  pages.map((each) => ({
+    ...{ pages: each, zeroPages: 0, bytes: each * 4096 },
+    ...{ roundMs: 2, dirtyPages: 0, scanMs: 1, sendMs: 1 },
+  }));
 
 describe('base sync convergence', () => {
   const enough = fixedConvergence({ pagesSmall: 1_000, roundsMax: 6 });

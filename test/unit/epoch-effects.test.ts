@@ -22,7 +22,10 @@ const captured: CaptureResult = {
 
 const sendingState = (epoch: number): PrimaryState => ({
   ...initialState(
-    { onBackupLost: 'hold', retryMs: 1, captureFailuresMax: 3, convergence: () => true },
+    {
+      ...{ onBackupLost: 'hold', retryMs: 1, captureFailuresMax: 3 },
+      purpose: { kind: 'protect', convergence: () => true },
+    },
     { term: 1, hasDisks: false, gateAdopted: false, operatorPaused: false, vmStopped: false },
   ),
   epoch,
@@ -148,6 +151,7 @@ const stage = (
     },
     lostOnBulk: (_error, context) => lost.push(context),
     onReport: (report) => reports.push(report),
+    onFinal: () => {},
   };
   const effects = new EpochEffects(options);
   const epoch = async (number: number): Promise<void> => {

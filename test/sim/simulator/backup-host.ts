@@ -13,7 +13,12 @@ import type { Connection } from './network.js';
 import { type Committed, Violation, type World } from './world.js';
 
 export type ControlMessage =
-  | { readonly type: 'session'; readonly outputHeld: boolean; readonly term: number }
+  | {
+      readonly type: 'session';
+      readonly outputHeld: boolean;
+      readonly handOverOnly: boolean;
+      readonly term: number;
+    }
   | {
       readonly type: 'session-ready';
       readonly accept: (bulk: Connection<BulkMessage>) => boolean;
@@ -138,7 +143,7 @@ export class BackupHost {
         session.heart?.heard();
         this.#onMessage(session, message);
       } else if (message.type === 'session') {
-        session = this.#beginSession(control, message.outputHeld, message.term);
+        session = this.#beginSession(control, message);
       }
     };
     control.onClosed.backup = () => {
@@ -160,7 +165,10 @@ export class BackupHost {
     });
   }
 
-  #beginSession(control: Connection<ControlMessage>, outputHeld: boolean, term: number): Session {
+  #beginSession(
+    control: Connection<ControlMessage>,
+    { outputHeld, handOverOnly, term }: Extract<ControlMessage, { type: 'session' }>,
+  ): Session {
     const generation = this.#nextGeneration++;
     const session: Session = {
       generation,
@@ -183,7 +191,7 @@ export class BackupHost {
       } else if (this.#runsVmInTerm !== undefined && this.#runsVmInTerm >= term) {
         this.#refuse(session, true, this.#runsVmInTerm);
       } else {
-        this.dispatch({ type: 'session-requested', generation, vmId: 'vm', term, outputHeld });
+        this.dispatch({ type: 'session-requested', generation, vmId: 'vm', term, outputHeld, handOverOnly });
       }
     });
     return session;

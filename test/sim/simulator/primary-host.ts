@@ -22,6 +22,8 @@ export interface PrimaryOptions {
   readonly onBackupLost: 'hold' | 'release';
   readonly pacing: 'fixed' | 'load' | 'assumed';
   readonly disks: boolean;
+  /** The VM is to move, not to be protected. */
+  readonly migrates: boolean;
   /** For proving that the rules are checked: the maps forget what was written, acknowledged or not. */
   readonly forgetsMarks?: boolean | undefined;
   /** For proving that the rules are checked: the pages of a capture that failed count as sent. */
@@ -100,7 +102,9 @@ export class PrimaryHost {
         onBackupLost: options.onBackupLost,
         retryMs: RETRY_MS,
         captureFailuresMax: 3,
-        convergence: (rounds) => rounds.length >= 2,
+        purpose: options.migrates
+          ? { kind: 'migrate', afterRound: (rounds) => (rounds.length >= 2 ? 'stop-and-copy' : 'next-round') }
+          : { kind: 'protect', convergence: (rounds) => rounds.length >= 2 },
       },
       {
         term: 1,
@@ -361,7 +365,12 @@ export class PrimaryHost {
         }
       };
       backup.accept(control);
-      control.send('primary', { type: 'session', outputHeld: outputHeld && this.qemu.gate, term });
+      control.send('primary', {
+        type: 'session',
+        outputHeld: outputHeld && this.qemu.gate,
+        handOverOnly: this.#options.migrates,
+        term,
+      });
       this.#after(400, () => giveUp('no answer'));
     });
   }
@@ -392,7 +401,7 @@ export class PrimaryHost {
         if (message.type === 'round-ok') {
           this.dispatch({
             type: 'round-done',
-            round: { pages: 10, zeroPages: 0, bytes: 1, scanMs: 1, sendMs: 1 },
+            round: { pages: 10, zeroPages: 0, bytes: 1, roundMs: 2, dirtyPages: 1, scanMs: 1, sendMs: 1 },
           });
         } else if (message.type === 'ack' && this.#sending?.epoch === message.epoch) {
           this.#complete = this.#sending.sent;
@@ -506,7 +515,8 @@ export class PrimaryHost {
     control.onMessage.primary = (message) => {
       heart.heard();
       if (message.type === 'took-over') {
-        this.dispatch({ type: 'took-over', term: message.term, epoch: message.epoch, resumeMs: 5 });
+        const { term, epoch } = message;
+        this.dispatch({ type: 'took-over', term, epoch, resumeMs: 5, downtimeMs: 9 });
       } else if (message.type === 'takeover-failed') {
         this.dispatch({ type: 'takeover-failed', failure: { code: 'HOLDFAST_E_STATE_LOAD', message: 'no' } });
       } else if (message.type === 'session-refused' && message.fenced) {
@@ -642,7 +652,8 @@ export class PrimaryHost {
   #enterLoss(action: Extract<PrimaryAction, { type: 'enter-loss' }>): void {
     const { qemu, life } = this;
     this.#disarm();
-    if (action.openGate) this.world.granted = true; // the operator's policy
+    // The operator's policy; a migration that was not handed over needs none.
+    if (action.openGate && !this.#options.migrates) this.world.granted = true;
     this.#control?.send('primary', { type: action.openGate ? 'detach' : 'reconnecting' });
     this.#disconnect();
     this.#captured = undefined;
@@ -687,7 +698,8 @@ export class PrimaryHost {
     const { qemu, life } = this;
     this.#disarm();
     if (kind === 'detached' || (kind === 'failed' && release)) {
-      this.world.granted = true; // the operator's word, or policy
+      // The operator's word, or policy. A migration is theirs to end, unless it may be over.
+      if (!this.#options.migrates || this.state.mustHold) this.world.granted = true;
       this.#control?.send('primary', { type: 'detach' });
     }
     if (kind === 'vm-lost') this.#control?.send('primary', { type: 'vm-lost' });

@@ -15,6 +15,8 @@ export interface RunOptions {
   readonly forgets?: boolean;
   readonly forgetsMarks?: boolean;
   readonly waitsForDisks?: boolean;
+  /** The VM is to move, not to be protected. */
+  readonly migrates?: boolean;
 }
 
 export interface RunResult {
@@ -41,7 +43,22 @@ const FAULTS = [
   'takeover',
   'reset',
 ] as const;
-type Fault = (typeof FAULTS)[number];
+/** `takeover` not: an operator's word while the VM lives here is no part of it. */
+const MIGRATION_FAULTS = [
+  'kill-primary',
+  'kill-qemu',
+  'power-loss',
+  'kill-backup',
+  'backup-disk',
+  'cut-to-backup',
+  'cut-to-primary',
+  'cut-both',
+  'operator-pause',
+  'detach',
+  'give-up',
+  'reset',
+] as const;
+type Fault = (typeof FAULTS)[number] | (typeof MIGRATION_FAULTS)[number];
 
 const TROUBLE_MS = 1_000;
 const MENDED_MS = 3_000;
@@ -70,6 +87,7 @@ class Simulation {
   readonly #connectionGraceMs: number;
   readonly #pacing: 'fixed' | 'load' | 'assumed';
   readonly #disks: boolean;
+  readonly #migrates: boolean;
   #primary: PrimaryHost;
   #backup: BackupHost | undefined;
   #generations = 1;
@@ -86,6 +104,7 @@ class Simulation {
     this.#connectionGraceMs = chance.oneIn(2) ? 0 : 250;
     this.#pacing = chance.pick(['fixed', 'load', 'assumed']);
     this.#disks = chance.oneIn(2);
+    this.#migrates = options.migrates ?? false;
     this.#qemu = new Qemu(this.world);
     this.#backup = this.#newBackup();
     this.#primary = this.#newPrimary(false);
@@ -96,8 +115,8 @@ class Simulation {
     const { clock, chance } = world;
     const faults = Math.floor(chance.between(0, 5));
     for (let index = 0; index < faults; index += 1) {
-      const fault = chance.pick(FAULTS);
-      clock.at(chance.between(60, TROUBLE_MS), () => this.#strike(fault));
+      const fault: Fault = chance.pick<Fault>(this.#migrates ? MIGRATION_FAULTS : FAULTS);
+      clock.at(this.#troubleAtMs(), () => this.#strike(fault));
     }
     clock.runUntil(TROUBLE_MS);
     world.log('world', 'mended from here on');
@@ -107,7 +126,8 @@ class Simulation {
     let nowMs = MENDED_MS;
     for (let attempt = 0; attempt < OPERATOR_ATTEMPTS; attempt += 1) {
       const waits = this.#backup?.state.phase.name;
-      if (waits === 'grace' || waits === 'ended') this.#backup?.operatorTakesOver();
+      const isAsked = (waits === 'grace' && !this.#runsOnHere()) || waits === 'ended';
+      if (isAsked) this.#backup?.operatorTakesOver();
       nowMs += 50;
       clock.runUntil(nowMs);
     }
@@ -118,10 +138,22 @@ class Simulation {
     this.#judge(world.leftCount - leftBefore);
   }
 
+  /** A migration is over soon, and its last moments are what matters. */
+  #troubleAtMs(): number {
+    const { chance } = this.world;
+    return this.#migrates ? chance.between(1, 160) : chance.between(60, TROUBLE_MS);
+  }
+
   ending(): string {
     const { phase } = this.#primary.state;
     const primary = phase.name === 'ended' ? phase.outcome.kind : phase.name;
     return `${this.#primary.life.alive ? primary : 'dead'}/${this.world.takenOver === undefined ? 'backup waits' : 'backup runs'}`;
+  }
+
+  /** A migration's checkpoint is run by nobody while the VM lives here, or where it ran past it. */
+  #runsOnHere(): boolean {
+    const { lastCommit, lastLeft } = this.world;
+    return this.#migrates && (this.#qemu.alive || lastLeft > (lastCommit?.sent ?? 0));
   }
 
   #newBackup(): BackupHost {
@@ -146,6 +178,7 @@ class Simulation {
       onBackupLost: this.#onBackupLost,
       pacing: this.#pacing,
       disks: this.#disks,
+      migrates: this.#migrates,
       forgetsMarks: this.#options.forgetsMarks,
       forgets: this.#options.forgets,
       tamper: this.#options.tamper,
@@ -205,6 +238,12 @@ class Simulation {
       case 'takeover':
         this.#backup?.operatorTakesOver();
         return;
+      case 'give-up':
+        this.#primary.dispatch({
+          type: 'give-up',
+          failure: { code: 'HOLDFAST_E_LIMIT', message: 'time is up' },
+        });
+        return;
       case 'reset':
         this.#primary.dispatch({ type: 'vm-reset' });
         return;
@@ -250,6 +289,10 @@ class Simulation {
       if (!world.granted && this.#qemu.alive && leftLately > 0) world.violated('both sides release output');
       return;
     }
+    if (this.#migrates && phase.name === 'ended' && phase.outcome.kind === 'failed') {
+      if (this.#qemu.alive && this.#primary.life.alive) this.#judgeStayed(leftLately);
+      return;
+    }
     if (this.#qemu.alive && this.#primary.life.alive) {
       const { name } = phase;
       if (name === 'ended' && phase.outcome.kind !== 'detached') {
@@ -265,6 +308,16 @@ class Simulation {
       }
       return;
     }
-    if (world.lastCommit !== undefined) world.violated('the primary is gone, and its checkpoint is not run');
+    if (world.lastCommit !== undefined && !this.#runsOnHere()) {
+      world.violated('the primary is gone, and its checkpoint is not run');
+    }
+  }
+
+  /** A migration that failed: the VM runs on, unless it may have been handed over, or somebody paused it. */
+  #judgeStayed(leftLately: number): void {
+    const { mustHold, operatorPaused } = this.#primary.state;
+    if (leftLately === 0 && !mustHold && !operatorPaused) {
+      this.world.violated('the migration failed, and the VM does not run on');
+    }
   }
 }

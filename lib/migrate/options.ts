@@ -1,0 +1,73 @@
+/** Options of a migration, with their defaults and limits in one place. */
+import { z } from 'zod';
+import {
+  checkHeartbeat,
+  checkSettings,
+  hostPort,
+  type PrimarySettings,
+  primarySettings,
+} from '../primary/options.js';
+import { migrationLimit } from './migration-limit.js';
+import { migrationPolicyNames } from './policies.js';
+
+const shared = primarySettings.pick({
+  runDir: true,
+  deviceState: true,
+  sender: true,
+  streams: true,
+  verify: true,
+  guestClock: true,
+  heartbeatIntervalMs: true,
+  retryMs: true,
+  connectTimeoutMs: true,
+  diskDir: true,
+  ringMiB: true,
+  moveDisks: true,
+  replace: true,
+});
+
+export const migrationSettings = shared.extend({
+  /** Name in status output and of the admin socket. */
+  name: primarySettings.shape.name.unwrap().default('migration'),
+  /** Where a `holdfast backup` waits for the VM. */
+  to: hostPort,
+  /** When to stop the VM and move it. */
+  policy: z.enum(migrationPolicyNames).default('auto'),
+  /** What the policies aim at: from the VM's stop here until it runs there. */
+  downtimeMs: z.number().min(1).max(600_000).default(300),
+  /** A migration that has not converged by then is given up. */
+  roundsMax: z.number().int().min(1).max(10_000).default(migrationLimit.roundsMax),
+  timeMaxMs: z.number().min(1_000).max(86_400_000).default(600_000),
+  /** Longer than a primary's: rounds fill the link, and before the hand-over a loss costs nobody anything. */
+  heartbeatTimeoutMs: primarySettings.shape.heartbeatTimeoutMs.unwrap().default(2_000),
+  /** Limit of the one transfer for which the VM stands still. */
+  ackTimeoutMs: primarySettings.shape.ackTimeoutMs.unwrap().default(60_000),
+});
+
+export type MigrationSettings = z.output<typeof migrationSettings>;
+export type MigrationSettingsInput = z.input<typeof migrationSettings>;
+
+/** @throws ConfigError */
+export const checkMigrationSettings = (value: unknown): MigrationSettings => {
+  const settings = checkSettings(migrationSettings, value, 'migration settings');
+  checkHeartbeat(settings, 'migration settings');
+  return settings;
+};
+
+/** A migration's settings as those of the session that it is. */
+export const asPrimarySettings = ({
+  to,
+  policy: _policy,
+  downtimeMs: _downtimeMs,
+  roundsMax: _roundsMax,
+  timeMaxMs: _timeMaxMs,
+  ...settings
+}: MigrationSettings): Partial<PrimarySettings> & { readonly backup: string } => ({
+  ...settings,
+  backup: to,
+  // The VM stands still until all of it is there: nothing is to be staged, and nothing to be held.
+  captureMode: 'direct',
+  speculate: 'off',
+  gate: 'none',
+  onBackupLost: 'hold',
+});

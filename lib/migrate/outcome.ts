@@ -1,0 +1,74 @@
+/** How a migration ended, for a person and as an error. */
+import { type HoldfastError, toHoldfastError, VmGoneError } from '../errors.js';
+import type { FinalEpoch } from '../primary/epoch-report.js';
+import type { Failure, Outcome } from '../primary/machine.js';
+import { describeOutcome, outcomeError } from '../primary/outcome.js';
+import { bytesText, timeText } from './words.js';
+
+export type MigrationOutcome =
+  | {
+      readonly kind: 'moved';
+      readonly term: number;
+      /** From the beginning, with the checks and the disks, until the VM was known to run over there. */
+      readonly totalMs: number;
+      /** By this host's clock alone: from the VM's stop until it was heard that it runs over there. */
+      readonly downtimeMs: number;
+      /** Of it, over there: from the decision until the VM ran. */
+      readonly resumeMs: number;
+      readonly rounds: number;
+      /** Of memory and device state, on the wire. */
+      readonly bytes: number;
+      readonly diskBytes: number;
+      /** What was sent while the VM stood still. */
+      readonly final: FinalEpoch | undefined;
+    }
+  | {
+      readonly kind: 'stayed';
+      readonly failure: Failure;
+      /** False: left stopped, because it may run over there. */
+      readonly vmRuns: boolean;
+    }
+  | Extract<Outcome, { kind: 'vm-ended' | 'vm-lost' | 'fenced' }>;
+
+/** One line for a person. */
+export const describeMigration = (outcome: MigrationOutcome): string => {
+  switch (outcome.kind) {
+    case 'moved': {
+      const { term, totalMs, downtimeMs, rounds, bytes, diskBytes } = outcome;
+      const disks = diskBytes === 0 ? '' : ` and ${bytesText(diskBytes)} of disks`;
+      const many = rounds === 1 ? 'one round' : `${rounds} rounds`;
+      return `moved: the VM runs over there (term ${term}); it stood still for ${timeText(downtimeMs)}; ${timeText(totalMs)} in all, ${many}, ${bytesText(bytes)}${disks}`;
+    }
+    case 'stayed':
+      return outcome.vmRuns
+        ? `${outcome.failure.message}; the VM runs on here`
+        : `${outcome.failure.message}; the VM is left stopped here, for it may run over there`;
+    case 'vm-ended':
+      return describeOutcome(outcome);
+    case 'vm-lost':
+      return `QEMU was lost: ${outcome.reason}`;
+    case 'fenced':
+      return `the VM runs on the destination: ${outcome.message}; the one here is stopped`;
+  }
+};
+
+const STOPPED_CURE =
+  'The same command, when the destination can be reached, asks it and goes on. If you know that the VM does not run there: QMP cont.';
+
+/** The error an outcome stands for. */
+export const migrationError = (outcome: Exclude<MigrationOutcome, { kind: 'moved' }>): HoldfastError => {
+  const message = describeMigration(outcome);
+  switch (outcome.kind) {
+    case 'stayed': {
+      const { code, cure } = outcome.failure;
+      return toHoldfastError(
+        Object.assign(new Error(message), { code, cure: outcome.vmRuns ? cure : STOPPED_CURE }),
+      );
+    }
+    case 'vm-ended':
+    case 'vm-lost':
+      return new VmGoneError(message);
+    case 'fenced':
+      return outcomeError(outcome)!;
+  }
+};
