@@ -3,6 +3,7 @@
  *
  *   Primary   protects a running VM onto a backup     (docs/embedding.md)
  *   Backup    keeps its checkpoints, and takes over
+ *   Migration moves a running VM to where a Backup waits  (docs/migration.md)
  *
  *   openSender, openReceiver   move pages of a file between processes (docs/transfer.md)
  */
@@ -78,6 +79,21 @@ export {
   VmGoneError,
 } from './errors.js';
 export type { Logger } from './log.js';
+// Migration
+export { Migration, type MigrationOptions, type MigrationProgress, migrate } from './migrate/migration.js';
+export {
+  checkMigrationSettings,
+  type MigrationSettings,
+  type MigrationSettingsInput,
+  migrationSettings,
+} from './migrate/options.js';
+export { describeMigration, type MigrationOutcome, migrationError } from './migrate/outcome.js';
+export type {
+  MigrationDecision,
+  MigrationLimits,
+  MigrationPolicy,
+  MigrationRound,
+} from './migrate/policy.js';
 export { type KernelProbe, type NativeBinding, native, type RamMapping } from './native.js';
 // Packet relays
 export type { GateStats, OutputGate } from './output/gate.js';
@@ -87,7 +103,13 @@ export type { RoundStats } from './primary/convergence.js';
 export type { CopyProgress } from './primary/copy-progress.js';
 export type { DiskPlan } from './primary/disk-plan.js';
 export type { DisksCopied, PrimaryDiskStatus } from './primary/disks.js';
-export type { Distribution, EpochReport, EpochSummary, MeasuredPart } from './primary/epoch-report.js';
+export type {
+  Distribution,
+  EpochReport,
+  EpochSummary,
+  FinalEpoch,
+  MeasuredPart,
+} from './primary/epoch-report.js';
 export type {
   BackupLostPolicy,
   CaptureMode,

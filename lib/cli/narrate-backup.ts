@@ -107,8 +107,12 @@ const phaseText = (status: BackupStatus, settings: BackupSettings): string | und
     case 'syncing':
       return `receiving ${status.disks === undefined ? '' : 'disks and '}RAM while the VM runs`;
     case 'protecting':
+      if (status.handOverOnly) return `all of ${vm} is here; it runs when it is handed over`;
       return `protecting ${vm} since epoch ${status.committedEpoch}, term ${status.term}`;
     case 'grace':
+      if (status.handOverOnly) {
+        return `the source of a migration is lost: ${status.reason}; it did not hand the VM over, so it may run there. Only if you know that it doesn't: holdfast takeover ${status.name} --run-dir ${settings.runDir}`;
+      }
       return settings.takeover === 'manual'
         ? `primary lost: ${status.reason}; to run the VM here: holdfast takeover ${status.name} --run-dir ${settings.runDir}`
         : `primary lost: ${status.reason}; it may come back for a moment`;

@@ -1,21 +1,16 @@
 /** What a primary is doing, told as it happens; and its live line. */
 import type { HoldfastError } from '../errors.js';
-import type { CopyProgress } from '../primary/copy-progress.js';
-import type { DiskPlan } from '../primary/disk-plan.js';
-import type { DisksCopied } from '../primary/disks.js';
 import type { EpochReport } from '../primary/epoch-report.js';
 import type { PrimarySettings } from '../primary/options.js';
 import type { Primary, PrimaryStatus } from '../primary/primary.js';
 import { SampleWindow } from '../stats.js';
 import type { CommandConsole } from './console.js';
-import { copyText } from './render-disks.js';
+import { DiskNarration } from './narrate-disks.js';
 import { sizeText } from './values.js';
 
 const LIVE_EVERY_MS = 250;
 /** Epochs that the live line speaks of; few, so that sorting them costs the epoch loop nothing. */
 const LIVE_EPOCHS = 100;
-/** Where there is no live line, how far the copy of the disks is gets told this often. */
-const COPY_TOLD_EVERY_MS = 10_000;
 
 /** Tells until the returned function is called. */
 export const narratePrimary = (
@@ -26,15 +21,14 @@ export const narratePrimary = (
   let rounds = 0;
   let announced = false;
   let told = '';
-  let copy: CopyProgress | undefined;
-  let copyToldMs = 0;
+  const disks = new DiskNarration(console);
   const live = new LiveLine();
 
   const onPhase = (status: PrimaryStatus): void => {
     if (status.phase === 'protected' || status.phase === 'ended') return; // told by what follows
     announced = false;
     rounds = 0;
-    copy = undefined;
+    disks.reset();
     live.reset();
     console.live('');
     // One attempt after the other to reach a lost backup is one story, told again when the reason changes.
@@ -47,32 +41,6 @@ export const narratePrimary = (
       term: status.term,
       epoch: status.epoch,
       ...(status.reason === undefined ? {} : { reason: status.reason }),
-    });
-  };
-  const onDiskPlan = (plans: readonly DiskPlan[]): void => {
-    for (const { id, what, reason, changedBytesMax } of plans) {
-      const text =
-        changedBytesMax === undefined
-          ? `all of it, for ${reason}`
-          : `what has changed, at most ${sizeText(changedBytesMax)}`;
-      console.tell(`  disk ${id}: ${text}`, { event: 'disk-plan', disk: id, what, reason, changedBytesMax });
-    }
-  };
-  const onDiskCopy = (progress: CopyProgress): void => {
-    const nowMs = performance.now();
-    if (copy === undefined) copyToldMs = nowMs;
-    copy = progress;
-    if (console.isLive || nowMs - copyToldMs < COPY_TOLD_EVERY_MS) return;
-    copyToldMs = nowMs;
-    console.tell(`  disks: ${copyText(progress)}`, { event: 'disk-copy', ...progress });
-  };
-  const onDisksCopied = (copied: DisksCopied): void => {
-    copy = undefined;
-    console.live('');
-    const holes = copied.holeBytes === 0 ? '' : `, ${sizeText(copied.holeBytes)} of holes`;
-    console.tell(`  disks: ${sizeText(copied.bytes)} sent${holes}, ${copied.millis.toFixed(0)} ms`, {
-      event: 'disks-copied',
-      ...copied,
     });
   };
   const onWarning = (error: HoldfastError): void =>
@@ -100,24 +68,21 @@ export const narratePrimary = (
     );
   };
   primary.on('phase', onPhase);
-  primary.on('disk-plan', onDiskPlan);
-  primary.on('disk-copy', onDiskCopy);
-  primary.on('disks-copied', onDisksCopied);
+  primary.on('disk-plan', disks.onPlan);
+  primary.on('disk-copy', disks.onCopy);
+  primary.on('disks-copied', disks.onCopied);
   primary.on('warning', onWarning);
   primary.on('round', onRound);
   primary.on('epoch', onEpoch);
-  const timer = setInterval(
-    () => console.live(copy === undefined ? live.text() : `copying disks: ${copyText(copy)}`),
-    LIVE_EVERY_MS,
-  );
+  const timer = setInterval(() => console.live(disks.live() ?? live.text()), LIVE_EVERY_MS);
   onPhase(primary.status());
   return () => {
     clearInterval(timer);
     console.live('');
     primary.off('phase', onPhase);
-    primary.off('disk-plan', onDiskPlan);
-    primary.off('disk-copy', onDiskCopy);
-    primary.off('disks-copied', onDisksCopied);
+    primary.off('disk-plan', disks.onPlan);
+    primary.off('disk-copy', disks.onCopy);
+    primary.off('disks-copied', disks.onCopied);
     primary.off('warning', onWarning);
     primary.off('round', onRound);
     primary.off('epoch', onEpoch);

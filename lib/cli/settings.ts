@@ -23,7 +23,7 @@ import {
   switchText,
 } from './values.js';
 
-const daemonKeys = {
+export const daemonKeys = {
   /** File with the pre-shared key. */
   keyFile: z.string().min(1),
   logLevel: z.enum(logLevels).default('warn'),
@@ -43,7 +43,7 @@ export type PrimaryCommandSettings = z.output<typeof primaryCommandSettings>;
 export const backupCommandSettings = backupSettings.extend(daemonKeys);
 export type BackupCommandSettings = z.output<typeof backupCommandSettings>;
 
-interface Flag {
+export interface Flag {
   readonly flag: string;
   readonly help: string;
   /** Flag's text to the setting's value; default: the text. */

@@ -81,12 +81,13 @@ const overTmpfs = ({ dir, sizeMb, image }: SmallTmpfs, command: readonly string[
 const startDaemon = async (
   lab: Lab,
   host: HostName,
-  command: 'primary' | 'backup',
+  command: 'primary' | 'backup' | 'migrate',
   args: readonly string[],
   tmpfs?: SmallTmpfs,
 ): Promise<JsonProcess> => {
   const common = [
-    ...['--key-file', keyFileOf(lab), '--run-dir', runDirOf(lab, host), '--ram-dir', lab.sharedMemoryDir],
+    ...['--key-file', keyFileOf(lab), '--run-dir', runDirOf(lab, host)],
+    ...(command === 'migrate' ? [] : ['--ram-dir', lab.sharedMemoryDir]),
     ...['--json', '--log-level', 'info'],
   ];
   // `args` come last: they override what the lab says, and may end in `-- qemu …`.
@@ -124,6 +125,23 @@ export const startPrimary = async (
 ): Promise<JsonProcess> => {
   const { host, backup, vm, args = [], tmpfs } = options;
   return await startDaemon(lab, host, 'primary', ['--backup', backupAddress(backup), ...args, ...vm], tmpfs);
+};
+
+/**
+ * `holdfast migrate` of a VM on `host`; settles when the process has started. `args` override the lab's own
+ * settings.
+ */
+export const startMigration = async (
+  lab: Lab,
+  options: {
+    readonly host: HostName;
+    readonly to: BackupHost;
+    readonly qmpPath: string;
+    readonly args?: readonly string[];
+  },
+): Promise<JsonProcess> => {
+  const { host, to, qmpPath, args = [] } = options;
+  return await startDaemon(lab, host, 'migrate', ['--to', backupAddress(to), '--qmp', qmpPath, ...args]);
 };
 
 const statusOf = async (runDir: string, name: string): Promise<unknown> =>

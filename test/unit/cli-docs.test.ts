@@ -3,6 +3,7 @@ import { execFile } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
+import { migrateFlags } from '../../lib/cli/migrate-settings.js';
 import {
   backupCommandSettings,
   backupFlags,
@@ -50,8 +51,8 @@ describe('docs/operations.md', () => {
   });
 
   it('names only flags that exist', async () => {
-    const flags = [...Object.values(primaryFlags), ...Object.values(backupFlags)].map(
-      ({ flag }) => flag.split(' ')[0],
+    const flags = [primaryFlags, backupFlags, migrateFlags].flatMap((table) =>
+      Object.values(table).map(({ flag }) => flag.split(' ')[0]),
     );
     const known = new Set([...flags, '--config', '--json', '--help', '--watch']);
     const named = (await read('operations.md')).match(/(?<=[\s`(])--[a-z][a-z-]+/g) ?? [];

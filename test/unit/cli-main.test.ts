@@ -62,7 +62,7 @@ const primaryStatus = (phase: string) => ({
 const backupStatus = { role: 'backup', name: 'b', phase: 'idle', listen: ':1', term: 0, committedEpoch: 0 };
 
 describe('help', () => {
-  it.each(['doctor', 'backup', 'primary', 'relay', 'status', 'switchover', 'detach', 'takeover'])(
+  it.each(['doctor', 'backup', 'primary', 'relay', 'status', 'switchover', 'migrate', 'detach', 'takeover'])(
     'of %s teaches: what, examples, exit codes',
     async (command) => {
       const { code, stdout, stderr } = await holdfast(command, '--help');
@@ -84,6 +84,7 @@ describe('help', () => {
       'relay',
       'status',
       'switchover',
+      'migrate',
       'detach',
       'takeover',
     ]) {
@@ -114,6 +115,12 @@ describe('usage errors exit with 2', () => {
       'heartbeatTimeoutMs: ',
     ],
     [['primary', '--backup', 'b:1', '--key-file', '/nonexistent', '--qmp', 'q'], 'key-file: '],
+    [['migrate', '--to', 'b:1', '--key-file', 'k'], 'which VM?'],
+    [['migrate', '--to', 'b:1', '--key-file', 'k', '--qmp', 'q', '--policy', 'soon'], '--policy: '],
+    [
+      ['migrate', '--to', 'b:1', '--key-file', 'k', '--vm', 'none', '--run-dir', '/nonexistent'],
+      'no VM that',
+    ],
     [['backup', '--listen', 'b:70000', '--key-file', 'k'], '--listen: port is over 65535'],
     [['status', 'a', 'b'], 'too many arguments'],
   ])('%j', async (argv, message) => {

@@ -1,0 +1,63 @@
+/** Settings and flags of `holdfast migrate`: those of a primary that a move has use for, and its own. */
+import { z } from 'zod';
+import { migrationSettings } from '../migrate/options.js';
+import { migrationPolicyNames } from '../migrate/policies.js';
+import { daemonKeys, type Flag, primaryFlags } from './settings.js';
+import { durationText, parseDurationMs, parseInteger } from './values.js';
+
+export const migrateCommandSettings = migrationSettings.extend({
+  ...daemonKeys,
+  /** QMP socket of the VM. */
+  qmp: z.string().min(1).optional(),
+  /** Name under which Holdfast launched it. */
+  vm: z.string().min(1).optional(),
+});
+export type MigrateCommandSettings = z.output<typeof migrateCommandSettings>;
+
+const duration = { parse: parseDurationMs, show: durationText } as const;
+
+export const migrateFlags = {
+  to: { flag: '--to <host:port>', help: 'where a `holdfast backup` waits for the VM (required)' },
+  keyFile: primaryFlags.keyFile,
+  qmp: { flag: '--qmp <socket>', help: 'QMP socket of the VM' },
+  vm: { flag: '--vm <name>', help: 'instead: the VM that Holdfast launched under this name' },
+  name: primaryFlags.name,
+  policy: {
+    flag: '--policy <policy>',
+    help: `when the VM is stopped and moved: ${migrationPolicyNames.join(', ')}`,
+  },
+  downtimeMs: {
+    flag: '--downtime <duration>',
+    help: 'what the policies aim at, from the stop here until the VM runs there',
+    ...duration,
+  },
+  roundsMax: {
+    flag: '--rounds-max <n>',
+    help: 'the migration is given up if it has not converged by then',
+    parse: parseInteger,
+  },
+  timeMaxMs: { flag: '--time-max <duration>', help: 'the same, as a time', ...duration },
+  sender: primaryFlags.sender,
+  streams: primaryFlags.streams,
+  verify: primaryFlags.verify,
+  deviceState: primaryFlags.deviceState,
+  guestClock: {
+    flag: '--guest-clock <how>',
+    help: "follow: the guest's clock makes up for the downtime; qemu: it loses it",
+  },
+  heartbeatIntervalMs: primaryFlags.heartbeatIntervalMs,
+  heartbeatTimeoutMs: primaryFlags.heartbeatTimeoutMs,
+  retryMs: primaryFlags.retryMs,
+  ackTimeoutMs: {
+    flag: '--ack-timeout <duration>',
+    help: 'limit of the last transfer, for which the VM stands still; over it the migration fails',
+    ...duration,
+  },
+  connectTimeoutMs: primaryFlags.connectTimeoutMs,
+  moveDisks: primaryFlags.moveDisks,
+  diskDir: primaryFlags.diskDir,
+  ringMiB: { ...primaryFlags.ringMiB, help: 'log of each disk that is moved to a server (--move-disks)' },
+  replace: primaryFlags.replace,
+  runDir: primaryFlags.runDir,
+  logLevel: primaryFlags.logLevel,
+} as const satisfies Record<keyof MigrateCommandSettings, Flag>;

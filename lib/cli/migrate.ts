@@ -1,0 +1,149 @@
+/** `holdfast migrate`: moves a running VM to another host. */
+import { join } from 'node:path';
+import type { Command } from 'commander';
+import { viewDaemons } from '../admin/client.js';
+import { AdminServer } from '../admin/server.js';
+import { ConfigError, NotProtectedError } from '../errors.js';
+import type { Migration } from '../migrate/migration.js';
+import { checkMigrationSettings } from '../migrate/options.js';
+import { describeMigration, type MigrationOutcome, migrationError } from '../migrate/outcome.js';
+import { jsonOption, loadDataPlane, loadKey, onStopSignals, teach, usageExitCode } from './command.js';
+import { CommandConsole } from './console.js';
+import { LaunchedVm } from './launched-vm.js';
+import { makeLogger } from './logger.js';
+import { type MigrateCommandSettings, migrateCommandSettings, migrateFlags } from './migrate-settings.js';
+import { narrateMigration } from './narrate-migration.js';
+import type { Finish } from './program.js';
+import { addFlags, gatherSettings } from './settings.js';
+
+export const addMigrateCommand = (program: Command, finish: Finish): void => {
+  const command = program
+    .command('migrate')
+    .summary('move a running VM to another host')
+    .description(
+      'Moves a running VM to a host where a `holdfast backup` waits: its disks and memory are sent while it runs, ' +
+        'in rounds, until the policy stops it; what is left is sent, it goes on over there, and the QEMU here ends. ' +
+        'Nothing is lost, connections stay, and it runs on one side only, whatever fails. SIGINT or SIGTERM gives ' +
+        'up: the VM runs on here. A second SIGINT ends this process at once.',
+    )
+    .usage('--to HOST:PORT --key-file FILE (--qmp SOCKET | --vm NAME) [options]');
+  addFlags(command, migrateFlags, migrateCommandSettings);
+  command.addOption(jsonOption());
+  command.action(async (flags: Record<string, unknown>) => {
+    const settings = await gatherSettings(migrateCommandSettings, migrateFlags, flags);
+    await migrate(settings, flags.json === true);
+    finish(0);
+  });
+  teach(command, {
+    notes: `
+Policies, asked after each round:
+  fixed  stops the VM only when what is left fits --downtime. A guest that writes
+         faster than the link carries never gets there: given up at --rounds-max
+         or --time-max, exit code 7
+  mp     as fixed, but a guest whose rounds no longer shrink is stopped early: a
+         longer downtime ends what would not end
+  auto   weighs both by the measured write rate and link
+
+Durations are 25, 25ms, 2s, 1m. A config file holds the same settings in
+camelCase (to, keyFile, qmp, downtimeMs, timeMaxMs, …; times in ms). A running VM
+must keep its RAM in a shared file, as for \`holdfast primary\`; no other client
+may hold its QMP socket. One that is protected moves with \`holdfast switchover\`.`,
+    examples: [
+      'holdfast migrate --qmp /run/vm1.qmp --to 10.0.0.2:7788 --key-file holdfast.key',
+      'holdfast migrate --qmp /run/vm1.qmp --to 10.0.0.2:7788 --key-file holdfast.key \\',
+      '    --policy mp --downtime 100ms --replace tap0=tap3 --move-disks on --json',
+      'holdfast migrate --vm web1 --to 10.0.0.2:7788 --key-file holdfast.key',
+    ],
+    exitCodes: [
+      { code: 0, meaning: 'the VM runs on the other host' },
+      usageExitCode,
+      { code: 3, meaning: 'this host or this VM lacks something, or the VM is paused; nothing was changed' },
+      { code: 4, meaning: 'QEMU ended, or failed' },
+      { code: 5, meaning: 'the destination was not reached, or lost; the VM runs on here' },
+      { code: 6, meaning: 'the keys of the two sides differ' },
+      { code: 7, meaning: 'given up at a limit, or no space there; the VM runs on here' },
+      { code: 8, meaning: 'the destination could not run it; the VM runs on here' },
+      {
+        code: 9,
+        meaning: 'the VM runs on the destination, but its answer was lost; the one here is stopped',
+      },
+      { code: 130, meaning: 'cancelled; the VM runs on here, if the message does not say otherwise' },
+    ],
+  });
+};
+
+const migrate = async (command: MigrateCommandSettings, json: boolean): Promise<void> => {
+  const { keyFile, qmp: _qmp, vm: _vm, logLevel, ...input } = command;
+  const settings = checkMigrationSettings(input);
+  const qmp = await qmpOf(command);
+  const console = new CommandConsole({ json });
+  const logger = makeLogger(logLevel, console);
+  const key = await loadKey(keyFile, console);
+  const { Migration } = await loadDataPlane(() => import('../migrate/migration.js'));
+  const stop = new AbortController();
+  const releaseSignals = onStopSignals((signal) => {
+    console.hint(`${signal}: giving up, unless the VM is moving already`);
+    stop.abort();
+  });
+  let running: Migration | undefined;
+  // Claims the name before anything is touched: two commands must not meet in one VM.
+  await using _admin = await AdminServer.listen({
+    runDir: settings.runDir,
+    name: settings.name,
+    handlers: { role: 'primary', commands: adminCommands(() => running) },
+  });
+  const launched = await LaunchedVm.atSocket(qmp);
+  running = await Migration.start({ ...settings, key, qmp, signal: stop.signal, logger });
+  const endNarration = narrateMigration(running, console, settings);
+  const outcome = await running.ended;
+  endNarration();
+  releaseSignals();
+  const text = describeMigration(outcome);
+  if (outcome.kind === 'moved' || console.json) console.tell(text, { event: 'ended', outcome, text });
+  await launched?.leave(
+    outcome.kind === 'moved' || outcome.kind === 'vm-ended' || outcome.kind === 'vm-lost',
+  );
+  if (outcome.kind !== 'moved') throw migrationError(outcome);
+};
+
+/**
+ * Where the VM's monitor is.
+ * @throws ConfigError unless exactly one VM is meant, and it is free to move
+ */
+const qmpOf = async ({ qmp, vm, runDir }: MigrateCommandSettings): Promise<string> => {
+  if ((qmp === undefined) === (vm === undefined)) {
+    throw new ConfigError(
+      qmp === undefined ? 'which VM? neither --qmp nor --vm is given' : '--qmp and --vm exclude each other',
+      { cure: '--qmp SOCKET names a running VM by its monitor, --vm NAME one that Holdfast launched.' },
+    );
+  }
+  if (qmp !== undefined) return qmp;
+  const views = await viewDaemons(runDir, { timeoutMs: 2_000 });
+  if (views.some((view) => view.name === vm && 'status' in view && view.status.role === 'primary')) {
+    throw new ConfigError(`--vm: '${vm}' is protected by its daemon, which has its monitor`, {
+      cure: `\`holdfast switchover ${vm}\` moves it to its backup; to move it elsewhere, \`holdfast detach ${vm}\` first.`,
+    });
+  }
+  const path = join(runDir, `vm-${vm}`, 'qmp.sock');
+  if ((await LaunchedVm.atSocket(path)) === undefined) {
+    throw new ConfigError(`--vm: no VM that Holdfast launched as '${vm}' runs here (${runDir})`, {
+      cure: 'Name any other VM by its monitor: --qmp SOCKET.',
+    });
+  }
+  return path;
+};
+
+/** `detach` is the operator's word that the VM may run on here, also where it may have been handed over. */
+const adminCommands = (running: () => Migration | undefined) => {
+  const started = (): Migration => {
+    const migration = running();
+    if (migration !== undefined) return migration;
+    throw new NotProtectedError('the migration is starting', { cure: 'Ask again in a moment.' });
+  };
+  return {
+    status: () => started().status(),
+    detach: async () => ({ outcome: told(await started().release()) }),
+  };
+};
+
+const told = (outcome: MigrationOutcome): object => ({ ...outcome, text: describeMigration(outcome) });

@@ -1,0 +1,118 @@
+/** What a migration is doing, told as it happens; and its live line. */
+import type { HoldfastError } from '../errors.js';
+import type { Migration, MigrationProgress } from '../migrate/migration.js';
+import type { MigrationSettings } from '../migrate/options.js';
+import { bytesText, timeText } from '../migrate/words.js';
+import type { FinalEpoch } from '../primary/epoch-report.js';
+import type { PrimaryStatus } from '../primary/primary.js';
+import type { CommandConsole } from './console.js';
+import { DiskNarration } from './narrate-disks.js';
+import { sizeText } from './values.js';
+
+const LIVE_EVERY_MS = 250;
+
+/** Tells until the returned function is called. */
+export const narrateMigration = (
+  migration: Migration,
+  console: CommandConsole,
+  settings: MigrationSettings,
+): (() => void) => {
+  let told = '';
+  const onPhase = (status: PrimaryStatus): void => {
+    const text = phaseText(status, settings);
+    if (text === undefined || text === told) return;
+    told = text;
+    console.tell(text, {
+      event: status.phase,
+      term: status.term,
+      ...(status.reason === undefined ? {} : { reason: status.reason }),
+    });
+  };
+  const onRound = (progress: MigrationProgress): void => {
+    console.tell(roundText(progress), { event: 'round', ...progress });
+  };
+  const onFinal = (final: FinalEpoch): void => {
+    const { dirtyPages, bytes, stopMs, ackMs } = final;
+    console.tell(
+      `  stopped: ${dirtyPages} pages (${bytesText(bytes)}) in ${timeText(ackMs)}, after ${timeText(stopMs)} for the stop; handing over`,
+      { event: 'final', ...final },
+    );
+  };
+  const onWarning = (error: HoldfastError): void =>
+    console.hint(`warning: ${error.message}${error.cure === undefined ? '' : ` (${error.cure})`}`);
+  const disks = new DiskNarration(console);
+  const timer = setInterval(() => console.live(disks.live() ?? ''), LIVE_EVERY_MS);
+  migration.on('phase', onPhase);
+  migration.on('disk-plan', disks.onPlan);
+  migration.on('disk-copy', disks.onCopy);
+  migration.on('disks-copied', disks.onCopied);
+  migration.on('round', onRound);
+  migration.on('final', onFinal);
+  migration.on('warning', onWarning);
+  const { movedDisks } = migration;
+  if (movedDisks !== undefined) {
+    const ids = movedDisks.disks.map(({ id }) => id).join(', ');
+    const stood = timeText(movedDisks.pauseMs);
+    console.tell(`moved to disk servers: ${ids}; the VM stood still for ${stood}`, {
+      event: 'disks-moved',
+      ...movedDisks,
+    });
+  }
+  onPhase(migration.status());
+  return () => {
+    clearInterval(timer);
+    console.live('');
+    migration.off('phase', onPhase);
+    migration.off('disk-plan', disks.onPlan);
+    migration.off('disk-copy', disks.onCopy);
+    migration.off('disks-copied', disks.onCopied);
+    migration.off('round', onRound);
+    migration.off('final', onFinal);
+    migration.off('warning', onWarning);
+  };
+};
+
+/** Undefined: told by what follows. */
+const phaseText = (
+  status: PrimaryStatus,
+  { to, policy, downtimeMs }: MigrationSettings,
+): string | undefined => {
+  switch (status.phase) {
+    case 'connecting':
+      return `connecting to ${to}`;
+    case 'syncing': {
+      const disks = status.disks === undefined ? '' : 'disks and ';
+      return `moving ${vmText(status)}: sending ${disks}${sizeText(status.vm.ramBytes)} of RAM to ${to} while it runs (policy ${policy}, downtime ${timeText(downtimeMs)})`;
+    }
+    case 'waiting':
+      return status.vm.running
+        ? undefined
+        : `no answer from ${to} (${status.reason}): the VM may run there, so it stays stopped here until it is asked again`;
+    case 'protected':
+    case 'ended':
+      return undefined;
+  }
+};
+
+const vmText = ({ vm }: PrimaryStatus): string =>
+  vm.name === '' ? `the VM (process ${vm.pid})` : `'${vm.name}' (process ${vm.pid})`;
+
+const roundText = ({
+  round,
+  pages,
+  zeroPages,
+  bytes,
+  roundMs,
+  bytesPerSecond,
+  decision,
+}: MigrationProgress) =>
+  [
+    `  round ${round}: ${pages} pages (${bytesText(bytes)}) and ${zeroPages} zero pages in ${timeText(roundMs)}, ${bytesText(bytesPerSecond)}/s`,
+    `    ${decision.reason} ${nextText[decision.step]}`,
+  ].join('\n');
+
+const nextText = {
+  'next-round': 'Another round.',
+  'stop-and-copy': 'Stopping the VM.',
+  'post-copy': 'Stopping the VM.',
+} as const;

@@ -1,0 +1,158 @@
+/** `holdfast migrate`: a VM moves and nobody notices; whatever ends before the hand-over, it goes on where it was. */
+
+import { expect, test } from 'vitest';
+import { startMigration } from '../lab/daemons.js';
+import { checkMemwriter, guestBootId, startMemwriter } from '../lab/guest-shell.js';
+import type { JsonProcess } from '../lab/json-process.js';
+import type { Lab } from '../lab/lab.js';
+import { guestAddress } from '../lab/network.js';
+import { RedisLoad } from '../lab/redis-load-process.js';
+import {
+  bootRedisGuest,
+  isRunning,
+  otherHost,
+  type RunningVm,
+  ramFiles,
+  runFiles,
+  startBackupFor,
+  statusOf,
+  withQmp,
+} from './support/lab.js';
+import { labPerTest } from './support/lab-test.js';
+
+const makeLab = labPerTest('migr');
+
+/** A downtime that no stop can keep: its rounds go on until something ends them. */
+const endless = ['--policy', 'fixed', '--downtime', '1ms', '--rounds-max', '10000'];
+
+const migrate = async (lab: Lab, vm: RunningVm, args: readonly string[] = []): Promise<JsonProcess> =>
+  await startMigration(lab, {
+    ...{ host: vm.host, to: otherHost(vm.host), qmpPath: vm.qmpPath },
+    args,
+  });
+
+const whereItRuns = (host: 'a' | 'b', takeover: Readonly<Record<string, unknown>>): RunningVm => ({
+  host,
+  pid: Number(takeover.pid),
+  qmpPath: String(takeover.qmp),
+});
+
+const expectRunning = async (vm: RunningVm): Promise<void> => {
+  expect(isRunning(vm.pid)).toBe(true);
+  await withQmp(vm.qmpPath, async (qmp) => {
+    expect((await qmp.execute('query-status')).running).toBe(true);
+  });
+};
+
+test('an idle guest moves, and moves back under load: nothing is lost, no connection breaks', async () => {
+  const lab = await makeLab();
+  const onA = await bootRedisGuest(lab);
+  const bootId = await guestBootId(lab.client);
+  const shell = await lab.client.spawn('busybox', ['nc', guestAddress, '2222']);
+  const echo = async (word: string): Promise<void> => {
+    shell.child.stdin.write(`echo ${word}\n`);
+    await expect.poll(() => shell.stdout, { timeout: 10_000 }).toContain(`${word}\n`);
+  };
+  await echo('before');
+
+  const toB = await startBackupFor(lab, onA);
+  const there = await migrate(lab, onA);
+  expect(await there.ended()).toEqual({ code: 0, signal: null });
+  const takeover = await toB.message('took-over');
+  expect(takeover).toMatchObject({ planned: true, term: 2 });
+  const onB = whereItRuns('b', takeover);
+  expect(isRunning(onA.pid)).toBe(false);
+  await expectRunning(onB);
+  await echo('after');
+
+  // All of it is told: each round with what the policy made of it, the last transfer, and what it came to.
+  const rounds = there.of('round');
+  expect(rounds.length).toBeGreaterThan(0);
+  expect(rounds.slice(0, -1).every(({ decision }) => Object(decision).step === 'next-round')).toBe(true);
+  expect(rounds.at(-1)).toMatchObject({ decision: { step: 'stop-and-copy' } });
+  const [final] = there.of('final');
+  const [ended] = there.of('ended');
+  expect(ended?.outcome).toMatchObject({
+    kind: 'moved',
+    term: 2,
+    rounds: rounds.length,
+    final: { epoch: 1 },
+  });
+  const { downtimeMs, totalMs, bytes } = Object(ended?.outcome) as Record<string, number>;
+  expect(downtimeMs).toBeGreaterThan(Number(final?.stopMs) + Number(final?.ackMs));
+  expect(totalMs).toBeGreaterThan(downtimeMs!);
+  const sent = [...rounds, final].reduce((sum, each) => sum + Number(each?.bytes), 0);
+  expect(bytes).toBe(sent);
+
+  await startMemwriter(lab.client, { pagesPerSecond: 5_000, workingSetPages: 8_192, randomOrder: true });
+  const load = await RedisLoad.start(lab.client);
+  await load.advance(50);
+  const toA = await startBackupFor(lab, onB);
+  const back = await migrate(lab, onB, ['--policy', 'mp', '--downtime', '50ms']);
+  expect(await back.ended()).toEqual({ code: 0, signal: null });
+  const onA2 = whereItRuns('a', await toA.message('took-over'));
+  expect(await toB.ended()).toEqual({ code: 0, signal: null }); // the VM that it watched has ended
+  await load.advance(100);
+  expect(await load.stop()).toMatchObject({ ok: true, lost: 0, violations: [] });
+  expect((await checkMemwriter(lab.client)).errors).toBe(0);
+  await echo('again');
+  expect(await guestBootId(lab.client)).toBe(bootId);
+  await expectRunning(onA2);
+  expect(runFiles(lab, 'b')).toEqual([]);
+  expect(ramFiles(lab).filter((name) => name.startsWith('holdfast-'))).toHaveLength(1);
+});
+
+test('what ends before the hand-over leaves the guest where it is; then it moves after all', async () => {
+  const lab = await makeLab();
+  const vm = await bootRedisGuest(lab);
+  await startMemwriter(lab.client, { pagesPerSecond: 2_000, workingSetPages: 2_048 });
+  const load = await RedisLoad.start(lab.client);
+  const goesOn = async (): Promise<void> => {
+    await expectRunning(vm);
+    await load.advance(20);
+  };
+
+  // The destination is killed during the rounds.
+  const killed = await startBackupFor(lab, vm);
+  const lost = await migrate(lab, vm, endless);
+  await lost.message('round', { count: 3 });
+  process.kill(killed.pid, 'SIGKILL');
+  expect(await lost.ended()).toEqual({ code: 5, signal: null });
+  expect(lost.failure).toMatchObject({ code: 'HOLDFAST_E_PEER_LOST' });
+  expect(lost.failure?.message).toContain('the VM runs on here');
+  await goesOn();
+
+  // The source's daemon is: its destination waits for the next one.
+  const backup = await startBackupFor(lab, vm);
+  const orphaned = await migrate(lab, vm, endless);
+  await orphaned.message('round', { count: 3 });
+  process.kill(orphaned.pid, 'SIGKILL');
+  await backup.message('idle', { count: 2 });
+  await goesOn();
+
+  // The operator changes their mind.
+  const cancelled = await migrate(lab, vm, endless);
+  await cancelled.message('round', { count: 3 });
+  cancelled.process.child.kill('SIGINT');
+  expect(await cancelled.ended()).toEqual({ code: 130, signal: null });
+  await backup.message('idle', { count: 3 });
+  await goesOn();
+
+  // It does not converge.
+  const endedByLimit = await migrate(lab, vm, [...endless, '--rounds-max', '4']);
+  expect(await endedByLimit.ended()).toEqual({ code: 7, signal: null });
+  expect(endedByLimit.of('round')).toHaveLength(4);
+  expect(endedByLimit.failure?.message).toContain('within 4 rounds');
+  await backup.message('idle', { count: 4 });
+  await goesOn();
+  expect(backup.of('took-over')).toEqual([]);
+
+  const moved = await migrate(lab, vm);
+  expect(await moved.ended()).toEqual({ code: 0, signal: null });
+  expect(await backup.message('took-over')).toMatchObject({ planned: true });
+  expect(isRunning(vm.pid)).toBe(false);
+  expect(await statusOf(lab, 'b')).toEqual({ code: 0, phases: ['backup active'] });
+  await load.advance(50);
+  expect(await load.stop()).toMatchObject({ ok: true, lost: 0, violations: [] });
+  expect((await checkMemwriter(lab.client)).errors).toBe(0);
+});
