@@ -223,10 +223,10 @@ export class Migration extends EventEmitter<MigrationEvents> implements AsyncDis
         return {
           kind: 'stayed',
           failure: this.#givenUp ?? { code: 'HOLDFAST_E_CANCELLED', message: 'the migration was given up' },
-          vmRuns: true,
+          mayRunThere: false,
         };
       case 'failed':
-        return { kind: 'stayed', failure: outcome.failure, vmRuns: this.status().vm.running };
+        return { kind: 'stayed', failure: outcome.failure, mayRunThere: this.#primary.mayRunThere };
       case 'vm-ended':
       case 'vm-lost':
       case 'fenced':

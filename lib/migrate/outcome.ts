@@ -25,8 +25,8 @@ export type MigrationOutcome =
   | {
       readonly kind: 'stayed';
       readonly failure: Failure;
-      /** False: left stopped, because it may run over there. */
-      readonly vmRuns: boolean;
+      /** The VM here is left stopped for it. */
+      readonly mayRunThere: boolean;
     }
   | Extract<Outcome, { kind: 'vm-ended' | 'vm-lost' | 'fenced' }>;
 
@@ -40,9 +40,9 @@ export const describeMigration = (outcome: MigrationOutcome): string => {
       return `moved: the VM runs over there (term ${term}); it stood still for ${timeText(downtimeMs)}; ${timeText(totalMs)} in all, ${many}, ${bytesText(bytes)}${disks}`;
     }
     case 'stayed':
-      return outcome.vmRuns
-        ? `${outcome.failure.message}; the VM runs on here`
-        : `${outcome.failure.message}; the VM is left stopped here, for it may run over there`;
+      return outcome.mayRunThere
+        ? `${outcome.failure.message}; the VM is left stopped here, for it may run over there`
+        : `${outcome.failure.message}; the VM stays here`;
     case 'vm-ended':
       return describeOutcome(outcome);
     case 'vm-lost':
@@ -62,7 +62,7 @@ export const migrationError = (outcome: Exclude<MigrationOutcome, { kind: 'moved
     case 'stayed': {
       const { code, cure } = outcome.failure;
       return toHoldfastError(
-        Object.assign(new Error(message), { code, cure: outcome.vmRuns ? cure : STOPPED_CURE }),
+        Object.assign(new Error(message), { code, cure: outcome.mayRunThere ? STOPPED_CURE : cure }),
       );
     }
     case 'vm-ended':

@@ -666,16 +666,16 @@ const lossEntered = (state: PrimaryState): Step => {
 
 const finish = (state: PrimaryState, outcome: Outcome): Step => {
   const handedOver = state.phase.name === 'protected' && state.phase.cycle.at === 'handing-over';
+  const mustHold = state.mustHold || (handedOver && outcome.kind === 'failed');
   // Output may leave on the operator's word (detach), or when the policy grants it after a failure of ours.
   const release =
     outcome.kind === 'detached' ||
     (outcome.kind === 'failed' &&
-      !state.mustHold &&
-      !handedOver &&
+      !mustHold &&
       (state.config.onBackupLost === 'release' || !state.gateInstalled));
   const vmStopped = state.vmStopped && !release;
   return [
-    withPhase({ ...state, vmStopped }, { name: 'ended', outcome }),
+    withPhase({ ...state, vmStopped, mustHold }, { name: 'ended', outcome }),
     [{ type: 'finish', outcome, release }],
   ];
 };

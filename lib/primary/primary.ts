@@ -390,6 +390,11 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     return this.#moved;
   }
 
+  /** The VM may run on the backup: this side leaves it stopped, or its output held. */
+  get mayRunThere(): boolean {
+    return this.#state.mustHold;
+  }
+
   get vmId(): string {
     return this.#vmId;
   }

@@ -2,11 +2,14 @@
 
 import { expect, test } from 'vitest';
 import { startMigration } from '../lab/daemons.js';
-import { checkMemwriter, guestBootId, startMemwriter } from '../lab/guest-shell.js';
+import { createDisk, diskPath, diskReplacements } from '../lab/disk.js';
+import { guestArgs, guestReadyText } from '../lab/guest.js';
+import { checkDiskchurn, checkMemwriter, guestBootId, startMemwriter } from '../lab/guest-shell.js';
 import type { JsonProcess } from '../lab/json-process.js';
 import type { Lab } from '../lab/lab.js';
 import { guestAddress } from '../lab/network.js';
 import { RedisLoad } from '../lab/redis-load-process.js';
+import { waitForText } from '../lab/wait.js';
 import {
   bootRedisGuest,
   isRunning,
@@ -102,9 +105,25 @@ test('an idle guest moves, and moves back under load: nothing is lost, no connec
   expect(ramFiles(lab).filter((name) => name.startsWith('holdfast-'))).toHaveLength(1);
 });
 
-test('what ends before the hand-over leaves the guest where it is; then it moves after all', async () => {
+/** With redis, diskchurn and SQLite on a disk of QEMU's own, on host a. */
+const bootDiskGuest = async (lab: Lab): Promise<RunningVm> => {
+  const qmpPath = lab.path('qmp');
+  const serialPath = lab.path('serial-a');
+  const image = await createDisk(diskPath(lab, 'a'), 48);
+  const args = guestArgs({
+    ...{ workload: 'disk', churnStepsPerSecond: 20, ramMb: 192, serialPath },
+    ...{ qmpPath, ramPath: lab.sharedMemoryPath('ram'), disks: [{ path: image }] },
+  });
+  const qemu = await lab.host('a').spawn('qemu-system-x86_64', args);
+  await waitForText(serialPath, guestReadyText, { timeoutMs: 60_000 });
+  return { host: 'a', pid: qemu.pid, qmpPath };
+};
+
+test('what ends before the hand-over leaves the guest, and its disk, where they are; then they move', async () => {
   const lab = await makeLab();
-  const vm = await bootRedisGuest(lab);
+  const vm = await bootDiskGuest(lab);
+  const startDestination = (): Promise<JsonProcess> =>
+    startBackupFor(lab, vm, diskReplacements(lab, 'a', 'b'));
   await startMemwriter(lab.client, { pagesPerSecond: 2_000, workingSetPages: 2_048 });
   const load = await RedisLoad.start(lab.client);
   const goesOn = async (): Promise<void> => {
@@ -113,17 +132,17 @@ test('what ends before the hand-over leaves the guest where it is; then it moves
   };
 
   // The destination is killed during the rounds.
-  const killed = await startBackupFor(lab, vm);
-  const lost = await migrate(lab, vm, endless);
+  const killed = await startDestination();
+  const lost = await migrate(lab, vm, [...endless, '--move-disks', 'on']);
   await lost.message('round', { count: 3 });
   process.kill(killed.pid, 'SIGKILL');
   expect(await lost.ended()).toEqual({ code: 5, signal: null });
   expect(lost.failure).toMatchObject({ code: 'HOLDFAST_E_PEER_LOST' });
-  expect(lost.failure?.message).toContain('the VM runs on here');
+  expect(lost.failure?.message).toContain('the VM stays here');
   await goesOn();
 
   // The source's daemon is: its destination waits for the next one.
-  const backup = await startBackupFor(lab, vm);
+  const backup = await startDestination();
   const orphaned = await migrate(lab, vm, endless);
   await orphaned.message('round', { count: 3 });
   process.kill(orphaned.pid, 'SIGKILL');
@@ -155,4 +174,5 @@ test('what ends before the hand-over leaves the guest where it is; then it moves
   await load.advance(50);
   expect(await load.stop()).toMatchObject({ ok: true, lost: 0, violations: [] });
   expect((await checkMemwriter(lab.client)).errors).toBe(0);
+  expect((await checkDiskchurn(lab.client)).errors).toBe(0);
 });

@@ -85,17 +85,17 @@ describe('the end of a migration', () => {
   });
 
   it('stayed: the error says why, and where the VM is', () => {
-    const runs = migrationError({ kind: 'stayed', failure, vmRuns: true });
+    const runs = migrationError({ kind: 'stayed', failure, mayRunThere: false });
     expect(runs).toMatchObject({ code: failure.code, exitCode: 5, cure: 'Look.' });
-    expect(runs.message).toBe(`${failure.message}; the VM runs on here`);
-    const stopped = migrationError({ kind: 'stayed', failure, vmRuns: false });
+    expect(runs.message).toBe(`${failure.message}; the VM stays here`);
+    const stopped = migrationError({ kind: 'stayed', failure, mayRunThere: true });
     expect(stopped.message).toContain('left stopped here, for it may run over there');
     expect(stopped.cure).toContain('The same command');
   });
 
   it('each with an exit code of its own', () => {
     const exitCode = (code: string) =>
-      migrationError({ kind: 'stayed', failure: { code, message: 'x' }, vmRuns: true }).exitCode;
+      migrationError({ kind: 'stayed', failure: { code, message: 'x' }, mayRunThere: false }).exitCode;
     expect(exitCode('HOLDFAST_E_LIMIT')).toBe(7);
     expect(exitCode('HOLDFAST_E_STATE_LOAD')).toBe(8);
     expect(exitCode('HOLDFAST_E_CANCELLED')).toBe(130);
