@@ -1,16 +1,11 @@
 import { defineConfig } from 'vitest/config';
 
 /**
- * Files that run two at a time: what they wait for is events, and what they make has names of its own. All
- * others have the machine to themselves: benchmarks, and what changes the machine (huge pages, KVM).
+ * Files that have the machine to themselves: what changes it (huge pages, KVM), and the native programs, which
+ * run two at a time by themselves. All others run two at a time: what they wait for is events, and what they
+ * make has names of its own.
  */
-const beside = [
-  'test/unit/**/*.test.ts',
-  'test/sim/**/*.test.ts',
-  'test/native/{exit,relay,relay-property,transfer,transfer-exit,transfer-faults,transfer-property}.test.ts',
-  'test/e2e/{faults-backup,faults-moves,faults-primary,faults-strangers}.test.ts',
-  'test/e2e/{detach,memory,memory-failover,output,plug,qmp-describe,qmp-recipes,reboot}.test.ts',
-];
+const alone = ['test/e2e/{huge-pages,kvm}.test.ts', 'test/lab-flat.test.ts', 'test/native/wire.test.ts'];
 const exclude = ['dist/**', 'node_modules/**'];
 
 export default defineConfig({
@@ -25,14 +20,20 @@ export default defineConfig({
     projects: [
       {
         extends: true,
-        test: { name: 'beside', include: beside, exclude, maxWorkers: 2, sequence: { groupOrder: 1 } },
+        test: {
+          name: 'beside',
+          include: ['test/**/*.test.ts'],
+          exclude: [...exclude, ...alone],
+          maxWorkers: 2,
+          sequence: { groupOrder: 1 },
+        },
       },
       {
         extends: true,
         test: {
           name: 'alone',
-          include: ['test/**/*.test.ts'],
-          exclude: [...exclude, ...beside],
+          include: alone,
+          exclude,
           fileParallelism: false,
           sequence: { groupOrder: 2 },
         },

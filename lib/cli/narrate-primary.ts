@@ -60,8 +60,10 @@ export const narratePrimary = (
   const onEpoch = (report: EpochReport): void => {
     live.add(report);
     if (announced) return;
+    const { phase, vm, term } = primary.status();
+    // The end of an epoch whose backup was lost while its output left.
+    if (phase !== 'protected') return;
     announced = true;
-    const { vm, term } = primary.status();
     console.tell(
       `protected since epoch ${report.epoch}: ${vm.name === '' ? 'the VM' : `'${vm.name}'`} (process ${vm.pid}) survives the loss of this host, term ${term}`,
       { event: 'protected', epoch: report.epoch, term, vm: vm.name, pid: vm.pid },

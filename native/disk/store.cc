@@ -230,6 +230,7 @@ void DiskStore::EndStreamsLocked() {
 // All of it is in the images. With a broken journal there is one thing left that
 // must not happen: that it is found, and its older slot applied to newer contents.
 Status DiskStore::RemoveJournals(Lock& lock) {
+  removing_ = true;
   lock.unlock();
   Status removed;
   for (size_t i = 0; i < open_.size() && removed.ok(); i++) {
@@ -239,14 +240,15 @@ Status DiskStore::RemoveJournals(Lock& lock) {
     removed = open_[i]->directory.Sync();
   }
   lock.lock();
+  removing_ = false;
+  changed_.notify_all();
   return removed;
 }
 
 Status DiskStore::AwaitAppliedLocked(Lock& lock, const std::function<bool()>& cancelled) {
   const auto applied = [this] {
-    return streaming_ == nullptr && std::all_of(set_->begin(), set_->end(), [](const auto& disk) {
-             return disk->AllApplied();
-           });
+    return streaming_ == nullptr && !removing_ &&
+           std::all_of(set_->begin(), set_->end(), [](const auto& disk) { return disk->AllApplied(); });
   };
   for (;;) {
     if (cancelled()) return Error::Of(ErrorCode::kCancelled, "disks: told to stop waiting");
@@ -335,7 +337,7 @@ Status DiskStore::Close() {
     }
     if (state_ != State::kOpen) return {};
     EndStreamsLocked();
-    changed_.wait(lock, [this] { return streaming_ == nullptr; });
+    changed_.wait(lock, [this] { return streaming_ == nullptr && !removing_; });
     RetryLocked();
     // What cannot be made durable any more is in the journal, or marked in the map.
     (void)AwaitLocked(lock, [this] { return DrainedLocked(); }, [] { return false; });

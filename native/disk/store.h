@@ -188,6 +188,7 @@ class DiskStore : public std::enable_shared_from_this<DiskStore> {
   uint64_t told_durable_ = 0;
   std::deque<Applying> applying_;
   bool closing_ = false;  // no other stream begins
+  bool removing_ = false;  // broken journals, without the lock
   unsigned ending_ = 0;  // streams that wait for the apply thread to let go
 
   DiskSession* streaming_ = nullptr;   // has the log
