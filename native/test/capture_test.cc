@@ -401,6 +401,38 @@ struct HugeRam {
   Mapping guest;
 };
 
+TEST("what was written is counted, and stays written") {
+  constexpr uint64_t kPage = 4096;
+  constexpr uint64_t kPages = 4096;
+  // More regions than the kernel gathers at a time.
+  constexpr uint64_t kWritten = kPages / 3 + 1;
+  const Descriptor file(::memfd_create("ram", MFD_CLOEXEC));
+  CHECK_EQ(::ftruncate(file.get(), kPages * kPage), 0);
+  void* base =
+      ::mmap(nullptr, kPages * kPage, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), 0);
+  CHECK(base != MAP_FAILED);
+  const Mapping guest(base, kPages * kPage);
+  const Descriptor event = Track(base, kPages * kPage);
+  auto tracker =
+      DirtyTracker::Open(::getpid(), reinterpret_cast<uint64_t>(base), kPages * kPage, kPage);
+  CHECK_OK(tracker);
+  WorkerPool pool(2);
+  const auto count = [&] {
+    auto pages = tracker.value()->CountWritten(pool);
+    CHECK_OK(pages);
+    return pages.value();
+  };
+  CHECK_OK(tracker.value()->Scan(pool));  // the first reports every page
+  CHECK_EQ(count(), 0u);
+  for (uint64_t page = 0; page < kPages; page += 3) guest.data()[page * kPage] = std::byte{1};
+  CHECK_EQ(count(), kWritten);
+  CHECK_EQ(count(), kWritten);
+  auto written = tracker.value()->Scan(pool);
+  CHECK_OK(written);
+  CHECK_EQ(PagesOf(Ordered(std::move(written).value())), kWritten);
+  CHECK_EQ(count(), 0u);
+}
+
 TEST("huge pages: those that the file holds and the guest has not mapped count as well") {
   const HugePages reserved(HugeRam::kPages);
   if (!reserved.reserved()) {
