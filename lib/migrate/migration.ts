@@ -74,6 +74,7 @@ export class Migration extends EventEmitter<MigrationEvents> implements AsyncDis
   readonly #startedMs: number;
   readonly #ended: Promise<MigrationOutcome>;
   readonly #rounds: RoundStats[] = [];
+  #firstStopMs = 0;
   #final: FinalEpoch | undefined;
   #disks: DisksCopied | undefined;
   #givenUp: Failure | undefined;
@@ -174,6 +175,9 @@ export class Migration extends EventEmitter<MigrationEvents> implements AsyncDis
       this.#disks = copied;
       this.emit('disks-copied', copied);
     });
+    primary.on('prefix-ahead', (stoodStillMs) => {
+      this.#firstStopMs += stoodStillMs;
+    });
     primary.on('round', (round) => {
       this.#rounds.push(round);
       this.emit('round', {
@@ -213,6 +217,7 @@ export class Migration extends EventEmitter<MigrationEvents> implements AsyncDis
           totalMs: performance.now() - this.#startedMs,
           downtimeMs,
           resumeMs,
+          firstStopMs: this.#firstStopMs,
           rounds: this.#rounds.length,
           bytes: roundBytes + (this.#final?.bytes ?? 0),
           diskBytes: (this.#disks?.bytes ?? 0) + (this.#final?.diskBytes ?? 0),

@@ -15,6 +15,8 @@ export type MigrationOutcome =
       readonly downtimeMs: number;
       /** Of it, over there: from the decision until the VM ran. */
       readonly resumeMs: number;
+      /** Not of it: before the first round, for what would have made it longer. */
+      readonly firstStopMs: number;
       readonly rounds: number;
       /** Of memory and device state, on the wire. */
       readonly bytes: number;
@@ -34,10 +36,11 @@ export type MigrationOutcome =
 export const describeMigration = (outcome: MigrationOutcome): string => {
   switch (outcome.kind) {
     case 'moved': {
-      const { term, totalMs, downtimeMs, rounds, bytes, diskBytes } = outcome;
+      const { term, totalMs, downtimeMs, firstStopMs, rounds, bytes, diskBytes } = outcome;
+      const first = firstStopMs === 0 ? '' : `, and for ${timeText(firstStopMs)} before the first round`;
       const disks = diskBytes === 0 ? '' : ` and ${bytesText(diskBytes)} of disks`;
       const many = rounds === 1 ? 'one round' : `${rounds} rounds`;
-      return `moved: the VM runs over there (term ${term}); it stood still for ${timeText(downtimeMs)}; ${timeText(totalMs)} in all, ${many}, ${bytesText(bytes)}${disks}`;
+      return `moved: the VM runs over there (term ${term}); it stood still for ${timeText(downtimeMs)}${first}; ${timeText(totalMs)} in all, ${many}, ${bytesText(bytes)}${disks}`;
     }
     case 'stayed':
       return outcome.mayRunThere

@@ -190,7 +190,13 @@ export type PrimaryAction =
   /** `resume`: the VM was stopped by us while the backup was away; it may run again, output held. */
   /** Switch the disks' logs on, then copy the images beside the running guest. */
   | { readonly type: 'copy-disks'; readonly resume: boolean }
-  | { readonly type: 'base-round'; readonly first: boolean; readonly resume: boolean }
+  | {
+      readonly type: 'base-round';
+      readonly first: boolean;
+      readonly resume: boolean;
+      /** Before it: a short stop for what would make the only pause of a migration longer. */
+      readonly prefixAhead: boolean;
+    }
   /** Begin to watch for when the next epoch is due (pace.ts): a tick will come. */
   | { readonly type: 'arm-epoch' }
   | { readonly type: 'arm-retry'; readonly ms: number }
@@ -446,18 +452,33 @@ const connected = (state: PrimaryState): Step => {
   const resume = state.vmStopped && !state.operatorPaused;
   return [
     withPhase(
-      { ...state, vmStopped: false, prefixStale: true, mustHold: state.mustHold && !isMigration(state) },
+      {
+        ...state,
+        vmStopped: false,
+        prefixStale: hasDisks || !prefixIsAhead(state),
+        mustHold: state.mustHold && !isMigration(state),
+      },
       { name: 'syncing', copyingDisks: hasDisks, rounds: [] },
     ),
-    [hasDisks ? { type: 'copy-disks', resume } : { type: 'base-round', first: true, resume }],
+    [hasDisks ? { type: 'copy-disks', resume } : firstRound(state, resume)],
   ];
 };
+
+const firstRound = (state: PrimaryState, resume: boolean): PrimaryAction => ({
+  type: 'base-round',
+  first: true,
+  resume,
+  prefixAhead: prefixIsAhead(state),
+});
+
+/** Who paused the VM would see it run. */
+const prefixIsAhead = (state: PrimaryState): boolean => isMigration(state) && !state.operatorPaused;
 
 const disksCopied = (state: PrimaryState): Step => {
   if (state.phase.name !== 'syncing' || !state.phase.copyingDisks) return [state, none];
   return [
-    withPhase(state, { ...state.phase, copyingDisks: false }),
-    [{ type: 'base-round', first: true, resume: false }],
+    withPhase({ ...state, prefixStale: !prefixIsAhead(state) }, { ...state.phase, copyingDisks: false }),
+    [firstRound(state, false)],
   ];
 };
 
@@ -492,7 +513,7 @@ const roundDone = (state: PrimaryState, round: RoundStats): Step => {
   if (next === 'next-round') {
     return [
       withPhase(state, { ...state.phase, rounds }),
-      [{ type: 'base-round', first: false, resume: false }],
+      [{ type: 'base-round', first: false, resume: false, prefixAhead: false }],
     ];
   }
   const ready = withPhase(state, { name: 'protected', cycle: { at: 'idle' }, due: 'first', lost: undefined });

@@ -126,6 +126,8 @@ export interface PrimaryStatus {
 interface PrimaryEvents {
   epoch: [EpochReport];
   round: [RoundStats];
+  /** Before the first round of a migration: for so many milliseconds the VM stood still. */
+  'prefix-ahead': [number];
   /** The last epoch before a hand-over is with the backup. */
   final: [FinalEpoch];
   /** What a session is going to send of each disk. */
@@ -606,7 +608,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         void this.#disks?.end();
         return;
       case 'base-round':
-        void this.#baseRound(action.first, action.resume);
+        void this.#baseRound(action);
         return;
       case 'arm-epoch':
         this.#epochs.arm();
@@ -834,9 +836,15 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     this.emit('warning', warning);
   }
 
-  async #baseRound(first: boolean, resume: boolean): Promise<void> {
+  async #baseRound({
+    first,
+    resume,
+    prefixAhead,
+  }: Extract<PrimaryAction, { type: 'base-round' }>): Promise<void> {
     try {
-      if (resume) await this.#driver.resume();
+      // The other path has it in every state.
+      if (prefixAhead && this.#settings.deviceState === 'xen-save') await this.#takePrefixAhead();
+      else if (resume) await this.#driver.resume();
       const startMs = performance.now();
       const sent = await this.#engine.baseRound({ first });
       const round = { ...sent, roundMs: performance.now() - startMs };
@@ -845,6 +853,18 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       this.emit('round', round);
     } catch (error) {
       this.#lostOnBulk(error, 'base sync');
+    }
+  }
+
+  /** What fails here is done in the pause. */
+  async #takePrefixAhead(): Promise<void> {
+    try {
+      const stoodStillMs = await this.#driver.takePrefixAhead();
+      this.#log.info({ stoodStillMs }, "took the firmware's memory ahead of the pause");
+      this.emit('prefix-ahead', stoodStillMs);
+    } catch (error) {
+      this.#log.warn({ err: toHoldfastError(error).message }, "the firmware's memory is not taken yet");
+      this.#dispatch({ type: 'vm-reset' });
     }
   }
 
@@ -898,9 +918,12 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     } catch (error) {
       this.#log.error({ err: toHoldfastError(error).message }, 'while ending');
     }
-    await this.#engine.detach().catch((error: unknown) => {
-      this.#log.error({ err: toHoldfastError(error).message }, 'detaching from QEMU');
-    });
+    // One that was told to quit needs no detaching, and may be half gone.
+    if (outcome.kind !== 'switched-over') {
+      await this.#engine.detach().catch((error: unknown) => {
+        this.#log.error({ err: toHoldfastError(error).message }, 'detaching from QEMU');
+      });
+    }
     await this.#engine.close();
     this.#disks?.close();
     await this.#servers?.close();

@@ -33,7 +33,12 @@ export interface Paused {
   readonly deviceMs: number;
   readonly gateMs: number;
   readonly device: { readonly path: string; readonly skipBytes: number };
-  readonly prefix: { readonly path: string; readonly bytes: number } | undefined;
+  readonly prefix: Prefix | undefined;
+}
+
+interface Prefix {
+  readonly path: string;
+  readonly bytes: number;
 }
 
 export interface VmDriverOptions {
@@ -63,6 +68,7 @@ export class VmDriver {
   #resuming = false;
   #resumedByOther = false;
   #lastResumeMs: number | undefined;
+  #prefixAhead: Prefix | undefined;
 
   constructor(options: VmDriverOptions) {
     this.#options = options;
@@ -104,36 +110,28 @@ export class VmDriver {
 
   /** Starts the VM. Idempotent in QEMU. Settles with how long it took. */
   resume(): Promise<number> {
+    return this.#exclusively(() => this.#cont());
+  }
+
+  /**
+   * Takes the prefix for the next pause, in a short stop of its own; the VM runs when this settles, also
+   * when it throws. Settles with how long it stood still.
+   */
+  takePrefixAhead(): Promise<number> {
     return this.#exclusively(async () => {
       const startMs = performance.now();
-      this.#resuming = true;
-      this.#options.guestClock.beforeCont();
       try {
-        await this.#qmp.execute('cont'); // RESUME comes before the answer
+        await this.#stop();
+        this.#prefixAhead = await this.#takePrefix();
       } finally {
-        this.#resuming = false;
+        await this.#cont();
       }
-      this.#stoppedByUs = false;
-      this.#lastResumeMs = performance.now();
-      return this.#lastResumeMs - startMs;
+      return performance.now() - startMs;
     });
   }
 
   stop(): Promise<void> {
-    return this.#exclusively(async () => {
-      await this.#gate.prepare?.();
-      this.#options.guestClock.standsStill();
-      this.#stoppedByUs = true;
-      this.#options.disks?.stopPending(true);
-      try {
-        await this.#qmp.execute('stop');
-      } finally {
-        this.#options.disks?.stopPending(false);
-      }
-      // No checkpoint, but the end of what prepare() began: what is held stays so until one is acknowledged.
-      // A gate that fails here lets nothing out either; the next pause reports it.
-      await this.#gate.boundary().catch(() => {});
-    });
+    return this.#exclusively(() => this.#stop());
   }
 
   /**
@@ -156,6 +154,35 @@ export class VmDriver {
       await this.#qmp.execute('quit').catch(() => {}); // it may end before it answers
       await this.#qmp.closed;
     });
+  }
+
+  async #cont(): Promise<number> {
+    const startMs = performance.now();
+    this.#resuming = true;
+    this.#options.guestClock.beforeCont();
+    try {
+      await this.#qmp.execute('cont'); // RESUME comes before the answer
+    } finally {
+      this.#resuming = false;
+    }
+    this.#stoppedByUs = false;
+    this.#lastResumeMs = performance.now();
+    return this.#lastResumeMs - startMs;
+  }
+
+  async #stop(): Promise<void> {
+    await this.#gate.prepare?.();
+    this.#options.guestClock.standsStill();
+    this.#stoppedByUs = true;
+    this.#options.disks?.stopPending(true);
+    try {
+      await this.#qmp.execute('stop');
+    } finally {
+      this.#options.disks?.stopPending(false);
+    }
+    // No checkpoint, but the end of what prepare() began: what is held stays so until one is acknowledged.
+    // A gate that fails here lets nothing out either; the next pause reports it.
+    await this.#gate.boundary().catch(() => {});
   }
 
   async #pause(request: PauseRequest): Promise<Paused> {
@@ -201,7 +228,8 @@ export class VmDriver {
       deviceDoneMs = performance.now();
     }
     await guestClock.saved(devicePath, stoppedNs);
-    const prefix = xenSave && request.takePrefix ? await this.#takePrefix() : undefined;
+    const prefix = xenSave && request.takePrefix ? await this.#takePrefix() : this.#prefixAhead;
+    this.#prefixAhead = undefined;
     if (request.installGate) await this.#gate.install(this.#qmp);
     if (this.#resumedByOther) {
       throw new QmpError('the VM was started by another QMP client while it was being captured', {
@@ -221,7 +249,7 @@ export class VmDriver {
   }
 
   /** One ordinary migration without RAM, of which the part before the first device is kept. */
-  async #takePrefix(): Promise<{ path: string; bytes: number }> {
+  async #takePrefix(): Promise<Prefix> {
     const path = join(this.#options.scratchDir, 'prefix');
     await migrateToFile(this.#qmp, path);
     const { bytes } = parseMigrationPrefix(await readFile(path));

@@ -81,7 +81,8 @@ test('an idle guest moves, and moves back under load: nothing is lost, no connec
     rounds: rounds.length,
     final: { epoch: 1 },
   });
-  const { downtimeMs, totalMs, bytes } = Object(ended?.outcome) as Record<string, number>;
+  const { downtimeMs, firstStopMs, totalMs, bytes } = Object(ended?.outcome) as Record<string, number>;
+  expect(firstStopMs).toBeGreaterThan(0);
   expect(downtimeMs).toBeGreaterThan(Number(final?.stopMs) + Number(final?.ackMs));
   expect(totalMs).toBeGreaterThan(downtimeMs!);
   const sent = [...rounds, final].reduce((sum, each) => sum + Number(each?.bytes), 0);

@@ -75,12 +75,13 @@ describe('the end of a migration', () => {
 
   it('moved: how long it took, and how long the VM stood still', () => {
     const moved: MigrationOutcome = {
-      ...{ kind: 'moved', term: 2, totalMs: 1_234, downtimeMs: 12.3, resumeMs: 5, rounds: 3 },
+      ...{ kind: 'moved', term: 2, totalMs: 1_234, downtimeMs: 12.3, resumeMs: 5, firstStopMs: 0, rounds: 3 },
       ...{ bytes: 100 << 20, diskBytes: 0, final: undefined },
     };
     expect(describeMigration(moved)).toBe(
       'moved: the VM runs over there (term 2); it stood still for 12 ms; 1,234 ms in all, 3 rounds, 100 MiB',
     );
+    expect(describeMigration({ ...moved, firstStopMs: 4 })).toContain('12 ms, and for 4 ms before the first');
     expect(describeMigration({ ...moved, diskBytes: 1 << 30 })).toContain('100 MiB and 1 GiB of disks');
   });
 

@@ -204,7 +204,8 @@ export class PrimaryHost {
         this.qemu.disk.logs(false);
         return;
       case 'base-round':
-        this.#baseRound(action.resume);
+        if (action.prefixAhead) this.#takePrefixAhead(() => this.#baseRound(false));
+        else this.#baseRound(action.resume);
         return;
       case 'arm-epoch':
         this.#pace.began(this.world.clock.nowMs);
@@ -549,6 +550,21 @@ export class PrimaryHost {
       });
     if (resume) this.#cont(round);
     else round();
+  }
+
+  #takePrefixAhead(done: () => void): void {
+    this.#drivingVm = true;
+    this.#drive((driven) =>
+      this.qemu.command(
+        this.life,
+        () => this.qemu.stop(),
+        () =>
+          this.#after(this.world.chance.between(1, 5), () => {
+            driven();
+            this.#cont(done);
+          }),
+      ),
+    );
   }
 
   #cont(done: () => void): void {
