@@ -9,7 +9,7 @@ const beside = [
   'test/sim/**/*.test.ts',
   'test/native/{exit,relay,relay-property,transfer,transfer-exit,transfer-faults,transfer-property}.test.ts',
   'test/e2e/{faults-backup,faults-moves,faults-primary,faults-strangers}.test.ts',
-  'test/e2e/{detach,memory,memory-failover,output,plug,qmp-describe,qmp-recipes,reboot}.test.ts',
+  'test/e2e/{detach,memory,memory-failover,migrate-qemu,output,plug,qmp-describe,qmp-recipes,reboot}.test.ts',
 ];
 const exclude = ['dist/**', 'node_modules/**'];
 
