@@ -1,3 +1,4 @@
+import { readFileSync } from 'node:fs';
 import fc from 'fast-check';
 import { describe, expect, it, test } from 'vitest';
 import { limitReached } from '../../lib/migrate/migration-limit.js';
@@ -299,5 +300,39 @@ describe('05 properties', () => {
         for (const policy of [fixed, mp, auto]) expect(policy(rounds, given).step).not.toBe('post-copy');
       }),
     );
+  });
+});
+
+describe('06 rounds of real migrations', () => {
+  interface RecordedRun {
+    readonly name: string;
+    readonly downtimeMs: number;
+    readonly rounds: readonly MigrationRound[];
+  }
+  const recorded = JSON.parse(readFileSync(new URL('./migration-rounds.json', import.meta.url), 'utf8')) as {
+    readonly pageBytes: number;
+    readonly runs: readonly RecordedRun[];
+  };
+
+  /** The steps until the policy has had enough, or until the recording ends. */
+  const played = (name: string, policy: MigrationPolicy): string[] => {
+    const { rounds, downtimeMs } = recorded.runs.find((run) => run.name === name)!;
+    const all = steps(policy, rounds, { downtimeMs, pageBytes: recorded.pageBytes, overheadMs: 0 });
+    const end = all.findIndex((step) => step !== next);
+    return end < 0 ? all : all.slice(0, end + 1);
+  };
+  const after = (rounds: number, step: string): string[] => [...Array<string>(rounds).fill(next), step];
+
+  it.each([
+    ['idle', after(0, stop), after(0, stop), after(0, stop), after(0, stop)],
+    ['half-rate-writer', after(2, stop), after(2, stop), after(2, stop), after(2, stop)],
+    ['near-rate-writer', after(9, next), after(7, stop), after(7, stop), after(1, 'post-copy')],
+    ['fast-writer', after(9, next), after(2, stop), after(2, stop), after(1, 'post-copy')],
+    ['fast-writer-mp', after(2, next), after(2, stop), after(2, stop), after(1, 'post-copy')],
+  ])('%s', (name, byFixed, byMp, byAuto, byAutoWithPostCopy) => {
+    expect(played(name, fixed)).toEqual(byFixed);
+    expect(played(name, mp)).toEqual(byMp);
+    expect(played(name, auto)).toEqual(byAuto);
+    expect(played(name, autoWithPostCopy)).toEqual(byAutoWithPostCopy);
   });
 });
