@@ -30,3 +30,10 @@ export const recordOf = async (records: VmRecords, vm: VmDescription, qmpPath: s
   await records.write(value);
   return value;
 };
+
+/**
+ * Of the directory into which QEMU saves the VM's device state, in each pause: QEMU reads a command byte by
+ * byte, at some 3 µs each, and so waits for the end of its path.
+ */
+export const scratchName = (vmId: string): string =>
+  `vm-${Buffer.from(vmId.replaceAll('-', ''), 'hex').toString('base64url')}`;

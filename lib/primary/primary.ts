@@ -41,7 +41,7 @@ import { EpochEffects } from './epoch-effects.js';
 import type { EpochReport, EpochSummary, FinalEpoch } from './epoch-report.js';
 import { examineVm } from './examine-vm.js';
 import { followsOnStandby, GuestClock, type GuestClockStatus } from './guest-clock.js';
-import { recordOf } from './identity.js';
+import { recordOf, scratchName } from './identity.js';
 import {
   type AfterRound,
   type Failure,
@@ -315,7 +315,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       const backend = vm.memoryBackends[0] as MappedBackend;
       const records = new VmRecords(settings.runDir, 'primary');
       const record = await recordOf(records, vm, qmpPath);
-      const scratchDir = join(settings.runDir, `primary-${settings.name}-${record.vmId}`);
+      const scratchDir = join(settings.runDir, scratchName(record.vmId));
       await mkdir(scratchDir, { recursive: true, mode: 0o700 });
       if ((await statfs(scratchDir)).type !== TMPFS_MAGIC) {
         log.warn(

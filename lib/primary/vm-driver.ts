@@ -188,7 +188,7 @@ export class VmDriver {
   async #pause(request: PauseRequest): Promise<Paused> {
     const { deviceState, scratchDir, guestClock, disks } = this.#options;
     // Two files in turn: the sender may still read the last epoch's when this one is written.
-    const devicePath = join(scratchDir, `device-${request.epoch % 2}`);
+    const devicePath = join(scratchDir, `d${request.epoch % 2}`);
     const xenSave = deviceState === 'xen-save';
     await this.#gate.prepare?.();
     guestClock.beforeStop();

@@ -166,11 +166,11 @@ test('no room for the device state: captures fail, the VM runs, and the last che
     const { committedEpoch } = await status();
     await waitFor('the next epoch', async () => (await status()).committedEpoch > committedEpoch);
   };
-  const scratch = readdirSync(inside).find((name) => name.startsWith('primary-'))!;
+  const scratch = readdirSync(inside).find((name) => name.startsWith('vm-'))!;
   const fill = async (): Promise<void> => {
     await nextEpoch();
     // QEMU would write over its own old files, which have their room.
-    for (const file of ['device-0', 'device-1']) rmSync(join(inside, scratch, file), { force: true });
+    for (const file of ['d0', 'd1']) rmSync(join(inside, scratch, file), { force: true });
     const { bavail, bsize } = statfsSync(inside);
     writeFileSync(join(inside, 'filler'), Buffer.alloc(bavail * bsize));
   };
@@ -188,7 +188,7 @@ test('no room for the device state: captures fail, the VM runs, and the last che
   expect(end.code).toBe(4);
   expect(primary.failure).toMatchObject({ code: 'HOLDFAST_E_QMP', exitCode: 4 });
 
-  expect(primary.failure?.message).toContain(join(dir, scratch, 'device-'));
+  expect(primary.failure?.message).toContain(join(dir, scratch, 'd'));
   expect(primary.failure?.cure).toMatch(/room/);
   await backup.message('took-over');
   await load.advance(50);
