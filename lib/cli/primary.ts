@@ -93,7 +93,7 @@ const primary = async (command: PrimaryCommandSettings, json: boolean): Promise<
     leaveHeld = () => resolve('left-held');
   });
   const releaseSignals = onStopSignals((signal) => {
-    if (running !== undefined && isHeldAlone(running.status())) {
+    if (running !== undefined && isHeldAlone(running)) {
       leaveHeld();
     } else {
       console.hint(`${signal}: detaching; the VM runs on`);
@@ -170,8 +170,11 @@ const NOT_PROTECTED = 10;
  * The backup is lost and may have taken over. A signal, which also comes when a host shuts down, is not
  * the operator's word that this side may go on (one active side): only `holdfast detach` is.
  */
-const isHeldAlone = ({ phase, outputHeld, committedEpoch, vm }: PrimaryStatus): boolean =>
-  (phase === 'waiting' || phase === 'connecting') && (outputHeld || (committedEpoch > 0 && !vm.running));
+const isHeldAlone = (primary: Primary): boolean => {
+  const { phase, outputHeld, committedEpoch, vm } = primary.status();
+  if (phase !== 'waiting' && phase !== 'connecting') return false;
+  return outputHeld || (!vm.running && (committedEpoch > 0 || primary.mayRunThere));
+};
 
 const adminCommands = (running: () => Primary | undefined): AdminHandlers['commands'] => {
   const told = (outcome: Outcome): { readonly outcome: object } => {

@@ -249,7 +249,7 @@ export const initialState = (
   prefixStale: true,
   operatorPaused: options.operatorPaused,
   vmStopped: options.vmStopped,
-  mustHold: options.gateAdopted || (config.purpose.kind === 'migrate' && options.vmStopped),
+  mustHold: options.gateAdopted || options.vmStopped,
   captureFailures: 0,
   pending: 'none',
 });
@@ -485,8 +485,7 @@ const disksCopied = (state: PrimaryState): Step => {
 const connectFailed = (state: PrimaryState, failure: Failure): Step => {
   if (state.phase.name !== 'connecting') return [state, none];
   // The first attempt's failure is the operator's to see at once; later the backup may come back.
-  const mayBeThere = isMigration(state) && state.mustHold;
-  if (!state.everProtected && !state.gateInstalled && !mayBeThere) {
+  if (!state.everProtected && !state.gateInstalled && !state.mustHold) {
     return finish(state, { kind: 'failed', failure });
   }
   // Adopted from an earlier daemon and running: held output is bounded only while the VM is stopped.
