@@ -97,6 +97,7 @@ const replicaDisk = z.looseObject({
   journalBytes: z.number(),
   durableEpoch: z.number(),
   fault: z.string().optional(),
+  closed: z.literal(true).optional(),
 });
 
 /** The parts of a status that the CLI shows; the rest passes through, so that either side may be newer. */

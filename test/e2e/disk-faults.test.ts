@@ -129,6 +129,8 @@ test('a replica without room: protection ends, the checkpoint stays, and both co
   const { reason } = await releasing.message('waiting', { timeoutMs: PATIENCE_MS });
   expect(reason).toMatch(/disk0.*space|space.*disk0/i);
   expect(backup.process.stderr).toMatch(/ENOSPC|no space/i);
+  // The checkpoint is void, and nobody has the replica open but for moments: what is wrong is still said.
+  await waitFor('the backup to say why', async () => /space/i.test((await faultOf()) ?? ''));
   await load.advance(); // nobody waits for a replica that is full
   expect(releasing.of('protected')).toHaveLength(1);
   await rm(ballast);
