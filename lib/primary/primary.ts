@@ -12,6 +12,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { ControlMessage, SessionMessage } from '../control/messages.js';
 import { DiskSet } from '../disk/disk-set.js';
 import type { MovedDisks } from '../disk/move-disks.js';
+import { reviveDiskServers } from '../disk/revive-servers.js';
 import {
   CancelledError,
   DiskError,
@@ -286,6 +287,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     signal?.throwIfAborted();
     const unavailable = usableSenders(settings.sender, native.probeSenders());
     const log = logger ?? NOTHING_LOGGED;
+    await reviveDiskServers(qmpPath, settings.runDir, log);
     const qmp = await QmpClient.connect(qmpPath, { timeoutMs: 5_000, sendWithFd: native.sendWithFd, signal });
     let engine: PrimaryEngine | undefined;
     let gate: OutputGate | undefined;
