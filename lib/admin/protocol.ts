@@ -114,6 +114,7 @@ export const daemonStatus = z.discriminatedUnion('role', [
       ramBytes: z.number(),
       vcpus: z.number(),
       running: z.boolean(),
+      stopReason: z.string().optional(),
     }),
     backup: z.string(),
     term: z.number(),
