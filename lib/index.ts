@@ -88,6 +88,7 @@ export type { CopyProgress } from './primary/copy-progress.js';
 export type { DiskPlan } from './primary/disk-plan.js';
 export type { DisksCopied, PrimaryDiskStatus } from './primary/disks.js';
 export type { Distribution, EpochReport, EpochSummary, MeasuredPart } from './primary/epoch-report.js';
+export type { IoErrorStop } from './primary/io-error-watch.js';
 export type {
   BackupLostPolicy,
   CaptureMode,

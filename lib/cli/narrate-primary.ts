@@ -4,6 +4,7 @@ import type { CopyProgress } from '../primary/copy-progress.js';
 import type { DiskPlan } from '../primary/disk-plan.js';
 import type { DisksCopied } from '../primary/disks.js';
 import type { EpochReport } from '../primary/epoch-report.js';
+import { type IoErrorStop, stopCure, stopText } from '../primary/io-error-watch.js';
 import type { PrimarySettings } from '../primary/options.js';
 import type { Primary, PrimaryStatus } from '../primary/primary.js';
 import { SampleWindow } from '../stats.js';
@@ -77,6 +78,13 @@ export const narratePrimary = (
   };
   const onWarning = (error: HoldfastError): void =>
     console.hint(`warning: ${error.message}${error.cure === undefined ? '' : ` (${error.cure})`}`);
+  const onStopped = (stop: IoErrorStop): void => {
+    console.tell(`the VM stands still, for QEMU has stopped it: ${stopText(stop)}\n  ${stopCure(stop)}`, {
+      event: 'vm-stopped',
+      ...stop,
+    });
+  };
+  const onGoesOn = (): void => console.tell('the VM goes on', { event: 'vm-goes-on' });
   const onRound = (round: {
     readonly pages: number;
     readonly zeroPages: number;
@@ -106,6 +114,8 @@ export const narratePrimary = (
   primary.on('disk-copy', onDiskCopy);
   primary.on('disks-copied', onDisksCopied);
   primary.on('warning', onWarning);
+  primary.on('vm-stopped', onStopped);
+  primary.on('vm-goes-on', onGoesOn);
   primary.on('round', onRound);
   primary.on('epoch', onEpoch);
   const timer = setInterval(
@@ -121,6 +131,8 @@ export const narratePrimary = (
     primary.off('disk-copy', onDiskCopy);
     primary.off('disks-copied', onDisksCopied);
     primary.off('warning', onWarning);
+    primary.off('vm-stopped', onStopped);
+    primary.off('vm-goes-on', onGoesOn);
     primary.off('round', onRound);
     primary.off('epoch', onEpoch);
   };

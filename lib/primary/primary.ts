@@ -12,10 +12,13 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { ControlMessage, SessionMessage } from '../control/messages.js';
 import { DiskSet } from '../disk/disk-set.js';
 import type { MovedDisks } from '../disk/move-disks.js';
+import { reviveDiskServers } from '../disk/revive-servers.js';
 import {
   CancelledError,
   DiskError,
   type HoldfastError,
+  isFullErrno,
+  NoSpaceError,
   NotProtectedError,
   PeerLostError,
   toHoldfastError,
@@ -41,6 +44,7 @@ import type { EpochReport, EpochSummary } from './epoch-report.js';
 import { examineVm } from './examine-vm.js';
 import { followsOnStandby, GuestClock, type GuestClockStatus } from './guest-clock.js';
 import { recordOf, scratchName } from './identity.js';
+import { type IoErrorStop, IoErrorWatch, stopCure, stopText } from './io-error-watch.js';
 import {
   initialState,
   type Outcome,
@@ -97,6 +101,8 @@ export interface PrimaryStatus {
     readonly ramBytes: number;
     readonly vcpus: number;
     readonly running: boolean;
+    /** QEMU has stopped it by itself: why, and what to do. */
+    readonly stopReason?: string;
   };
   readonly backup: string;
   readonly term: number;
@@ -130,6 +136,10 @@ interface PrimaryEvents {
   'disks-copied': [DisksCopied];
   /** Protection goes on, but somebody should know. */
   warning: [HoldfastError];
+  /** QEMU has stopped the VM, for a disk that failed. */
+  'vm-stopped': [IoErrorStop];
+  /** … and it runs again. */
+  'vm-goes-on': [];
   phase: [PrimaryStatus];
   ended: [Outcome];
 }
@@ -157,6 +167,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   readonly #guestClock: GuestClock;
   readonly #log: Logger;
   readonly #epochs: EpochEffects;
+  readonly #ioErrors: IoErrorWatch;
   readonly #ended: { promise: Promise<Outcome>; resolve: (outcome: Outcome) => void };
   readonly #abortConnect = new AbortController();
   #state: PrimaryState;
@@ -183,6 +194,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     log: Logger;
     leftStopped: boolean;
     operatorPaused: boolean;
+    ioError: boolean;
   }) {
     super();
     this.#settings = parts.settings;
@@ -249,6 +261,15 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       lostOnBulk: (error, context) => this.#lostOnBulk(error, context),
       onReport: (report) => this.emit('epoch', report),
     });
+    this.#ioErrors = new IoErrorWatch({
+      qmp: parts.qmp,
+      drives: parts.vm.drives,
+      idle: () => this.#driver.idle(),
+      log: parts.log,
+      onStopped: (stop) => this.#stoppedItself(stop),
+      onRoom: () => this.#dispatch({ type: 'disk-has-room' }),
+      onGoesOn: () => this.#goesOn(),
+    });
     this.#state = initialState(
       {
         onBackupLost: parts.settings.onBackupLost,
@@ -264,6 +285,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         hasDisks: parts.servers !== undefined,
         gateAdopted: parts.gate.installed,
         operatorPaused: parts.operatorPaused,
+        ioError: parts.ioError,
         vmStopped: parts.leftStopped,
       },
     );
@@ -286,6 +308,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     signal?.throwIfAborted();
     const unavailable = usableSenders(settings.sender, native.probeSenders());
     const log = logger ?? NOTHING_LOGGED;
+    await reviveDiskServers(qmpPath, settings.runDir, log);
     const qmp = await QmpClient.connect(qmpPath, { timeoutMs: 5_000, sendWithFd: native.sendWithFd, signal });
     let engine: PrimaryEngine | undefined;
     let gate: OutputGate | undefined;
@@ -308,7 +331,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       servers = await DiskSet.adopt({ vm, log });
       gate = await chooseGate({ setting: settings.gate, vm, relays, qmp, native, log });
       const adopted = gate.installed;
-      const { running } = await qmp.execute('query-status');
+      const { running, status } = await qmp.execute('query-status');
       engine = new native.PrimaryEngine({
         pid: vm.process.pid,
         ram: backend.mapping,
@@ -328,7 +351,9 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         },
         'attached to the VM',
       );
-      const ours = attached.adopted || adopted; // then a stopped VM is one that our own pause left stopped
+      const ioError = status === 'io-error';
+      // A stopped VM is one that our own pause left stopped.
+      const ours = (attached.adopted || adopted) && !ioError;
       const primary = new Primary({
         settings,
         key,
@@ -347,8 +372,10 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         log,
         leftStopped: !running && ours,
         operatorPaused: !running && !ours,
+        ioError,
       });
       primary.#listen(signal);
+      if (ioError) void primary.#ioErrors.look();
       primary.#dispatch({ type: 'start' });
       return primary;
     } catch (error) {
@@ -424,6 +451,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
 
   status(): PrimaryStatus {
     const { phase } = this.#state;
+    const { stop } = this.#ioErrors;
     const distributions = this.#epochs.summary();
     const { runDir: _runDir, replace: _replace, name, backup, ...settings } = this.#settings;
     const reason =
@@ -446,6 +474,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         vcpus: this.#vm.vcpus,
         // An epoch's pause doesn't count.
         running: !this.#state.operatorPaused && (phase.name === 'protected' || !this.#state.vmStopped),
+        ...(stop === undefined ? {} : { stopReason: `${stopText(stop)}. ${stopCure(stop)}` }),
       },
       backup,
       term: this.#state.term,
@@ -476,7 +505,8 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         cure: 'Wait until `holdfast status` says protected.',
       });
     }
-    if (this.#state.operatorPaused) {
+    // One that has stopped itself for a disk may have what it lacks there.
+    if (this.#state.operatorPaused && !this.#state.ioError) {
       throw new NotProtectedError(
         'switchover: the VM is paused by somebody else; it would run on the backup',
         {
@@ -592,6 +622,11 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       case 'resume':
       case 'resume-after-failed-handover':
         void this.#epochs.resume();
+        return;
+      case 'continue-vm':
+        void this.#driver.goOn().catch((error: unknown) => {
+          this.#log.warn({ err: toHoldfastError(error).message }, 'the VM does not go on');
+        });
         return;
       case 'send':
         void this.#epochs.send(action.epoch);
@@ -783,6 +818,18 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     }
   }
 
+  #stoppedItself(stop: IoErrorStop): void {
+    this.#log.error({ ...stop }, 'QEMU has stopped the VM');
+    this.#dispatch({ type: 'vm-io-error' });
+    this.emit('vm-stopped', stop);
+  }
+
+  #goesOn(): void {
+    this.#log.info({}, 'the VM goes on');
+    this.#dispatch({ type: 'vm-resumed' });
+    this.emit('vm-goes-on');
+  }
+
   #warnOfDisk({
     id,
     image,
@@ -792,13 +839,16 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     readonly image: string;
     readonly errno: string;
   }): void {
-    const warning = new DiskError(
-      `the image of disk ${id}, ${image}, fails with ${errno}; the guest sees the errors`,
-      {
-        cure: "While the backup's copy is whole: `holdfast switchover`, then look after this one.",
-        details: { id, image, errno },
-      },
-    );
+    const details = { id, image, errno };
+    const warning = isFullErrno(errno)
+      ? new NoSpaceError(`there is no room for the image of disk ${id}, ${image} (${errno})`, {
+          cure: 'Make room in its file system, or `holdfast switchover`: the backup has room of its own.',
+          details,
+        })
+      : new DiskError(`the image of disk ${id}, ${image}, fails with ${errno}; the guest sees the errors`, {
+          cure: "While the backup's copy is whole: `holdfast switchover`, then look after this one.",
+          details,
+        });
     this.#log.error({ id, image, errno }, 'a local disk fails');
     this.emit('warning', warning);
   }
@@ -852,6 +902,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
 
   async #finish(outcome: Outcome, release: boolean): Promise<void> {
     const sliced = this.#epochs.disarm();
+    this.#ioErrors.end();
     clearTimeout(this.#retryTimer);
     this.#abortConnect.abort();
     this.#log.info({ outcome: outcome.kind, release }, 'ending');
