@@ -31,6 +31,7 @@ export interface CommandArguments {
   readonly 'query-chardev': NoArguments;
   readonly 'query-migrate': NoArguments;
   readonly 'query-migrate-capabilities': NoArguments;
+  readonly 'query-migrate-parameters': NoArguments;
   readonly 'qom-list': { readonly path: string };
   readonly 'qom-get': { readonly path: string; readonly property: string };
   readonly 'qom-set': { readonly path: string; readonly property: string; readonly value: unknown };
@@ -45,6 +46,12 @@ export interface CommandArguments {
   readonly 'xen-save-devices-state': { readonly filename: string; readonly live?: boolean };
   readonly 'migrate-set-capabilities': {
     readonly capabilities: readonly { readonly capability: string; readonly state: boolean }[];
+  };
+  readonly 'migrate-set-parameters': {
+    /** Bytes per second. */
+    readonly 'max-bandwidth'?: number;
+    /** Milliseconds. */
+    readonly 'downtime-limit'?: number;
   };
   readonly migrate: { readonly uri: string };
   readonly migrate_cancel: NoArguments;
@@ -118,8 +125,23 @@ export const commandAnswers = {
     status: z.string().optional(),
     'error-desc': z.string().optional(),
     'blocked-reasons': z.array(z.string()).optional(),
+    ram: z
+      .object({
+        transferred: z.number(),
+        remaining: z.number(),
+        duplicate: z.number(),
+        normal: z.number(),
+        'dirty-sync-count': z.number(),
+        'page-size': z.number(),
+      })
+      .optional(),
+    /** Of the destination: where it listens. */
+    'socket-address': z
+      .array(z.object({ type: z.string(), host: z.string().optional(), port: z.string().optional() }))
+      .optional(),
   }),
   'query-migrate-capabilities': z.array(z.object({ capability: z.string(), state: z.boolean() })),
+  'query-migrate-parameters': z.object({ 'max-bandwidth': z.number(), 'downtime-limit': z.number() }),
   'qom-list': z.array(z.object({ name: z.string(), type: z.string() })),
   'qom-get': z.unknown(),
   'qom-set': nothing,
@@ -129,6 +151,7 @@ export const commandAnswers = {
   'human-monitor-command': z.string(),
   'xen-save-devices-state': nothing,
   'migrate-set-capabilities': nothing,
+  'migrate-set-parameters': nothing,
   migrate: nothing,
   migrate_cancel: nothing,
   'migrate-incoming': nothing,

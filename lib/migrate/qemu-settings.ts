@@ -1,0 +1,74 @@
+/**
+ * QEMU's migration capabilities and parameters: set for one migration, and as they were afterwards. Only what a
+ * QEMU knows is set; the list differs between 7.2 and 10.
+ */
+import type { QmpClient } from '../qmp/client.js';
+import type { MigrationCapabilities, RecipeOptions } from '../qmp/recipes.js';
+
+/** What would change the stream, who decides, or how it ends, whatever an operator's last migration left on. */
+const PLAIN = {
+  'x-ignore-shared': false,
+  multifd: false,
+  'zero-copy-send': false,
+  compress: false,
+  'postcopy-ram': false,
+  'pause-before-switchover': false,
+  'background-snapshot': false,
+  'x-colo': false,
+} as const;
+
+/** With `return-path` the source counts as completed only once the destination has loaded everything. */
+const SOURCE = { ...PLAIN, events: true, 'return-path': true } as const;
+
+/** With `late-block-activate` the disks stay the source's until the VM runs on the destination. */
+const TARGET = { ...PLAIN, events: true, 'return-path': true, 'late-block-activate': true } as const;
+
+export interface QemuMigrationSettings {
+  readonly capabilities: MigrationCapabilities;
+  readonly parameters: { readonly 'max-bandwidth': number; readonly 'downtime-limit': number };
+}
+
+const setCapabilities = async (
+  qmp: QmpClient,
+  wanted: Readonly<Record<string, boolean>>,
+  options: RecipeOptions,
+): Promise<MigrationCapabilities> => {
+  const before = await qmp.execute('query-migrate-capabilities', undefined, options);
+  const touched = before.filter(({ capability }) => capability in wanted);
+  const capabilities = touched.map(({ capability }) => ({ capability, state: wanted[capability]! }));
+  await qmp.execute('migrate-set-capabilities', { capabilities }, options);
+  return touched;
+};
+
+/** @returns how it stood before, for restoreSource(). */
+export const prepareSource = async (
+  qmp: QmpClient,
+  parameters: QemuMigrationSettings['parameters'],
+  options: RecipeOptions = {},
+): Promise<QemuMigrationSettings> => {
+  const before = await qmp.execute('query-migrate-parameters', undefined, options);
+  // Refused while another migration is under way, which so is left alone.
+  const capabilities = await setCapabilities(qmp, SOURCE, options);
+  const settings = { capabilities, parameters: before };
+  try {
+    await qmp.execute('migrate-set-parameters', parameters, options);
+  } catch (error) {
+    if (qmp.open) await restoreSource(qmp, settings, options);
+    throw error;
+  }
+  return settings;
+};
+
+/** Undoes prepareSource(). No migration may be under way. */
+export const restoreSource = async (
+  qmp: QmpClient,
+  before: QemuMigrationSettings,
+  options: RecipeOptions = {},
+): Promise<void> => {
+  await qmp.execute('migrate-set-parameters', before.parameters, options);
+  await qmp.execute('migrate-set-capabilities', { capabilities: before.capabilities }, options);
+};
+
+export const prepareTarget = async (qmp: QmpClient, options: RecipeOptions = {}): Promise<void> => {
+  await setCapabilities(qmp, TARGET, options);
+};
