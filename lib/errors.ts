@@ -122,7 +122,10 @@ export class AuthError extends HoldfastError {
   override readonly exitCode = 6;
 }
 
-/** Replica, staging or device state could not be allocated. */
+/**
+ * Memory or a file system is full, or a quota, whatever was to go there: replica, staging, device state; a
+ * disk's image, journal or log; the run directory.
+ */
 export class NoSpaceError extends HoldfastError {
   override readonly code = 'HOLDFAST_E_NO_SPACE';
   override readonly exitCode = 7;
@@ -170,7 +173,10 @@ export class TimeoutError extends HoldfastError {
   override readonly exitCode = 12;
 }
 
-/** A disk, its replica, or what serves it failed. `details`: which, and errno where there is one. */
+/**
+ * A disk, its replica, or what serves it failed, and not because something is full (NoSpaceError).
+ * `details`: which, and errno where there is one.
+ */
 export class DiskError extends HoldfastError {
   override readonly code = 'HOLDFAST_E_DISK';
   override readonly exitCode = 13;
@@ -225,8 +231,12 @@ const cures: Readonly<Record<string, string>> = {
   HOLDFAST_E_UNSUPPORTED: 'Run `holdfast doctor`; Linux 6.7 or newer is needed.',
   HOLDFAST_E_DISK_FOREIGN:
     'Move it away, or start the backup with --adopt-disks on: it is overwritten then. --replace puts the replica elsewhere.',
-  HOLDFAST_E_NO_SPACE: 'Free memory or enlarge the tmpfs that holds the replica (mount -o remount,size=…).',
+  HOLDFAST_E_NO_SPACE:
+    'Make room in what the message names: a file system (a tmpfs is enlarged by mount -o remount,size=…), or memory.',
 };
+
+/** By name. ENOSPC of a file system, EDQUOT of a quota: the same to whoever has to make room. */
+export const isFullErrno = (name: string | undefined): boolean => name === 'ENOSPC' || name === 'EDQUOT';
 
 /** Wraps an error of the addon (or anything thrown) into its public class. Holdfast errors pass through. */
 export const toHoldfastError = (error: unknown, context?: string): HoldfastError => {
@@ -240,8 +250,10 @@ export const toHoldfastError = (error: unknown, context?: string): HoldfastError
   } | null;
   const text = native?.message ?? String(error);
   const message = context === undefined ? text : `${context}: ${text}`;
-  const ErrorClass = byCode[native?.code ?? ''] ?? SystemError;
-  const cure = native?.cure ?? cures[native?.code ?? ''];
+  // Node's own errors name the errno.
+  const code = isFullErrno(native?.code) ? 'HOLDFAST_E_NO_SPACE' : (native?.code ?? '');
+  const ErrorClass = byCode[code] ?? SystemError;
+  const cure = native?.cure ?? cures[code];
   return new ErrorClass(message, {
     cause: error,
     ...(cure === undefined ? {} : { cure }),

@@ -110,6 +110,7 @@ export type {
   FinalEpoch,
   MeasuredPart,
 } from './primary/epoch-report.js';
+export type { IoErrorStop } from './primary/io-error-watch.js';
 export type {
   BackupLostPolicy,
   CaptureMode,

@@ -97,6 +97,7 @@ const replicaDisk = z.looseObject({
   journalBytes: z.number(),
   durableEpoch: z.number(),
   fault: z.string().optional(),
+  closed: z.literal(true).optional(),
 });
 
 /** The parts of a status that the CLI shows; the rest passes through, so that either side may be newer. */
@@ -113,6 +114,7 @@ export const daemonStatus = z.discriminatedUnion('role', [
       ramBytes: z.number(),
       vcpus: z.number(),
       running: z.boolean(),
+      stopReason: z.string().optional(),
     }),
     backup: z.string(),
     term: z.number(),

@@ -19,6 +19,7 @@ import { diskSupport } from '../disk/disk-support.js';
 import {
   DiskError,
   type HoldfastError,
+  NoSpaceError,
   NotProtectedError,
   toHoldfastError,
   UnsupportedHostError,
@@ -773,13 +774,18 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
 
   /** A replica fails: its session ends, for nothing more can be committed; what is committed stays. */
   #onDiskFault(fault: DiskFault, image: string): void {
-    const failure = new DiskError(`the replica of disk ${fault.id}, ${image}: ${fault.message}`, {
-      cure:
-        fault.code === 'HOLDFAST_E_NO_SPACE'
-          ? 'Make room in its file system; the primary comes back by itself.'
-          : 'Look after the disk it lies on, or move it (--replace); the primary comes back by itself.',
-      details: { id: fault.id, image, errno: fault.errno },
-    });
+    const message = `the replica of disk ${fault.id}, ${image}: ${fault.message}`;
+    const details = { id: fault.id, image, errno: fault.errno };
+    const failure =
+      fault.code === 'HOLDFAST_E_NO_SPACE'
+        ? new NoSpaceError(message, {
+            cure: 'Make room in its file system; the primary comes back by itself.',
+            details,
+          })
+        : new DiskError(message, {
+            cure: 'Look after the disk it lies on, or move it (--replace); the primary comes back by itself.',
+            details,
+          });
     this.#warn(failure);
     const session = this.#session(this.#state.receiving);
     if (session === undefined || session.over) return;

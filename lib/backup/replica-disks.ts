@@ -10,7 +10,7 @@
  */
 
 import type { SessionDisk } from '../control/messages.js';
-import { ConfigError, DiskError, toHoldfastError } from '../errors.js';
+import { ConfigError, DiskError, type HoldfastError, toHoldfastError } from '../errors.js';
 import type { Logger } from '../log.js';
 import type { DiskStore } from '../native.js';
 import { type Replacement, replaceText } from '../vm/command-line.js';
@@ -28,6 +28,8 @@ export interface ReplicaDiskStatus {
   readonly durableEpoch: number;
   /** Why nothing is received any more. */
   readonly fault?: string;
+  /** Nobody has it open: all this is from when it was closed, or could not be opened. */
+  readonly closed?: true;
 }
 
 export interface ReplicaDisk {
@@ -82,6 +84,8 @@ interface Open {
 export class ReplicaKeeper {
   readonly #options: ReplicaKeeperOptions;
   #open: Open | undefined;
+  /** What was wrong when they were closed, or could not be opened: it is, until they are opened again. */
+  #left: readonly ReplicaDiskStatus[] = [];
   #queue: Promise<unknown> = Promise.resolve();
 
   constructor(options: ReplicaKeeperOptions) {
@@ -89,8 +93,10 @@ export class ReplicaKeeper {
   }
 
   status(): readonly ReplicaDiskStatus[] {
-    const open = this.#open;
-    if (open === undefined) return [];
+    return this.#open === undefined ? this.#left : this.#statusOf(this.#open);
+  }
+
+  #statusOf(open: Open): readonly ReplicaDiskStatus[] {
     const stats = new Map(open.store.stats().map((each) => [each.id, each]));
     return open.disks.map(({ id, imagePath, imageBytes }) => {
       const counts = stats.get(id);
@@ -187,8 +193,11 @@ export class ReplicaKeeper {
       for (const found of await store.open()) log.info({ ...found }, 'replica of a disk');
     } catch (error) {
       await store.close().catch(() => {});
-      throw toHoldfastError(error);
+      const failure = toHoldfastError(error);
+      this.#left = this.#refused(disks, failure);
+      throw failure;
     }
+    this.#left = [];
     this.#open = { disks, store, faults, takers: 0, isRetired: false };
     return this.#open;
   }
@@ -205,7 +214,23 @@ export class ReplicaKeeper {
     }
   }
 
+  /** The failure is that of the disk that it names; where it names none, of all. */
+  #refused(disks: readonly ReplicaDisk[], { message }: HoldfastError): readonly ReplicaDiskStatus[] {
+    const isNamed = ({ imagePath, metaDir }: ReplicaDisk): boolean =>
+      message.includes(imagePath) || message.includes(metaDir);
+    const isAnyNamed = disks.some(isNamed);
+    return disks.map((disk) => ({
+      ...{ id: disk.id, image: disk.imagePath, imageBytes: disk.imageBytes },
+      ...{ journalUsedBytes: 0, journalBytes: this.#options.journalBytes },
+      ...{ receivedBytes: 0, appliedBytes: 0, durableEpoch: 0, closed: true as const },
+      ...(isAnyNamed && !isNamed(disk) ? {} : { fault: message }),
+    }));
+  }
+
   async #close(open: Open): Promise<void> {
+    // Of a VM that runs here they are no replicas any more.
+    const fails = open.faults.size > 0 && !open.isRetired;
+    this.#left = fails ? this.#statusOf(open).map((status) => ({ ...status, closed: true as const })) : [];
     this.#open = undefined;
     await open.store.close();
   }

@@ -105,7 +105,7 @@ const phaseText = (status: BackupStatus, settings: BackupSettings): string | und
     case 'preparing':
       return `a primary came (${status.primary ?? '?'}) with ${vm}: preparing the replica (${sizeText(status.vm?.ramBytes ?? 0)}) and a standby QEMU`;
     case 'syncing':
-      return `receiving ${status.disks === undefined ? '' : 'disks and '}RAM while the VM runs`;
+      return `receiving ${status.disks?.some(({ closed }) => !closed) ? 'disks and ' : ''}RAM while the VM runs`;
     case 'protecting':
       if (status.handOverOnly) return `all of ${vm} is here; it runs when it is handed over`;
       return `protecting ${vm} since epoch ${status.committedEpoch}, term ${status.term}`;

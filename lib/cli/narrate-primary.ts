@@ -1,6 +1,7 @@
 /** What a primary is doing, told as it happens; and its live line. */
 import type { HoldfastError } from '../errors.js';
 import type { EpochReport } from '../primary/epoch-report.js';
+import { type IoErrorStop, stopCure, stopText } from '../primary/io-error-watch.js';
 import type { PrimarySettings } from '../primary/options.js';
 import type { Primary, PrimaryStatus } from '../primary/primary.js';
 import { SampleWindow } from '../stats.js';
@@ -45,6 +46,13 @@ export const narratePrimary = (
   };
   const onWarning = (error: HoldfastError): void =>
     console.hint(`warning: ${error.message}${error.cure === undefined ? '' : ` (${error.cure})`}`);
+  const onStopped = (stop: IoErrorStop): void => {
+    console.tell(`the VM stands still, for QEMU has stopped it: ${stopText(stop)}\n  ${stopCure(stop)}`, {
+      event: 'vm-stopped',
+      ...stop,
+    });
+  };
+  const onGoesOn = (): void => console.tell('the VM goes on', { event: 'vm-goes-on' });
   const onRound = (round: {
     readonly pages: number;
     readonly zeroPages: number;
@@ -74,6 +82,8 @@ export const narratePrimary = (
   primary.on('disk-copy', disks.onCopy);
   primary.on('disks-copied', disks.onCopied);
   primary.on('warning', onWarning);
+  primary.on('vm-stopped', onStopped);
+  primary.on('vm-goes-on', onGoesOn);
   primary.on('round', onRound);
   primary.on('epoch', onEpoch);
   const timer = setInterval(() => console.live(disks.live() ?? live.text()), LIVE_EVERY_MS);
@@ -86,6 +96,8 @@ export const narratePrimary = (
     primary.off('disk-copy', disks.onCopy);
     primary.off('disks-copied', disks.onCopied);
     primary.off('warning', onWarning);
+    primary.off('vm-stopped', onStopped);
+    primary.off('vm-goes-on', onGoesOn);
     primary.off('round', onRound);
     primary.off('epoch', onEpoch);
   };

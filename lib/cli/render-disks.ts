@@ -49,8 +49,9 @@ export const primaryDiskTexts = ({ disks = [] }: PrimaryView): readonly string[]
   });
 
 export const replicaDiskTexts = ({ disks = [] }: BackupView): readonly string[] =>
-  disks.map(({ id, image, imageBytes, journalUsedBytes, journalBytes, durableEpoch, fault }) =>
+  disks.map(({ id, image, imageBytes, journalUsedBytes, journalBytes, durableEpoch, fault, closed }) =>
     diskText(id, image, imageBytes, [
+      ...(closed ? ['not in use'] : []),
       `journal ${percentText(journalUsedBytes, journalBytes)} full`,
       ...(durableEpoch === 0 ? [] : [`epoch ${durableEpoch} on stable storage`]),
       ...(fault === undefined ? [] : [`FAILS: ${fault}`]),

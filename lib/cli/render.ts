@@ -27,8 +27,6 @@ type BackupView = Extract<DaemonStatus, { role: 'backup' }>;
 
 const primaryLines = (status: PrimaryView): string[] => {
   const { vm } = status;
-  // Between two checkpoints it runs; a look that falls into a pause says nothing.
-  const isPausedForEpoch = status.phase === 'protected';
   const table = distributionTable([
     ['pause', status.distributions.pauseMs, 'ms'],
     ...pauseRows(status),
@@ -46,8 +44,9 @@ const primaryLines = (status: PrimaryView): string[] => {
     `${status.name}  primary  ${phaseText(status)}`,
     row(
       'VM',
-      `${vmName(vm.name)}, ${sizeText(vm.ramBytes)}, ${vm.vcpus} vCPU${vm.vcpus === 1 ? '' : 's'}, process ${vm.pid}${vm.running || isPausedForEpoch ? '' : ', stopped'}`,
+      `${vmName(vm.name)}, ${sizeText(vm.ramBytes)}, ${vm.vcpus} vCPU${vm.vcpus === 1 ? '' : 's'}, process ${vm.pid}${vm.running ? '' : ', stopped'}`,
     ),
+    ...(vm.stopReason === undefined ? [] : [row('', `QEMU has stopped it: ${vm.stopReason}`)]),
     row('QMP', vm.qmp),
     row('backup', status.backup),
     row('term', String(status.term)),

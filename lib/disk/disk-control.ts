@@ -13,6 +13,8 @@ import {
   ConnectError,
   DiskError,
   type HoldfastError,
+  isFullErrno,
+  NoSpaceError,
   PeerLostError,
   ProtocolError,
   VersionError,
@@ -162,7 +164,7 @@ export class DiskControl implements AsyncDisposable {
     await this.close();
   }
 
-  /** @throws DiskError if the server could not do it, PeerLostError if it is gone */
+  /** @throws DiskError, NoSpaceError if the server could not do it, PeerLostError if it is gone */
   async #ask(request: DiskRequest, value?: number, syncId?: string): Promise<Answer> {
     if (this.#end !== undefined) throw this.#end;
     const message = encodeDiskRequest(request, value, syncId);
@@ -176,10 +178,11 @@ export class DiskControl implements AsyncDisposable {
     });
     if (answer.errno !== 0) {
       const name = errnoName(answer.errno);
-      throw new DiskError(`the disk server ${this.path} refused ${request}: ${name}`, {
-        cure: 'Its log, beside the socket, says more.',
-        details: { request, errno: answer.errno },
-      });
+      const message = `the disk server ${this.path} refused ${request}: ${name}`;
+      const details = { request, errno: answer.errno };
+      throw isFullErrno(name)
+        ? new NoSpaceError(message, { cure: 'Make room where its log, beside the socket, says.', details })
+        : new DiskError(message, { cure: 'Its log, beside the socket, says more.', details });
     }
     return answer;
   }

@@ -16,7 +16,7 @@
 import { mkdir, readFile, realpath, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
-import { DiskError } from '../errors.js';
+import { DiskError, isFullErrno, NoSpaceError } from '../errors.js';
 import { isAlive } from '../vm/process.js';
 
 export const RING_BYTES_DEFAULT = 64 << 20;
@@ -102,7 +102,8 @@ const escapePath = (path: string): string => encodeURIComponent(path).replaceAll
  * Directory of what is known about an image (map, journal); made if it is not there. An image has one,
  * whatever links lead to it.
  * @param diskDir setting `diskDir`, for block devices
- * @throws DiskError if the path leads to neither a file nor a block device, or the directory can't be made
+ * @throws DiskError if the path leads to neither a file nor a block device, or the directory can't be made;
+ *   NoSpaceError
  */
 export const diskMetaDir = async (diskDir: string, imagePath: string): Promise<string> => {
   const path = await realpath(imagePath).catch(() => imagePath); // a replica that is still to be made
@@ -116,7 +117,11 @@ export const diskMetaDir = async (diskDir: string, imagePath: string): Promise<s
   try {
     await mkdir(dir, { recursive: true, mode: 0o700 });
   } catch (cause) {
-    throw new DiskError(`the directory ${dir} for what is known of a disk: ${(cause as Error).message}`, {
+    const message = `the directory ${dir} for what is known of a disk: ${(cause as Error).message}`;
+    if (isFullErrno((cause as NodeJS.ErrnoException).code)) {
+      throw new NoSpaceError(message, { cause, cure: 'Make room in its file system.' });
+    }
+    throw new DiskError(message, {
       cause,
       cure: 'Make the directory that the image is to lie in, or give another by --replace.',
     });

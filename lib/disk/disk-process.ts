@@ -10,7 +10,7 @@
 import { spawn } from 'node:child_process';
 import { open, rm } from 'node:fs/promises';
 import { setTimeout as delay } from 'node:timers/promises';
-import { CancelledError, DiskError } from '../errors.js';
+import { CancelledError, DiskError, type HoldfastError, NoSpaceError } from '../errors.js';
 import { lastLogLines } from '../vm/launch.js';
 import { identifyProcess, isAlive, type ProcessIdentity, signalProcess, waitForExit } from '../vm/process.js';
 import { withClaim } from './disk-claim.js';
@@ -30,6 +30,8 @@ const START_TIMEOUT_MS = 15_000;
 const POLL_MS = 10;
 /** At its end a server waits for the image to be on stable storage. Killed, it loses nothing but that. */
 const END_TIMEOUT_MS = 10_000;
+/** What a server that could not start for it says: strerror() of ENOSPC and EDQUOT. */
+const FULL = /No space left on device|Disk quota exceeded/;
 
 export interface StartedDiskServer {
   readonly record: DiskServerRecord;
@@ -39,7 +41,7 @@ export interface StartedDiskServer {
 /**
  * The server of a socket: the one that runs, or a new one; with a connection to its control socket, which
  * the caller closes.
- * @throws DiskError if it ended first or was not ready in time (it is ended then), CancelledError.
+ * @throws DiskError, NoSpaceError if it ended first or was not ready in time (it is ended then), CancelledError.
  */
 export const reachDiskServer = async (
   spec: DiskServerSpec,
@@ -140,7 +142,7 @@ const notReady = async (
   { id, imagePath, socket, nbdkit }: DiskServerSpec,
   failure: Error | undefined,
   logStart: number,
-): Promise<DiskError> => {
+): Promise<HoldfastError> => {
   const { log } = diskServerFiles(socket);
   const what = `the disk server of ${imagePath} (disk ${id})`;
   if ((failure as NodeJS.ErrnoException | undefined)?.code === 'ENOENT') {
@@ -151,12 +153,14 @@ const notReady = async (
   }
   const lines = await lastLogLines(log, logStart);
   const said = lines.length === 0 ? '' : `:\n  ${lines.join('\n  ')}`;
-  return new DiskError(
+  const message =
     failure === undefined
       ? `${what} was not ready within ${START_TIMEOUT_MS} ms${said}`
-      : `${what} ended before it was ready${said}`,
-    { cause: failure, cure: `Its log is ${log}.`, details: { id, imagePath, lines } },
-  );
+      : `${what} ended before it was ready${said}`;
+  const details = { id, imagePath, lines };
+  return lines.some((line) => FULL.test(line))
+    ? new NoSpaceError(message, { cause: failure, cure: `Make room there. Its log is ${log}.`, details })
+    : new DiskError(message, { cause: failure, cure: `Its log is ${log}.`, details });
 };
 
 /** QEMU's process is known: the server ends with it, and whoever starts the server anew knows that too. */

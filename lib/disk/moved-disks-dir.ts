@@ -9,6 +9,12 @@ export const movedDisksDir = (runDir: string, { pid, startTicks }: ProcessIdenti
 
 const NAME = /^disks-(\d+)-(\d+)$/;
 
+/** Of all VMs, also those that have ended. */
+export const movedDisksDirs = async (runDir: string): Promise<readonly string[]> => {
+  const names = await readdir(runDir).catch(() => [] as string[]);
+  return names.filter((name) => NAME.test(name)).map((name) => join(runDir, name));
+};
+
 /** Removes what VMs left that have ended: their servers have, by themselves. */
 export const removeLeftDisksDirs = async (runDir: string): Promise<void> => {
   for (const name of await readdir(runDir).catch(() => [] as string[])) {

@@ -3,7 +3,8 @@
  * the journals are closed: activate(). After that they stay with the VM, where the next primary finds them.
  *
  *   start ─► QEMU is launched over `sockets` ─► bind ─► … ─► activate
- *   a server dies while QEMU lives ─► started again, in the mode it had
+ *   a server dies while QEMU lives ─► started again, in the mode it had; after activate() active, though
+ *   its record be lost
  *
  * No connection to a server is kept: it has one controller, and after a takeover that is the next primary.
  */
@@ -14,6 +15,7 @@ import type { Logger } from '../log.js';
 import { type Replacement, replaceText } from '../vm/command-line.js';
 import { moveDiskSockets } from '../vm/disks.js';
 import { isAlive, type ProcessIdentity, waitForExit } from '../vm/process.js';
+import { withClaim } from './disk-claim.js';
 import { DiskControl } from './disk-control.js';
 import {
   type DiskServerRecord,
@@ -62,6 +64,8 @@ export class StandbyDisks {
   readonly #specs: readonly DiskServerSpec[];
   readonly #log: Logger;
   #started: StartedDiskServer[] = [];
+  /** Of a server that is started again, whatever its record says: active from activate() on. */
+  #mode: DiskServerSpec['mode'] = 'standby';
   #ending = false;
 
   constructor({ disks, dir, launch, log, nbdkit = NBDKIT_DEFAULT }: StandbyDisksOptions) {
@@ -118,6 +122,7 @@ export class StandbyDisks {
    * @throws DiskError; it may be tried again
    */
   async activate(): Promise<void> {
+    this.#mode = 'active';
     await Promise.all(this.sockets.map(activateDiskServer));
   }
 
@@ -135,8 +140,9 @@ export class StandbyDisks {
     this.#log.error({ ...names, log: diskServerFiles(record.socket).log }, 'the disk server of a VM ended');
     while (!this.#ending && (await isAlive(record.vm))) {
       const { process: _process, ...spec } = (await readDiskServerRecord(record.socket)) ?? record;
+      const mode = this.#mode === 'active' ? 'active' : spec.mode;
       try {
-        await this.#keep(await ensureDiskServer(spec));
+        await this.#keep(await ensureDiskServer({ ...spec, mode }));
         return;
       } catch (error) {
         this.#log.error({ ...names, err: toHoldfastError(error).message }, 'the VM waits for its disk');
@@ -151,20 +157,30 @@ export class StandbyDisks {
  * @throws DiskError, ConnectError; it may be tried again
  */
 export const activateDiskServer = async (socket: string): Promise<void> => {
+  const restart = await withClaim(diskServerFiles(socket).claim, () => activateRunning(socket));
+  if (restart !== undefined) await ensureDiskServer(restart);
+};
+
+/**
+ * Within the claim: a server that dies now is started anew, and written down, only afterwards, so that the
+ * record that is written here is never the newer one's.
+ * @returns what is to be started in the place of a server that has ended
+ */
+const activateRunning = async (socket: string): Promise<DiskServerSpec | undefined> => {
   const record = await readDiskServerRecord(socket);
   if (record === undefined) {
     throw new DiskError(`there is no record of a disk server on ${socket}`, {
       cure: 'Was the run directory cleared? The VM has to be ended; its images are whole.',
     });
   }
-  if (record.mode === 'active') return;
+  if (record.mode === 'active') return undefined;
   const active: DiskServerRecord = { ...record, mode: 'active' };
   if ((await runningDiskServer(socket)) === undefined) {
     const { process: _process, ...spec } = active;
-    await ensureDiskServer(spec);
-    return;
+    return spec;
   }
   await using control = await DiskControl.connect(diskServerFiles(socket).control);
   await control.activate();
   await writeDiskServerRecord(active);
+  return undefined;
 };

@@ -7,13 +7,14 @@
  *                                                    └── given up, failed, destination lost ─► stayed
  */
 import { EventEmitter } from 'node:events';
-import type { HoldfastError } from '../errors.js';
+import { DiskError, type HoldfastError } from '../errors.js';
 import type { Logger } from '../log.js';
 import type { RoundStats } from '../primary/convergence.js';
 import type { CopyProgress } from '../primary/copy-progress.js';
 import type { DiskPlan } from '../primary/disk-plan.js';
 import type { DisksCopied } from '../primary/disks.js';
 import type { FinalEpoch } from '../primary/epoch-report.js';
+import { type IoErrorStop, stopText } from '../primary/io-error-watch.js';
 import type { Failure, Outcome } from '../primary/machine.js';
 import { Primary, type PrimaryStatus } from '../primary/primary.js';
 import { afterRound, notConverged } from './after-round.js';
@@ -171,6 +172,7 @@ export class Migration extends EventEmitter<MigrationEvents> implements AsyncDis
     primary.on('disk-plan', (plans) => this.emit('disk-plan', plans));
     primary.on('disk-copy', (progress) => this.emit('disk-copy', progress));
     primary.on('warning', (warning) => this.emit('warning', warning));
+    primary.on('vm-stopped', (stop) => this.emit('warning', stoppedItself(stop)));
     primary.on('disks-copied', (copied) => {
       this.#disks = copied;
       this.emit('disks-copied', copied);
@@ -239,6 +241,11 @@ export class Migration extends EventEmitter<MigrationEvents> implements AsyncDis
     }
   }
 }
+
+const stoppedItself = (stop: IoErrorStop): HoldfastError =>
+  new DiskError(`the VM stands still: ${stopText(stop)}`, {
+    cure: 'It moves all the same, and tries the request again over there.',
+  });
 
 /**
  * Moves a running VM, and settles when it runs on the other side.

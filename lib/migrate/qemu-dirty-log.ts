@@ -4,7 +4,7 @@
  * Under TCG, before 9.0, it can't: for a RAM block whose size is a multiple of 64 pages, QEMU takes the dirty bits
  * word by word and forgets to tell the vCPUs' TLBs (cpu_physical_memory_sync_dirty_bitmap(); fixed by 03bfc2188f
  * "physmem: Fix migration dirty bitmap coherency with TCG memory access"). A page that is written to again is then
- * not found dirty, and the guest arrives with old contents in it: with a guest that writes, here, every time. A
+ * not found dirty, and the guest arrives with old contents in it: with a guest that writes, in each run that was tried. A
  * block of any other size goes page by page, and is sound.
  */
 import { UnsupportedVmError } from '../errors.js';

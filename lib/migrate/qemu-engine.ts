@@ -20,6 +20,7 @@
  * the wrong one: the rest would still go as live rounds under `max-bandwidth`, and QEMU would hand over the state
  * `paused`, and count no downtime. With the limit raised, QEMU notices within 100 ms (BUFFER_DELAY, after which it
  * recomputes its threshold), looks once more for dirty pages, stops the VM and sends the rest without a limit.
+ * Measured on 7.2, 12 MB left and 48 MiB/s: the VM stands still for 299 ms by `stop`, for 12 ms this way.
  *
  * At no time can both sides run the VM: the destination runs it only by resume(), called when the source has said
  * `completed`, after which a source doesn't run it by itself. If this process dies between the two, the VM stands

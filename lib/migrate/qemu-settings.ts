@@ -47,9 +47,16 @@ export const prepareSource = async (
   options: RecipeOptions = {},
 ): Promise<QemuMigrationSettings> => {
   const before = await qmp.execute('query-migrate-parameters', undefined, options);
+  // Refused while another migration is under way, which so is left alone.
   const capabilities = await setCapabilities(qmp, SOURCE, options);
-  await qmp.execute('migrate-set-parameters', parameters, options);
-  return { capabilities, parameters: before };
+  const settings = { capabilities, parameters: before };
+  try {
+    await qmp.execute('migrate-set-parameters', parameters, options);
+  } catch (error) {
+    if (qmp.open) await restoreSource(qmp, settings, options);
+    throw error;
+  }
+  return settings;
 };
 
 /** Undoes prepareSource(). No migration may be under way. */

@@ -137,8 +137,10 @@ export interface PrimaryState {
   readonly everProtected: boolean;
   /** The composite stream's prefix must be taken again in the next pause. */
   readonly prefixStale: boolean;
-  /** Somebody else stopped the VM: no epochs, and we don't start it. */
+  /** Somebody else stopped the VM, or QEMU did: no epochs, and we don't start it. */
   readonly operatorPaused: boolean;
+  /** QEMU did, for a disk that failed. The request is in its device state: whoever runs it tries it again. */
+  readonly ioError: boolean;
   /** We stopped the VM and have not started it yet. */
   readonly vmStopped: boolean;
   /**
@@ -178,6 +180,9 @@ export type PrimaryEvent =
   | { readonly type: 'vm-reset' }
   | { readonly type: 'vm-paused' }
   | { readonly type: 'vm-resumed' }
+  | { readonly type: 'vm-io-error' }
+  /** The disk for which it stopped was full, and is no more. */
+  | { readonly type: 'disk-has-room' }
   | { readonly type: 'vm-gone'; readonly ended: boolean; readonly reason: string }
   | { readonly type: 'switchover' }
   | { readonly type: 'detach' }
@@ -209,6 +214,8 @@ export type PrimaryAction =
       readonly trigger: EpochTrigger;
     }
   | { readonly type: 'resume' }
+  /** As somebody else would: `vm-resumed` tells. */
+  | { readonly type: 'continue-vm' }
   | { readonly type: 'send'; readonly epoch: number }
   | { readonly type: 'release'; readonly epoch: number }
   | { readonly type: 'hand-over'; readonly epoch: number }
@@ -235,6 +242,7 @@ export const initialState = (
     /** The gate of an earlier run was found in place, with what it holds. */
     readonly gateAdopted: boolean;
     readonly operatorPaused: boolean;
+    readonly ioError?: boolean;
     readonly vmStopped: boolean;
   },
 ): PrimaryState => ({
@@ -248,6 +256,7 @@ export const initialState = (
   everProtected: false,
   prefixStale: true,
   operatorPaused: options.operatorPaused,
+  ioError: options.ioError ?? false,
   vmStopped: options.vmStopped,
   mustHold: options.gateAdopted || options.vmStopped,
   captureFailures: 0,
@@ -275,7 +284,11 @@ export const step = (state: PrimaryState, event: PrimaryEvent): Step => {
     case 'vm-paused':
       return [{ ...state, operatorPaused: true }, none];
     case 'vm-resumed':
-      return operatorResumed({ ...state, operatorPaused: false });
+      return operatorResumed({ ...state, operatorPaused: false, ioError: false });
+    case 'vm-io-error':
+      return [{ ...state, operatorPaused: true, ioError: true }, none];
+    case 'disk-has-room':
+      return [state, state.ioError && mayContinue(state) ? [{ type: 'continue-vm' }] : none];
     case 'detach':
       return requestDetach(state);
     case 'switchover':
@@ -520,9 +533,9 @@ const roundDone = (state: PrimaryState, round: RoundStats): Step => {
   return state.operatorPaused ? [ready, none] : beginEpoch(ready, 'first', false);
 };
 
-/** A migration's only epoch. */
+/** A migration's only epoch. A VM that stopped for its disk tries that again over there. */
 const beginMove = (state: PrimaryState): Step =>
-  state.operatorPaused
+  state.operatorPaused && !state.ioError
     ? finish(state, { kind: 'failed', failure: pausedByOther })
     : beginEpoch({ ...state, pending: 'switchover' }, 'request', true);
 
@@ -577,6 +590,21 @@ const operatorResumed = (state: PrimaryState): Step => {
   return beginEpoch(state, phase.due, false);
 };
 
+/** Nothing of ours is under way with it, and it is not us who hold it. */
+const mayContinue = ({ phase, vmStopped, gateInstalled }: PrimaryState): boolean => {
+  switch (phase.name) {
+    case 'protected':
+      return phase.cycle.at === 'idle';
+    case 'syncing':
+      return true;
+    case 'connecting':
+    case 'waiting':
+      return !vmStopped && !gateInstalled; // held output is bounded only while the VM is stopped
+    case 'ended':
+      return false;
+  }
+};
+
 const requestDetach = (state: PrimaryState): Step => {
   const { phase } = state;
   // What is under way ends first. A hand-over decides for itself: only if it fails the VM is ours to detach.
@@ -594,7 +622,8 @@ const requestSwitchover = (state: PrimaryState): Step => {
   const asked: PrimaryState = { ...state, pending: 'switchover' };
   // One ordinary epoch first: its output leaves, and only what the guest sends between the two is
   // left in the stopped VM's filters (a filter can't deliver while the VM is stopped).
-  return phase.cycle.at === 'idle' ? beginEpoch(asked, 'request', false) : [asked, none];
+  // A VM that has stopped itself sends nothing more, and would only fail once more in between.
+  return phase.cycle.at === 'idle' ? beginEpoch(asked, 'request', state.ioError) : [asked, none];
 };
 
 const backupLost = (state: PrimaryState, reason: string): Step => {

@@ -12,10 +12,13 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { ControlMessage, SessionMessage } from '../control/messages.js';
 import { DiskSet } from '../disk/disk-set.js';
 import type { MovedDisks } from '../disk/move-disks.js';
+import { reviveDiskServers } from '../disk/revive-servers.js';
 import {
   CancelledError,
   DiskError,
   type HoldfastError,
+  isFullErrno,
+  NoSpaceError,
   NotProtectedError,
   PeerLostError,
   toHoldfastError,
@@ -42,6 +45,7 @@ import type { EpochReport, EpochSummary, FinalEpoch } from './epoch-report.js';
 import { examineVm } from './examine-vm.js';
 import { followsOnStandby, GuestClock, type GuestClockStatus } from './guest-clock.js';
 import { recordOf, scratchName } from './identity.js';
+import { type IoErrorStop, IoErrorWatch, stopCure, stopText } from './io-error-watch.js';
 import {
   type AfterRound,
   type Failure,
@@ -100,6 +104,8 @@ export interface PrimaryStatus {
     readonly ramBytes: number;
     readonly vcpus: number;
     readonly running: boolean;
+    /** QEMU has stopped it by itself: why, and what to do. */
+    readonly stopReason?: string;
   };
   readonly backup: string;
   readonly term: number;
@@ -137,6 +143,10 @@ interface PrimaryEvents {
   'disks-copied': [DisksCopied];
   /** Protection goes on, but somebody should know. */
   warning: [HoldfastError];
+  /** QEMU has stopped the VM, for a disk that failed. */
+  'vm-stopped': [IoErrorStop];
+  /** … and it runs again. */
+  'vm-goes-on': [];
   phase: [PrimaryStatus];
   ended: [Outcome];
 }
@@ -165,6 +175,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   readonly #log: Logger;
   readonly #isMigration: boolean;
   readonly #epochs: EpochEffects;
+  readonly #ioErrors: IoErrorWatch;
   readonly #ended: { promise: Promise<Outcome>; resolve: (outcome: Outcome) => void };
   readonly #abortConnect = new AbortController();
   #state: PrimaryState;
@@ -192,6 +203,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     leftStopped: boolean;
     operatorPaused: boolean;
     afterRound: AfterRound | undefined;
+    ioError: boolean;
   }) {
     super();
     this.#settings = parts.settings;
@@ -261,6 +273,15 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       onReport: (report) => this.emit('epoch', report),
       onFinal: (final) => this.emit('final', final),
     });
+    this.#ioErrors = new IoErrorWatch({
+      qmp: parts.qmp,
+      drives: parts.vm.drives,
+      idle: () => this.#driver.idle(),
+      log: parts.log,
+      onStopped: (stop) => this.#stoppedItself(stop),
+      onRoom: () => this.#dispatch({ type: 'disk-has-room' }),
+      onGoesOn: () => this.#goesOn(),
+    });
     this.#state = initialState(
       {
         onBackupLost: parts.settings.onBackupLost,
@@ -282,6 +303,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         hasDisks: parts.servers !== undefined,
         gateAdopted: parts.gate.installed,
         operatorPaused: parts.operatorPaused,
+        ioError: parts.ioError,
         vmStopped: parts.leftStopped,
       },
     );
@@ -305,6 +327,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     signal?.throwIfAborted();
     const unavailable = usableSenders(settings.sender, native.probeSenders());
     const log = logger ?? NOTHING_LOGGED;
+    await reviveDiskServers(qmpPath, settings.runDir, log);
     const qmp = await QmpClient.connect(qmpPath, { timeoutMs: 5_000, sendWithFd: native.sendWithFd, signal });
     let engine: PrimaryEngine | undefined;
     let gate: OutputGate | undefined;
@@ -327,7 +350,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       servers = await DiskSet.adopt({ vm, log });
       gate = await chooseGate({ setting: settings.gate, vm, relays, qmp, native, log });
       const adopted = gate.installed;
-      const { running } = await qmp.execute('query-status');
+      const { running, status } = await qmp.execute('query-status');
       engine = new native.PrimaryEngine({
         pid: vm.process.pid,
         ram: backend.mapping,
@@ -347,8 +370,10 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         },
         'attached to the VM',
       );
-      const ours = attached.adopted || adopted; // then a stopped VM is one that our own pause left stopped
-      if (moving !== undefined && !running && !ours) throw paused();
+      const ioError = status === 'io-error';
+      // A stopped VM is one that our own pause left stopped.
+      const ours = (attached.adopted || adopted) && !ioError;
+      if (moving !== undefined && !running && !ours && !ioError) throw paused();
       const primary = new Primary({
         settings,
         key,
@@ -368,8 +393,10 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         leftStopped: !running && ours,
         operatorPaused: !running && !ours,
         afterRound: moving?.(backend.mapping.pageSize),
+        ioError,
       });
       primary.#listen(signal);
+      if (ioError) void primary.#ioErrors.look();
       primary.#dispatch({ type: 'start' });
       return primary;
     } catch (error) {
@@ -450,6 +477,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
 
   status(): PrimaryStatus {
     const { phase } = this.#state;
+    const { stop } = this.#ioErrors;
     const distributions = this.#epochs.summary();
     const { runDir: _runDir, replace: _replace, name, backup, ...settings } = this.#settings;
     const reason =
@@ -472,6 +500,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         vcpus: this.#vm.vcpus,
         // An epoch's pause doesn't count.
         running: !this.#state.operatorPaused && (phase.name === 'protected' || !this.#state.vmStopped),
+        ...(stop === undefined ? {} : { stopReason: `${stopText(stop)}. ${stopCure(stop)}` }),
       },
       backup,
       term: this.#state.term,
@@ -502,7 +531,8 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         cure: 'Wait until `holdfast status` says protected.',
       });
     }
-    if (this.#state.operatorPaused) {
+    // One that has stopped itself for a disk may have what it lacks there.
+    if (this.#state.operatorPaused && !this.#state.ioError) {
       throw new NotProtectedError(
         'switchover: the VM is paused by somebody else; it would run on the backup',
         {
@@ -623,6 +653,11 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       case 'resume':
       case 'resume-after-failed-handover':
         void this.#epochs.resume();
+        return;
+      case 'continue-vm':
+        void this.#driver.goOn().catch((error: unknown) => {
+          this.#log.warn({ err: toHoldfastError(error).message }, 'the VM does not go on');
+        });
         return;
       case 'send':
         void this.#epochs.send(action.epoch);
@@ -816,6 +851,18 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     }
   }
 
+  #stoppedItself(stop: IoErrorStop): void {
+    this.#log.error({ ...stop }, 'QEMU has stopped the VM');
+    this.#dispatch({ type: 'vm-io-error' });
+    this.emit('vm-stopped', stop);
+  }
+
+  #goesOn(): void {
+    this.#log.info({}, 'the VM goes on');
+    this.#dispatch({ type: 'vm-resumed' });
+    this.emit('vm-goes-on');
+  }
+
   #warnOfDisk({
     id,
     image,
@@ -825,13 +872,16 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     readonly image: string;
     readonly errno: string;
   }): void {
-    const warning = new DiskError(
-      `the image of disk ${id}, ${image}, fails with ${errno}; the guest sees the errors`,
-      {
-        cure: "While the backup's copy is whole: `holdfast switchover`, then look after this one.",
-        details: { id, image, errno },
-      },
-    );
+    const details = { id, image, errno };
+    const warning = isFullErrno(errno)
+      ? new NoSpaceError(`there is no room for the image of disk ${id}, ${image} (${errno})`, {
+          cure: 'Make room in its file system, or `holdfast switchover`: the backup has room of its own.',
+          details,
+        })
+      : new DiskError(`the image of disk ${id}, ${image}, fails with ${errno}; the guest sees the errors`, {
+          cure: "While the backup's copy is whole: `holdfast switchover`, then look after this one.",
+          details,
+        });
     this.#log.error({ id, image, errno }, 'a local disk fails');
     this.emit('warning', warning);
   }
@@ -905,6 +955,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
 
   async #finish(outcome: Outcome, release: boolean): Promise<void> {
     const sliced = this.#epochs.disarm();
+    this.#ioErrors.end();
     clearTimeout(this.#retryTimer);
     this.#abortConnect.abort();
     this.#log.info({ outcome: outcome.kind, release }, 'ending');

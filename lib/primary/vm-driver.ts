@@ -5,9 +5,9 @@
  * whoever ends protection waits for what runs (`idle`). Because only one piece
  * of work runs, it is also clear which STOP and RESUME events are ours.
  */
-import { readFile } from 'node:fs/promises';
+import { readFile, statfs } from 'node:fs/promises';
 import { join } from 'node:path';
-import { QmpError } from '../errors.js';
+import { NoSpaceError, QmpError } from '../errors.js';
 import type { CaptureResult } from '../native.js';
 import { isInQemu, type OutputGate } from '../output/gate.js';
 import type { QmpClient } from '../qmp/client.js';
@@ -130,6 +130,13 @@ export class VmDriver {
     });
   }
 
+  /** Starts a VM that stopped itself, as somebody else would: onOperator() tells, and that time stays lost. */
+  goOn(): Promise<void> {
+    return this.#exclusively(async () => {
+      await this.#qmp.execute('cont');
+    });
+  }
+
   stop(): Promise<void> {
     return this.#exclusively(() => this.#stop());
   }
@@ -218,7 +225,7 @@ export class VmDriver {
     });
     const doneMs: number[] = [];
     const rest = answers.map(async (answer, index) => {
-      await (xenSave && index === 0 ? answer.catch(notSaved(devicePath)) : answer);
+      await (xenSave && index === 0 ? answer.catch(notSaved(scratchDir, devicePath)) : answer);
       doneMs[index] = performance.now();
     });
     const [captured] = await allOrFirstFailure([capturing, boundary, ...rest]);
@@ -271,17 +278,27 @@ export class VmDriver {
   }
 }
 
+/** A device state that did not fit has taken all that was left. */
+const FREE_BYTES_FULL = 1 << 16;
+
 /** QEMU says only "an IO error": where it happened, and what it usually is. */
 const notSaved =
-  (path: string) =>
-  (cause: Error): never => {
+  (dir: string, path: string) =>
+  async (cause: Error): Promise<never> => {
     if (!(cause instanceof QmpError)) throw cause;
-    throw new QmpError(`QEMU could not write the device state to ${path}: ${cause.message}`, {
+    const message = `QEMU could not write the device state to ${path}: ${cause.message}`;
+    const options = {
       cause,
       cure: 'Make room in the run directory (df), or choose another with --run-dir.',
       details: cause.details,
-    });
+    };
+    throw (await isFull(dir)) ? new NoSpaceError(message, options) : new QmpError(message, options);
   };
+
+const isFull = async (dir: string): Promise<boolean> => {
+  const room = await statfs(dir).catch(() => undefined);
+  return room !== undefined && room.bavail * room.bsize < FREE_BYTES_FULL;
+};
 
 /** Waits for all, so that nothing is under way afterwards, then throws the first failure. */
 const allOrFirstFailure = async <T>(promises: readonly [Promise<T>, ...Promise<unknown>[]]): Promise<[T]> => {

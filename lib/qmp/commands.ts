@@ -114,6 +114,8 @@ export const commandAnswers = {
       device: z.string(),
       qdev: z.string().optional(),
       removable: z.boolean(),
+      /** Of devices whose errors stop the VM: ok, failed, nospace. */
+      'io-status': z.string().optional(),
       inserted: blockNode.optional(),
     }),
   ),

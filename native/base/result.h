@@ -43,9 +43,13 @@ struct Error {
   std::string message;  // what was being done, for a person
 
   // Reads errno: call it before anything else can change it.
-  static Error FromErrno(const char* syscall, std::string message,
-                         ErrorCode code = ErrorCode::kSyscall) {
+  static Error FromErrno(const char* syscall, std::string message, ErrorCode code) {
     return Error{code, errno, syscall, std::move(message)};
+  }
+  // What is full is kNoSpace, whoever meets it: the cure is the same everywhere.
+  static Error FromErrno(const char* syscall, std::string message) {
+    const bool full = errno == ENOSPC || errno == EDQUOT;
+    return FromErrno(syscall, std::move(message), full ? ErrorCode::kNoSpace : ErrorCode::kSyscall);
   }
   static Error Of(ErrorCode code, std::string message) {
     return Error{code, 0, {}, std::move(message)};

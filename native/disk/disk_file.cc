@@ -45,8 +45,7 @@ Result<std::unique_ptr<DiskFile>> DiskFile::Open(const std::string& path) {
 Result<std::unique_ptr<DiskFile>> DiskFile::Create(const std::string& path, uint64_t bytes) {
   Descriptor file(::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600));
   if (!file.valid()) {
-    return Error::FromErrno("open", "creating " + path,
-                            errno == ENOSPC ? ErrorCode::kNoSpace : ErrorCode::kSyscall);
+    return Error::FromErrno("open", "creating " + path);
   }
   if (::ftruncate(file.get(), static_cast<off_t>(bytes)) != 0) {
     return Error::FromErrno("ftruncate",
@@ -56,10 +55,7 @@ Result<std::unique_ptr<DiskFile>> DiskFile::Create(const std::string& path, uint
 }
 
 Error DiskFile::Failed(const char* syscall, const char* doing, uint64_t offset) const {
-  const bool full = errno == ENOSPC || errno == EDQUOT;
-  return Error::FromErrno(
-      syscall, Text("%s %s, offset %" PRIu64, doing, path_.c_str(), offset),
-      full ? ErrorCode::kNoSpace : ErrorCode::kSyscall);
+  return Error::FromErrno(syscall, Text("%s %s, offset %" PRIu64, doing, path_.c_str(), offset));
 }
 
 Status DiskFile::Read(uint64_t offset, std::span<std::byte> to) const {

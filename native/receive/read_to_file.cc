@@ -41,9 +41,7 @@ uint64_t BytesOf(std::span<const FilePart> parts) {
 }
 
 Error WriteFailed(const char* syscall) {
-  return Error::FromErrno(syscall, "writing what was received to its file",
-                          errno == ENOSPC || errno == EDQUOT ? ErrorCode::kNoSpace
-                                                             : ErrorCode::kSyscall);
+  return Error::FromErrno(syscall, "writing what was received to its file");
 }
 
 Status DrainPipe(int pipe, uint64_t in_pipe, int file, Cursor& cursor, uint64_t& syscalls) {

@@ -63,9 +63,8 @@ Result<Replica> Replica::Create(const std::string& path, uint64_t ram_bytes,
   Descriptor file(
       ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
   if (!file.valid()) {
-    // hugetlbfs and tmpfs without a free inode say so here.
-    const ErrorCode code = errno == ENOSPC ? ErrorCode::kNoSpace : ErrorCode::kSyscall;
-    return Error::FromErrno("open", "replica " + path, code);
+    // hugetlbfs and tmpfs without a free inode say so here: no space.
+    return Error::FromErrno("open", "replica " + path);
   }
   const Status reserved = ReserveMemory(file.get(), path, ram_bytes);
   if (!reserved.ok()) {

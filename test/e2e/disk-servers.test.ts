@@ -16,6 +16,7 @@ import {
 import { endDiskServer, startDiskServer } from '../../lib/disk/disk-process.js';
 import { DiskSet } from '../../lib/disk/disk-set.js';
 import { findDiskServers } from '../../lib/disk/found-servers.js';
+import { reviveDiskServers } from '../../lib/disk/revive-servers.js';
 import { StandbyDisks } from '../../lib/disk/standby-disks.js';
 import { type HoldfastError, UnsupportedVmError } from '../../lib/errors.js';
 import { NOTHING_LOGGED } from '../../lib/log.js';
@@ -274,4 +275,30 @@ test('06 a standby’s servers answer reads, hold writes until activated, and st
   await settle(vm.qmp);
   await expectBlocks(replica, 20);
   expect(lost).toHaveLength(1);
+});
+
+test('07 one that died while nobody watched is started again, also when the monitor waits for it', async () => {
+  const image = await makeImage('a.raw');
+  const { qmpPath, disks } = await launch(driveOf(image, 'vda'));
+  const qmp = await connect(qmpPath);
+  const { socket } = disks[0]!;
+  const { process: old } = (await readDiskServerRecord(socket))!;
+  process.kill(old.pid, 'SIGKILL');
+  await waitFor('the server to be gone', async () => !(await isAlive(old)));
+  await writeBlocks(qmp, 'vda', 0, 10);
+  let isStopped = false;
+  const stopping = qmp.execute('stop').then(() => {
+    isStopped = true;
+  });
+  // Nothing is answered any more: who asks for the VM's disks to find their servers would wait for ever.
+  const asking = qmp.execute('query-status', undefined, { timeoutMs: 500 });
+  await expect(asking).rejects.toThrow();
+  expect(isStopped).toBe(false);
+  await reviveDiskServers(qmpPath, join(dir, 'run'), NOTHING_LOGGED);
+  await stopping;
+  const next = (await readDiskServerRecord(socket))!;
+  expect(next).toMatchObject({ mode: 'active', vm: (await describeIt(qmp)).process });
+  await expectBlocks(image, 10);
+  await reviveDiskServers(qmpPath, join(dir, 'run'), NOTHING_LOGGED);
+  expect((await readDiskServerRecord(socket))!.process).toEqual(next.process);
 });

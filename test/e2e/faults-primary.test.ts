@@ -185,8 +185,8 @@ test('no room for the device state: captures fail, the VM runs, and the last che
 
   await fill();
   const end = await primary.ended();
-  expect(end.code).toBe(4);
-  expect(primary.failure).toMatchObject({ code: 'HOLDFAST_E_QMP', exitCode: 4 });
+  expect(end.code).toBe(7);
+  expect(primary.failure).toMatchObject({ code: 'HOLDFAST_E_NO_SPACE', exitCode: 7 });
 
   expect(primary.failure?.message).toContain(join(dir, scratch, 'd'));
   expect(primary.failure?.cure).toMatch(/room/);

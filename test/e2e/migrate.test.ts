@@ -129,7 +129,7 @@ test('what ends before the hand-over leaves the guest, and its disk, where they 
   const load = await RedisLoad.start(lab.client);
   const goesOn = async (): Promise<void> => {
     await expectRunning(vm);
-    await load.advance(20);
+    await load.advance(5);
   };
 
   // The destination is killed during the rounds.
@@ -172,7 +172,7 @@ test('what ends before the hand-over leaves the guest, and its disk, where they 
   expect(await backup.message('took-over')).toMatchObject({ planned: true });
   expect(isRunning(vm.pid)).toBe(false);
   expect(await statusOf(lab, 'b')).toEqual({ code: 0, phases: ['backup active'] });
-  await load.advance(50);
+  await load.advance(20);
   expect(await load.stop()).toMatchObject({ ok: true, lost: 0, violations: [] });
   expect((await checkMemwriter(lab.client)).errors).toBe(0);
   expect((await checkDiskchurn(lab.client)).errors).toBe(0);

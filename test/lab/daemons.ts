@@ -58,23 +58,26 @@ export interface SmallTmpfs {
   /** An existing directory. */
   readonly dir: string;
   readonly sizeMb: number;
-  /** A sparse image to be in it from the beginning. */
-  readonly image?: { readonly name: string; readonly sizeMb: number };
+  /** Sparse images to be in it from the beginning. */
+  readonly images?: { readonly names: readonly string[]; readonly sizeMb: number };
 }
 
 /** Runs its arguments over a tmpfs that only they see, and that ends with them. */
 const mountAndRun = 'mount -t tmpfs -o size="$1"m tmpfs "$2" && shift 2 && exec "$@"';
-/** The same, after an image was made there. */
-const truncateAndRun = 'truncate -s "$1"M "$2" && shift 2 && exec "$@"';
+/** The same, after images were made there. */
+const truncateAndRun = `size=$1 images=$2; shift 2
+while [ "$images" -gt 0 ]; do truncate -s "$size"M "$1" || exit; images=$((images - 1)); shift; done; exec "$@"`;
 
 /** Path from outside of a file in the tmpfs that a daemon of this process id was started over. */
 export const insideTmpfs = (daemonPid: number, path: string): string => `/proc/${daemonPid}/root${path}`;
 
-const overTmpfs = ({ dir, sizeMb, image }: SmallTmpfs, command: readonly string[]): string[] => {
+const overTmpfs = ({ dir, sizeMb, images }: SmallTmpfs, command: readonly string[]): string[] => {
+  const { names = [], sizeMb: imageMb } = images ?? {};
+  const paths = names.map((name) => join(dir, name));
   const prepared =
-    image === undefined
+    images === undefined
       ? command
-      : ['sh', '-c', truncateAndRun, 'sh', String(image.sizeMb), join(dir, image.name), ...command];
+      : ['sh', '-c', truncateAndRun, 'sh', String(imageMb), String(paths.length), ...paths, ...command];
   return ['sh', '-c', mountAndRun, 'sh', String(sizeMb), dir, ...prepared];
 };
 

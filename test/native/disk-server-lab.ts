@@ -57,6 +57,8 @@ export interface ServerOptions {
   readonly mode?: 'active' | 'standby';
   /** In place of the sparse file of `imageMiB`. */
   readonly image?: string;
+  /** In place of nbdkit: a script that adds filters, as HOLDFAST_NBDKIT is. */
+  readonly nbdkit?: string;
   /** A shell's commands before nbdkit, in its mount namespace; then the image is theirs to make. */
   readonly before?: string;
 }
@@ -115,7 +117,7 @@ export class DiskServerLab implements AsyncDisposable {
     ];
     const server =
       options.before === undefined
-        ? await LabProcess.start('nbdkit', args)
+        ? await LabProcess.start(options.nbdkit ?? 'nbdkit', args)
         : await LabProcess.start('unshare', [
             ...['--mount', 'sh', '-ec', `${options.before}\nexec nbdkit "$@"`, 'sh', ...args],
           ]);

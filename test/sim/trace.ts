@@ -76,6 +76,7 @@ export class TracedPrimary implements Traced {
         hasDisks: words.disks === true,
         gateAdopted: words['gate-adopted'] === true,
         operatorPaused: words['operator-paused'] === true,
+        ioError: words['io-error'] === true,
         vmStopped: words['vm-stopped'] === true,
       },
     );
@@ -155,6 +156,8 @@ const primaryEvent = (name: string, words: Words): primary.PrimaryEvent => {
     case 'vm-reset':
     case 'vm-paused':
     case 'vm-resumed':
+    case 'vm-io-error':
+    case 'disk-has-room':
     case 'switchover':
     case 'detach':
       return { type: name };
@@ -174,6 +177,7 @@ const describePrimary = (state: primary.PrimaryState): string => {
     held: state.gateInstalled,
     stopped: state.vmStopped,
     paused: state.operatorPaused,
+    ioError: state.ioError,
     mustHold: state.mustHold,
     failures: state.captureFailures === 0 ? undefined : state.captureFailures,
     pending: state.pending === 'none' ? undefined : state.pending,

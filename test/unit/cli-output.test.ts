@@ -112,6 +112,30 @@ describe('status', () => {
     expect(daemonText({ name: 'backup', status: backupStatus })).toMatch(/^backup {2}backup {2}idle\n/);
   });
 
+  it('says that a VM stands still, and why, if QEMU has stopped it', () => {
+    const vm = { ...primaryStatus.vm, running: false };
+    const shown = (stopReason?: string): string =>
+      daemonText({ name: 'web1', status: { ...primaryStatus, vm: { ...vm, stopReason } } });
+    expect(shown()).toMatch(/process 42, stopped$/m);
+    expect(shown('its disk vda is full. Make room')).toMatch(
+      /process 42, stopped\n {14}QEMU has stopped it: its disk vda is full\. Make room$/m,
+    );
+  });
+
+  it('says what is wrong with a replica that nobody has open', () => {
+    const disk = {
+      id: 'vda',
+      image: '/srv/a.raw',
+      imageBytes: 2 ** 30,
+      journalUsedBytes: 0,
+      journalBytes: 1,
+    };
+    const disks = [{ ...disk, durableEpoch: 0, fault: 'no space', closed: true as const }];
+    expect(daemonText({ name: 'backup', status: { ...backupStatus, disks } })).toContain(
+      'vda, /srv/a.raw, 1 GiB (not in use; journal 0 % full; FAILS: no space)',
+    );
+  });
+
   it('shows how epochs are paced, why, and what of the pause is whose', () => {
     const pacing = {
       reason: 'when output waits',

@@ -12,7 +12,14 @@ import {
   diskRequests,
   encodeDiskRequest,
 } from '../../lib/disk/disk-protocol.js';
-import { ConnectError, DiskError, PeerLostError, ProtocolError, VersionError } from '../../lib/errors.js';
+import {
+  ConnectError,
+  DiskError,
+  NoSpaceError,
+  PeerLostError,
+  ProtocolError,
+  VersionError,
+} from '../../lib/errors.js';
 
 const message = (type: number, value = 0n, errno = 0, body: Buffer = Buffer.alloc(0)): Buffer => {
   const head = Buffer.alloc(16);
@@ -115,6 +122,9 @@ describe('control connection', () => {
     peer.write(message(0x106, 0n, 16));
     await expect(refused).rejects.toThrow(DiskError);
     await expect(refused).rejects.toThrow(/refused activate: EBUSY/);
+    const full = control.activate();
+    peer.write(message(0x106, 0n, 28));
+    await expect(full).rejects.toThrow(NoSpaceError);
     const again = control.activate();
     peer.write(message(0x106));
     await again;

@@ -104,6 +104,32 @@ describe('replicas', () => {
     expect(world.did).toHaveLength(opened);
   });
 
+  it('that fail say so after they were closed, until they are opened again', async () => {
+    const { world, keeper } = setUp();
+    const taken = await keeper.take([vda], []);
+    world.fail(fault);
+    await taken.letGo();
+    expect(keeper.status()).toMatchObject([{ id: 'vda', durableEpoch: 5, fault: 'no space', closed: true }]);
+    world.failing.add('open');
+    await expect(keeper.take([vda], [])).rejects.toThrow('no space');
+    expect(keeper.status()).toMatchObject([{ image: '/srv/a.raw', fault: 'no space', closed: true }]);
+    world.failing.clear();
+    const again = await keeper.take([vda], []);
+    expect(keeper.status()[0]).not.toHaveProperty('fault');
+    expect(keeper.status()[0]).not.toHaveProperty('closed');
+    await again.letGo();
+    expect(keeper.status()).toEqual([]);
+  });
+
+  it('say nothing of a failure once they are the disks of a VM that runs', async () => {
+    const { world, keeper } = setUp();
+    const taken = await keeper.take([vda], []);
+    await keeper.retire(taken);
+    world.fail(fault);
+    await taken.letGo();
+    expect(keeper.status()).toEqual([]);
+  });
+
   it('are retired once', async () => {
     const { world, keeper } = setUp();
     const taken = await keeper.take([vda], []);
