@@ -150,7 +150,7 @@ describe('the pace, whatever the load', () => {
     fc.assert(
       fc.property(settingsOf, loads, (settings, load) => {
         const lengths = settle(settings, load).map(({ intervalMs }) => intervalMs);
-        expect(Math.max(...lengths)).toBeLessThanOrEqual(1.5 * Math.min(...lengths));
+        expect(Math.max(...lengths)).toBeLessThanOrEqual(1.5 * Math.min(...lengths) + 1e-9);
       }),
       { numRuns: 300 },
     );
