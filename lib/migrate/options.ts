@@ -37,7 +37,7 @@ export const migrationSettings = shared.extend({
   downtimeMs: z.number().min(1).max(600_000).default(300),
   /** A migration that has not converged by then is given up. */
   roundsMax: z.number().int().min(1).max(10_000).default(migrationLimit.roundsMax),
-  timeMaxMs: z.number().min(1_000).max(86_400_000).default(600_000),
+  timeMaxMs: z.number().min(1_000).max(86_400_000).default(migrationLimit.totalMsMax),
   /** Longer than a primary's: rounds fill the link, and before the hand-over a loss costs nobody anything. */
   heartbeatTimeoutMs: primarySettings.shape.heartbeatTimeoutMs.unwrap().default(2_000),
   /** Limit of the one transfer for which the VM stands still. */
