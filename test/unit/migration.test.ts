@@ -50,7 +50,7 @@ describe('settings', () => {
 
   it('have defaults, and name what is wrong', () => {
     expect(checkMigrationSettings(needed)).toMatchObject({
-      ...{ name: 'migration', policy: 'auto', downtimeMs: 300, timeMaxMs: 600_000, ackTimeoutMs: 60_000 },
+      ...{ name: 'migration', policy: 'auto', downtimeMs: 300, timeMaxMs: 1_800_000, ackTimeoutMs: 60_000 },
       heartbeatTimeoutMs: 2_000,
     });
     expect(() => checkMigrationSettings({ ...needed, policy: 'soon' })).toThrow(/policy: /);
