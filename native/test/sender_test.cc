@@ -254,6 +254,17 @@ TEST("a reader that dies is named, a cancelled send says so, a short source is a
   }
 }
 
+// MSG_WAITALL alone may return with less: it is a wish.
+bool ReadWhole(int socket, std::span<std::byte> to) {
+  while (!to.empty()) {
+    const ssize_t got = ::recv(socket, to.data(), to.size(), MSG_WAITALL);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return false;
+    to = to.subspan(static_cast<size_t>(got));
+  }
+  return true;
+}
+
 // "No torn pages" (DESIGN part 3), first with the rule broken, then kept.
 TEST("pages overwritten right after a send arrive changed, unless they were copied") {
   constexpr uint64_t kPages = 256;
@@ -272,8 +283,7 @@ TEST("pages overwritten right after a send arrive changed, unless they were copi
     Push(socket);
     for (uint64_t i = 0; i < kPages; i++) std::memset(ram.page(i), 'b', 4096);
     Bytes received(half.bytes);
-    CHECK(::recv(pair.theirs.get(), received.data(), received.size(), MSG_WAITALL) ==
-          static_cast<ssize_t>(received.size()));
+    CHECK(ReadWhole(pair.theirs.get(), received));
     const auto changed = std::count(received.begin(), received.end(), std::byte{'b'});
     CHECK((changed > 0) == (strategy != Strategy::kCopy));
   }
@@ -293,8 +303,7 @@ TEST("pages overwritten after finish and acknowledgement never arrive changed") 
     std::thread reader([&] {
       Bytes received(ram.bytes());
       for (int round = 0; round < kRounds; round++) {
-        CHECK(::recv(pair.theirs.get(), received.data(), received.size(), MSG_WAITALL) ==
-              static_cast<ssize_t>(received.size()));
+        CHECK(ReadWhole(pair.theirs.get(), received));
         const auto written = static_cast<std::byte>(round);
         CHECK(std::count(received.begin(), received.end(), written) ==
               static_cast<ptrdiff_t>(received.size()));
