@@ -42,6 +42,11 @@ std::vector<Bytes> DiskPeer::AwaitBoundary(uint64_t epoch) {
   return at_boundary_;
 }
 
+bool DiskPeer::Reached(uint64_t epoch) {
+  const std::lock_guard lock(mutex_);
+  return epoch_ >= epoch;
+}
+
 void DiskPeer::AwaitLog(uint64_t bytes) {
   std::unique_lock lock(mutex_);
   CHECK(changed_.wait_for(lock, std::chrono::milliseconds(kDeadlineMs),

@@ -41,6 +41,7 @@ class DiskPeer {
 
   // Waits until that boundary has come; the disks as they were at it.
   std::vector<Bytes> AwaitBoundary(uint64_t epoch);
+  bool Reached(uint64_t epoch);
   void AwaitLog(uint64_t bytes);  // over all disks
   void Speak();
   // Ends it; the disks, as of the last boundary or the base.
