@@ -105,6 +105,9 @@ const adopt = async (vm: VmDescription): Promise<{ set: DiskSet; lost: HoldfastE
   return { set, lost };
 };
 
+/** Firmware that resets its disk waits for the writes under way, with QEMU's lock: no monitor would answer. */
+const HALTED = ['-S'];
+
 const driveOf = (image: string, id: string): string[] => [
   ...['-drive', `file=${image},format=raw,if=none,id=${id},cache=none,aio=native,discard=unmap`],
   ...['-device', `virtio-blk-pci,drive=${id}`],
@@ -244,7 +247,7 @@ test('06 a standby’s servers answer reads, hold writes until activated, and st
   const qmpPath = join(runDir, 'qmp');
   const vm = await launchVm({
     binary: 'qemu-system-x86_64',
-    argv: [...argv, '-qmp', `unix:${qmpPath},server=on,wait=off`],
+    argv: [...argv, ...HALTED, '-qmp', `unix:${qmpPath},server=on,wait=off`],
     ...{ qmpPath, logPath: join(runDir, 'log') },
     beside: (process) => disks.bind(process),
   });
@@ -279,13 +282,14 @@ test('06 a standby’s servers answer reads, hold writes until activated, and st
 
 test('07 one that died while nobody watched is started again, also when the monitor waits for it', async () => {
   const image = await makeImage('a.raw');
-  const { qmpPath, disks } = await launch(driveOf(image, 'vda'));
+  const { qmpPath, disks } = await launch([...driveOf(image, 'vda'), ...HALTED]);
   const qmp = await connect(qmpPath);
   const { socket } = disks[0]!;
   const { process: old } = (await readDiskServerRecord(socket))!;
   process.kill(old.pid, 'SIGKILL');
   await waitFor('the server to be gone', async () => !(await isAlive(old)));
   await writeBlocks(qmp, 'vda', 0, 10);
+  qmp.execute('cont').catch(() => {}); // may be answered, or wait as `stop` does
   let isStopped = false;
   const stopping = qmp.execute('stop').then(() => {
     isStopped = true;
