@@ -19,56 +19,46 @@ const firstViolation = (count: number, options: RunOptions): RunResult | undefin
   return undefined;
 };
 
+/** No violation in any run; and the runs reach the ends that matter, or they prove nothing. */
+const expectRules = (options: RunOptions, endsThatMatter: readonly string[]): void => {
+  const endings = new Map<string, number>();
+  const first = only === undefined ? 1 : Number(only);
+  const last = only === undefined ? seeds : first;
+  for (let seed = first; seed <= last; seed += 1) {
+    const result = run(seed, options);
+    if (result.violation !== undefined) {
+      expect.fail(`seed ${seed}: ${result.violation}\n${result.trace.join('\n')}`);
+    }
+    endings.set(result.ending, (endings.get(result.ending) ?? 0) + 1);
+  }
+  if (process.env.HOLDFAST_SIM_ENDINGS === '1') console.log(Object.fromEntries(endings));
+  if (only !== undefined || seeds < 500) return;
+  for (const ending of endsThatMatter) {
+    expect(endings.get(ending) ?? 0, ending).toBeGreaterThan(0);
+  }
+};
+
 describe('simulator', () => {
   it('keeps the rules in every run', { timeout: 120_000 }, () => {
-    const endings = new Map<string, number>();
-    const first = only === undefined ? 1 : Number(only);
-    const last = only === undefined ? seeds : first;
-    for (let seed = first; seed <= last; seed += 1) {
-      const result = run(seed);
-      if (result.violation !== undefined) {
-        expect.fail(`seed ${seed}: ${result.violation}\n${result.trace.join('\n')}`);
-      }
-      endings.set(result.ending, (endings.get(result.ending) ?? 0) + 1);
-    }
-    if (process.env.HOLDFAST_SIM_ENDINGS === '1') console.log(Object.fromEntries(endings));
-    if (only !== undefined || seeds < 500) return;
-    // The runs must reach the ends that matter, or they prove nothing.
-    for (const ending of [
+    expectRules({}, [
       'protected/backup waits',
       'fenced/backup runs',
       'switched-over/backup runs',
       'vm-lost/backup runs',
       'dead/backup runs',
       'detached/backup waits',
-    ]) {
-      expect(endings.get(ending) ?? 0, ending).toBeGreaterThan(0);
-    }
+    ]);
   });
 
   it('keeps them in every migration', { timeout: 120_000 }, () => {
-    const endings = new Map<string, number>();
-    const first = only === undefined ? 1 : Number(only);
-    const last = only === undefined ? seeds : first;
-    for (let seed = first; seed <= last; seed += 1) {
-      const result = run(seed, { migrates: true });
-      if (result.violation !== undefined) {
-        expect.fail(`seed ${seed}: ${result.violation}\n${result.trace.join('\n')}`);
-      }
-      endings.set(result.ending, (endings.get(result.ending) ?? 0) + 1);
-    }
-    if (process.env.HOLDFAST_SIM_ENDINGS === '1') console.log(Object.fromEntries(endings));
-    if (only !== undefined || seeds < 500) return;
-    for (const ending of [
+    expectRules({ migrates: true }, [
       'switched-over/backup runs',
       'failed/backup waits',
       'detached/backup waits',
       'fenced/backup runs',
       'vm-lost/backup waits',
       'vm-lost/backup runs',
-    ]) {
-      expect(endings.get(ending) ?? 0, ending).toBeGreaterThan(0);
-    }
+    ]);
   });
 
   it('is deterministic', () => {
