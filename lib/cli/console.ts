@@ -45,6 +45,11 @@ export class CommandConsole {
     this.log(`${text}\n`);
   }
 
+  /** What goes on, but somebody should know of. */
+  warn({ message, cure }: HoldfastError): void {
+    this.hint(`warning: ${message}${cure === undefined ? '' : ` (${cure})`}`);
+  }
+
   /** Whole lines for stderr. */
   log(lines: string): void {
     this.#aboveLive(() => this.#err.write(lines));

@@ -63,8 +63,7 @@ export const narrateBackup = (
     const { code, message } = error;
     console.tell(`takeover failed: ${message}`, { event: 'takeover-failed', code, message });
   };
-  const onWarning = (error: HoldfastError): void =>
-    console.hint(`warning: ${error.message}${error.cure === undefined ? '' : ` (${error.cure})`}`);
+  const onWarning = (error: HoldfastError): void => console.warn(error);
 
   backup.on('phase', onPhase);
   backup.on('round', onRound);

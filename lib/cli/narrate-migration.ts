@@ -38,8 +38,7 @@ export const narrateMigration = (
       { event: 'final', ...final },
     );
   };
-  const onWarning = (error: HoldfastError): void =>
-    console.hint(`warning: ${error.message}${error.cure === undefined ? '' : ` (${error.cure})`}`);
+  const onWarning = (error: HoldfastError): void => console.warn(error);
   const disks = new DiskNarration(console);
   const timer = setInterval(() => console.live(disks.live() ?? ''), LIVE_EVERY_MS);
   migration.on('phase', onPhase);

@@ -44,8 +44,7 @@ export const narratePrimary = (
       ...(status.reason === undefined ? {} : { reason: status.reason }),
     });
   };
-  const onWarning = (error: HoldfastError): void =>
-    console.hint(`warning: ${error.message}${error.cure === undefined ? '' : ` (${error.cure})`}`);
+  const onWarning = (error: HoldfastError): void => console.warn(error);
   const onStopped = (stop: IoErrorStop): void => {
     console.tell(`the VM stands still, for QEMU has stopped it: ${stopText(stop)}\n  ${stopCure(stop)}`, {
       event: 'vm-stopped',
