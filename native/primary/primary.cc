@@ -69,7 +69,7 @@ Result<Primary::Attached> Primary::Attach() {
   auto staging = StagingPool::Create(options_.staging_bytes_max);
   if (!staging.ok()) return staging.error();
   auto tracker = DirtyTracker::Open(options_.pid, options_.host_address, options_.ram_bytes,
-                                    located.value().page_size);
+                                    located.value().page_size, ram.value()->sparse_file());
   if (!tracker.ok()) return tracker.error();
   auto qemu_main = MainThread::Open(options_.pid);
   if (!qemu_main.ok()) return qemu_main.error();
