@@ -46,6 +46,10 @@ const ratios: Readonly<Record<string, Ratio>> = {
     meaning: 'pause in ms, median, of a guest of 8 GB that has written all of it and now dirties few pages',
     goal: { atMost: 5 },
   },
+  pauseMsP50Ram8gFresh: {
+    meaning: 'the same of a guest of 8 GB that has written only what it needs',
+    goal: { atMost: 5 },
+  },
   checkpointsPerSecondIdle: {
     meaning: 'acknowledged checkpoints per second of an idle guest, over a minute',
     goal: { atLeast: 200 },
