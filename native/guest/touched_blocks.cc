@@ -18,45 +18,56 @@ TouchedBlocks::TouchedBlocks(uint64_t pages, std::optional<SparseFile> file)
     : pages_(pages), file_(file) {
   const uint64_t tables = (pages + kPageTablePages - 1) / kPageTablePages;
   block_pages_ = (tables + kBlocksMax - 1) / kBlocksMax * kPageTablePages;
-  touched_.resize((pages + block_pages_ - 1) / block_pages_, !file_.has_value());
+  taken_.resize((pages + block_pages_ - 1) / block_pages_, !file_.has_value());
 }
 
-Result<std::vector<TouchedBlocks::Range>> TouchedBlocks::TakeNew() {
-  std::vector<Range> taken;
-  for (const Range& untouched : RangesThat(false)) {
-    for (uint64_t page = untouched.first_page; page < untouched.end_page;) {
-      const auto held = FirstHeldPage(*file_, page, untouched.end_page);
+Result<std::vector<TouchedBlocks::Range>> TouchedBlocks::New() const {
+  std::vector<Range> touched;
+  for (const Range& rest : RangesThat(false)) {
+    for (uint64_t page = rest.first_page; page < rest.end_page;) {
+      const auto held = FirstHeldPage(*file_, page, rest.end_page);
       if (!held.ok()) return held.error();
-      if (held.value() == untouched.end_page) break;
+      if (held.value() == rest.end_page) break;
       const uint64_t block = held.value() / block_pages_;
       page = std::min((block + 1) * block_pages_, pages_);
-      touched_[block] = true;
-      taken.push_back({block * block_pages_, page});
+      touched.push_back({block * block_pages_, page});
     }
   }
-  return taken;
+  return touched;
 }
 
-std::vector<TouchedBlocks::Range> TouchedBlocks::Touched() const { return RangesThat(true); }
-
-Result<uint64_t> TouchedBlocks::PagesHeldOutside() const {
-  auto held = Held(RangesThat(false));
-  if (!held.ok()) return held.error();
-  return PagesOf(held.value());
+void TouchedBlocks::Take(const std::vector<Range>& touched) {
+  for (const Range& range : touched) taken_[range.first_page / block_pages_] = true;
 }
 
-Result<std::vector<PageRun>> TouchedBlocks::Held(const std::vector<Range>& ranges) const {
-  std::vector<PageRun> runs;
-  for (const Range& range : ranges) {
-    HF_TRY(AppendHeldPages(*file_, range.first_page, range.end_page, runs));
+std::vector<TouchedBlocks::Range> TouchedBlocks::Taken() const { return RangesThat(true); }
+
+// Never by SEEK_HOLE: it goes on to the end of the data, beyond the range, page
+// by page, which may be gigabytes.
+Status TouchedBlocks::AppendHeld(const Range& range, const std::vector<PageRun>& mapped,
+                                 std::vector<PageRun>& runs) const {
+  const auto add_unmapped = [&](uint64_t page, uint64_t end) -> Status {
+    while (page < end) {
+      const auto held = FirstHeldPage(*file_, page, end);
+      if (!held.ok()) return held.error();
+      if (held.value() < end) AppendRun(runs, {held.value(), held.value(), 1});
+      page = held.value() + 1;
+    }
+    return {};
+  };
+  uint64_t page = range.first_page;
+  for (const PageRun& run : mapped) {
+    HF_TRY(add_unmapped(page, run.first_page));
+    AppendRun(runs, run);
+    page = run.first_page + run.pages;
   }
-  return runs;
+  return add_unmapped(page, range.end_page);
 }
 
-std::vector<TouchedBlocks::Range> TouchedBlocks::RangesThat(bool touched) const {
+std::vector<TouchedBlocks::Range> TouchedBlocks::RangesThat(bool taken) const {
   std::vector<Range> ranges;
-  for (size_t block = 0; block < touched_.size(); ++block) {
-    if (touched_[block] != touched) continue;
+  for (size_t block = 0; block < taken_.size(); ++block) {
+    if (taken_[block] != taken) continue;
     const uint64_t first = block * block_pages_;
     const uint64_t end = std::min(first + block_pages_, pages_);
     if (!ranges.empty() && ranges.back().end_page == first) {

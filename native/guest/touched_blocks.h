@@ -24,25 +24,24 @@ class TouchedBlocks {
   // Without a file that tells, all of it counts as touched.
   TouchedBlocks(uint64_t pages, std::optional<SparseFile> file);
 
-  // What has been touched since the last call, ascending; from here it is touched.
-  Result<std::vector<Range>> TakeNew();
+  // What has been touched since it was last taken; ascending, by block.
+  Result<std::vector<Range>> New() const;
+  void Take(const std::vector<Range>& touched);
 
-  // What is touched, ascending, joined.
-  std::vector<Range> Touched() const;
+  // What was taken, ascending, joined.
+  std::vector<Range> Taken() const;
 
-  // The pages held of what is not touched yet.
-  Result<uint64_t> PagesHeldOutside() const;
-
-  // The pages held of `ranges`.
-  Result<std::vector<PageRun>> Held(const std::vector<Range>& ranges) const;
+  // The pages of `range` that exist, of which those of `mapped` are known to.
+  Status AppendHeld(const Range& range, const std::vector<PageRun>& mapped,
+                    std::vector<PageRun>& runs) const;
 
  private:
-  std::vector<Range> RangesThat(bool touched) const;
+  std::vector<Range> RangesThat(bool taken) const;
 
   const uint64_t pages_;
   const std::optional<SparseFile> file_;
   uint64_t block_pages_;
-  std::vector<bool> touched_;  // by block
+  std::vector<bool> taken_;  // by block
 };
 
 }  // namespace holdfast

@@ -207,7 +207,7 @@ Status DirtyTracker::CheckAlive() const {
 Result<std::vector<PageRun>> DirtyTracker::WalkAll(const Query& query, WorkerPool& pool) const {
   std::vector<TouchedBlocks::Range> chunks;
   const uint64_t chunk_pages = kScanChunkBytes / page_size_;
-  for (TouchedBlocks::Range rest : blocks_.Touched()) {
+  for (TouchedBlocks::Range rest : blocks_.Taken()) {
     for (; rest.end_page - rest.first_page >= 2 * chunk_pages; rest.first_page += chunk_pages) {
       chunks.push_back({rest.first_page, rest.first_page + chunk_pages});
     }
@@ -235,33 +235,49 @@ Result<std::vector<PageRun>> DirtyTracker::WalkAll(const Query& query, WorkerPoo
   return runs;
 }
 
+// The pages of `blocks` that exist: most are mapped, and the file knows the rest.
+Result<std::vector<PageRun>> DirtyTracker::Held(
+    const std::vector<TouchedBlocks::Range>& blocks) const {
+  std::vector<PageRun> held;
+  for (const TouchedBlocks::Range& block : blocks) {
+    std::vector<PageRun> mapped;
+    HF_TRY(Walk({0, abi::kPageIsPresent, 0}, address_ + block.first_page * page_size_,
+                address_ + block.end_page * page_size_, mapped));
+    HF_TRY(blocks_.AppendHeld(block, Ordered(std::move(mapped)), held));
+  }
+  return held;
+}
+
 // A block that is scanned for the first time reports all its pages, also those
 // that do not exist; they are left out as they are after the scan: one that the
 // guest makes in between is both reported now and found written by the next.
 Result<std::vector<PageRun>> DirtyTracker::Scan(WorkerPool& pool) {
-  auto touched = blocks_.TakeNew();
+  auto touched = blocks_.New();
   if (!touched.ok()) return touched.error();
+  blocks_.Take(touched.value());
   auto written = WalkAll(
       {abi::kScanWriteProtectMatching | abi::kScanCheckWpAsync, abi::kPageIsWritten, 0}, pool);
   if (!written.ok() || touched.value().empty()) return written;
-  auto held = blocks_.Held(touched.value());
+  auto held = Held(touched.value());
   if (!held.ok()) return held.error();
   std::vector<PageRun> first_scanned;
-  for (const TouchedBlocks::Range& range : touched.value()) {
-    const auto pages = static_cast<uint32_t>(range.end_page - range.first_page);
-    AppendRun(first_scanned, {range.first_page, range.first_page, pages});
+  for (const TouchedBlocks::Range& block : touched.value()) {
+    const auto pages = static_cast<uint32_t>(block.end_page - block.first_page);
+    AppendRun(first_scanned, {block.first_page, block.first_page, pages});
   }
   const std::vector<PageRun> before = Ordered(std::move(written).value());
   return UnionOf(Without(before, first_scanned), held.value());
 }
 
 Result<uint64_t> DirtyTracker::CountWritten(WorkerPool& pool) const {
-  const auto outside = blocks_.PagesHeldOutside();
-  if (!outside.ok()) return outside;
+  auto touched = blocks_.New();
+  if (!touched.ok()) return touched.error();
+  auto held = Held(touched.value());
+  if (!held.ok()) return held.error();
   auto written = WalkAll({abi::kScanCheckWpAsync, abi::kPageIsWritten, 0}, pool);
   if (!written.ok()) return written.error();
   // Ordered: where a walk goes over the same pages twice, nothing has made them clean meanwhile.
-  return outside.value() + PagesOf(Ordered(std::move(written).value()));
+  return PagesOf(held.value()) + PagesOf(Ordered(std::move(written).value()));
 }
 
 Result<std::vector<PageRun>> DirtyTracker::Present() {

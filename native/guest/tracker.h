@@ -58,6 +58,7 @@ class DirtyTracker {
   Status Walk(const Query& query, uint64_t start, uint64_t end, std::vector<PageRun>& runs) const;
   Result<std::vector<PageRun>> WalkAll(const Query& query, WorkerPool& pool) const;
   Status CheckAlive() const;
+  Result<std::vector<PageRun>> Held(const std::vector<TouchedBlocks::Range>& blocks) const;
 
   Descriptor pagemap_;
   const uint64_t address_;
