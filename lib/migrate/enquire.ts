@@ -5,7 +5,6 @@
  *   one by one     a probe: bytes over a connection like a migration's, for a quarter of a second. Two at once
  *                  would share this host's link, and each would seem as slow as the other
  */
-import { once } from 'node:events';
 import type { Socket } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import { type ControlChannel, connectControl, type HostPort } from '../control/channel.js';
@@ -20,7 +19,8 @@ export const ANSWER_MS_MAX = 3_000;
 /** For the probe, with its connection. */
 export const PROBE_MS_MAX = 3_000;
 const ECHOES = 5;
-const CHUNK_BYTES = 256 << 10;
+/** One is written at a time: larger than what a fast link takes between two turns of the event loop. */
+const CHUNK_BYTES = 1 << 20;
 
 type Offer = Extract<ControlMessage, { type: 'offer' }>;
 
@@ -148,18 +148,17 @@ const roundTripMs = async (channel: ControlChannel): Promise<number> => {
   return shortestMs;
 };
 
-const sendUntilClosed = async (socket: Socket): Promise<void> => {
-  const chunk = Buffer.alloc(CHUNK_BYTES, 0xa5);
-  socket.resume(); // so that its end is seen
-  while (!socket.destroyed) {
-    if (!socket.write(chunk)) await Promise.race([once(socket, 'drain'), closed(socket)]).catch(() => {});
-  }
-};
-
-const closed = (socket: Socket): Promise<void> =>
+/** The next chunk in a turn of its own: a fast link takes each at once, and nobody would see the end. */
+const sendUntilClosed = (socket: Socket): Promise<void> =>
   new Promise((resolve) => {
+    const chunk = Buffer.alloc(CHUNK_BYTES, 0xa5);
+    const send = (): void => {
+      if (!socket.destroyed) socket.write(chunk, (error) => void (error || setImmediate(send)));
+    };
+    socket.once('close', () => resolve());
+    socket.resume(); // so that its end is seen
     if (socket.destroyed) resolve();
-    else socket.once('close', () => resolve());
+    send();
   });
 
 /** The next message of a type. @throws the error that the other side reports, or that ended the connection */

@@ -118,10 +118,11 @@ export class QemuEngineMigration
       const leftFor = await records.movingTo(vm.process);
       if (leftFor !== undefined) await endLeftMigration(qmp);
       const { running } = await qmp.execute('query-status');
-      if (!running && leftFor === undefined) throw paused();
-      if (!running && leftFor !== settings.to) throw otherDestination(leftFor ?? '');
-      const leftStopped = !running;
-      const record = { ...(await recordOf(records, vm, qmpPath)), movingTo: settings.to };
+      const leftStopped = !running && leftFor !== undefined;
+      if (leftStopped && leftFor !== settings.to) throw otherDestination(leftFor);
+      const known = await recordOf(records, vm, qmpPath);
+      if (!running && !leftStopped) throw paused();
+      const record = { ...known, movingTo: settings.to };
       await records.write(record);
       const relays = await relaysOf(vm);
       const log = logger ?? NOTHING_LOGGED;

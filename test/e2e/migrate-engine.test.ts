@@ -4,7 +4,7 @@
  */
 
 import { expect, test } from 'vitest';
-import { backupAddress, startBackup, startMigration } from '../lab/daemons.js';
+import { backupAddress, startBackup, startMigration, startPrimary } from '../lab/daemons.js';
 import { guestReadyText } from '../lab/guest.js';
 import { checkMemwriter, guestBootId, startMemwriter } from '../lab/guest-shell.js';
 import type { JsonProcess } from '../lab/json-process.js';
@@ -13,6 +13,7 @@ import { guestAddress, type HostName, lanAddresses } from '../lab/network.js';
 import { RedisLoad } from '../lab/redis-load-process.js';
 import { waitForText } from '../lab/wait.js';
 import {
+  calm,
   isRunning,
   type RunningVm,
   ramFiles,
@@ -20,6 +21,7 @@ import {
   remainsOf,
   runFiles,
   serialPath,
+  serialReplacement,
   startBackupFor,
   statusOf,
   withQmp,
@@ -51,12 +53,17 @@ const underWay = async (lab: Lab, migration: JsonProcess): Promise<void> => {
     .toBeGreaterThan(before + ROUND_BYTES_MIN);
 };
 
+/** Launched over a packet relay, protected, and let go of. */
 const bootGuest = async (lab: Lab): Promise<RunningVm> => {
-  const qmpPath = lab.path('qmp');
-  const args = redisGuestArgs(lab, { qmpPath, ramPath: lab.sharedMemoryPath('ram'), ramMb: RAM_MB });
-  const qemu = await lab.host('a').spawn('qemu-system-x86_64', args);
+  const primary = await startPrimary(lab, {
+    ...{ host: 'a', backup: 'b', args: ['--gate', 'relay', ...calm] },
+    vm: ['--', 'qemu-system-x86_64', ...redisGuestArgs(lab, { ramMb: RAM_MB })],
+  });
+  const { pid, qmp } = await primary.message('launched');
   await waitForText(serialPath(lab, 'a'), guestReadyText, { timeoutMs: 60_000 });
-  return { host: 'a', pid: qemu.pid, qmpPath };
+  primary.process.child.kill('SIGINT');
+  expect(await primary.ended()).toEqual({ code: 0, signal: null });
+  return { host: 'a', pid: Number(pid), qmpPath: String(qmp) };
 };
 
 const expectRunning = async (vm: RunningVm): Promise<void> => {
@@ -77,6 +84,7 @@ test('a guest moves by either engine to the best of several, or stays, whoever d
 }, 120_000);
 
 const moves = async (lab: Lab): Promise<void> => {
+  const killed = await startBackup(lab, 'b', serialReplacement(lab, 'b'));
   const onA = await bootGuest(lab);
   const bootId = await guestBootId(lab.client);
   const shell = await lab.client.spawn('busybox', ['nc', guestAddress, '2222']);
@@ -93,7 +101,6 @@ const moves = async (lab: Lab): Promise<void> => {
 
   // The destination's daemon dies in the first round.
   await limitLink(lab, 'a', 'repl0');
-  const killed = await startBackupFor(lab, onA);
   const lost = await byQemu(onA);
   await underWay(lab, lost);
   process.kill(killed.pid, 'SIGKILL');
@@ -125,6 +132,8 @@ const moves = async (lab: Lab): Promise<void> => {
   expect(isRunning(onA.pid)).toBe(false);
   await expectRunning(onB);
   await echo('on-b');
+  expect(runFiles(lab, 'a')).toEqual([]); // of the VM that was launched here
+  expect(runFiles(lab, 'b').filter((name) => name.endsWith('.relay'))).toHaveLength(1);
   expect(await statusOf(lab, 'b')).toEqual({ code: 0, phases: ['backup active'] });
   const [ended] = moved.of('ended');
   expect(moved.of('round').length).toBeGreaterThan(0);
