@@ -353,7 +353,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   #onChannel(channel: ControlChannel): void {
     let session: Session | undefined;
     channel.on('message', (message) => {
-      if (message.type === 'enquiry') this.#enquiries.take(channel);
+      if (session === undefined && message.type === 'enquiry') this.#enquiries.take(channel);
       else if (session === undefined) session = this.#beginSession(channel, message);
       else void this.#onMessage(session, message);
     });

@@ -40,10 +40,13 @@ export interface Asking {
 export const askTargets = async (
   targets: readonly Asking[],
   key: Uint8Array,
-  signal?: AbortSignal,
+  options: { readonly answerMsMax?: number; readonly signal?: AbortSignal | undefined } = {},
 ): Promise<readonly AskedTarget[]> => {
+  const { answerMsMax = ANSWER_MS_MAX, signal } = options;
   const enquiries = await Promise.all(
-    targets.map(({ name, address }) => open(address, key, signal).catch((error) => silent(name, error))),
+    targets.map(({ name, address }) =>
+      open(address, key, answerMsMax, signal).catch((error) => silent(name, error)),
+    ),
   );
   const asked: AskedTarget[] = [];
   try {
@@ -66,14 +69,15 @@ const silent = (name: string, error: unknown): AskedTarget => {
 const open = async (
   address: HostPort,
   key: Uint8Array,
+  answerMsMax: number,
   signal: AbortSignal | undefined,
 ): Promise<Enquiry> => {
   const startMs = performance.now();
   const channel = await connectControl(address, key, {
-    timeoutMs: ANSWER_MS_MAX,
+    timeoutMs: answerMsMax,
     ...(signal === undefined ? {} : { signal }),
   });
-  const leftMs = Math.max(1, ANSWER_MS_MAX - (performance.now() - startMs));
+  const leftMs = Math.max(1, answerMsMax - (performance.now() - startMs));
   try {
     return await within(leftMs, 'it does not answer', Enquiry.open(channel, address.host));
   } catch (error) {

@@ -20,13 +20,15 @@ export const pickTarget = async (options: {
   readonly to: readonly string[];
   readonly key: Uint8Array;
   readonly needs: TargetNeeds;
+  /** Who takes longer is left out (default 3 s). */
+  readonly answerMsMax?: number;
   readonly signal?: AbortSignal;
 }): Promise<PickedTarget> => {
-  const { to, key, needs, signal } = options;
+  const { to, key, needs, ...limits } = options;
   const asked = await askTargets(
     to.map((name) => ({ name, address: parseHostPort(name) })),
     key,
-    signal,
+    limits,
   );
   const candidates = asked.map(({ candidate }) => candidate);
   const { best, reason } = chooseTarget(candidates, needs);

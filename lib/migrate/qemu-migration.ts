@@ -239,8 +239,8 @@ export class QemuEngineMigration
       }
       throw await this.#reasonOf(error, target);
     } finally {
-      // One that failed before QEMU's stream began still has a QEMU waiting.
-      if (target.tookOver === undefined && !target.mayRun) await target.abandon();
+      // What is over there may be all that is left of a VM whose QEMU has ended here: then it is not told to drop it.
+      if (target.tookOver === undefined && !target.mayRun && qmp.open) await target.abandon();
       else await target.close();
     }
   }

@@ -28,7 +28,7 @@ describe('01 destinations', () => {
 });
 
 describe('02 engines', () => {
-  it('each takes what it knows, and the other one’s settings are refused by name', async () => {
+  it('each takes what it knows; settings of the other one are refused by name', async () => {
     const to = ['--to', 'a:1'];
     const own = ['--sender', 'splice', '--streams', '2', '--move-disks', 'on'];
     checkEngine(await settingsOf(...to, ...own));
@@ -43,7 +43,7 @@ describe('02 engines', () => {
     expect(() => checkEngine(later)).toThrow('skipDiskPages');
   });
 
-  it('QEMU’s moves no disk that is written to', () => {
+  it('of QEMU moves no disk that is written to', () => {
     const drive = { name: 'd0', readOnly: true, format: 'raw', file: '/images/d0' };
     assertDisksStay([drive]);
     expect(() => assertDisksStay([drive, { ...drive, readOnly: false, name: 'd1' }])).toThrow(
