@@ -118,7 +118,7 @@ export class QemuGeneration implements AnyGeneration {
         { cure: 'Make room there, or name a larger file system with --ram-dir.' },
       );
     }
-    await (await open(ramPath, 'w', 0o600)).close(); // QEMU gives it its size
+    await (await open(ramPath, 'wx', 0o600)).close(); // QEMU gives it its size
     const listener = await listenForToken({ host: listenHost, port: bulkPort }, token);
     this.#listener = listener;
     if (this.#state === 'dropped') {
