@@ -88,12 +88,14 @@ export {
   migrationSettings,
 } from './migrate/options.js';
 export { describeMigration, type MigrationOutcome, migrationError } from './migrate/outcome.js';
+export { type PickedTarget, pickTarget } from './migrate/pick-target.js';
 export type {
   MigrationDecision,
   MigrationLimits,
   MigrationPolicy,
   MigrationRound,
 } from './migrate/policy.js';
+export { QemuEngineMigration } from './migrate/qemu-migration.js';
 export { type KernelProbe, type NativeBinding, native, type RamMapping } from './native.js';
 // Packet relays
 export type { GateStats, OutputGate } from './output/gate.js';

@@ -30,9 +30,10 @@ import { parseHostPort } from '../primary/options.js';
 import { VmRecords } from '../state/records.js';
 import { SampleWindow } from '../stats.js';
 import { isAlive } from '../vm/process.js';
+import { EnquiryDesk } from './answer-enquiry.js';
 import type { DiskSupport } from './disk-support.js';
 import { finishTakeover } from './finish-takeover.js';
-import { Generation } from './generation.js';
+import { type AnyGeneration, Generation } from './generation.js';
 import {
   type BackupAction,
   type BackupEvent,
@@ -43,6 +44,7 @@ import {
   step,
 } from './machine.js';
 import { type BackupSettings, type BackupSettingsInput, checkBackupSettings } from './options.js';
+import { QemuGeneration } from './qemu-generation.js';
 import { type DiskFault, type ReplicaDiskStatus, ReplicaKeeper, type TakenDisks } from './replica-disks.js';
 
 export interface BackupOptions extends BackupSettingsInput {
@@ -120,7 +122,7 @@ const DISKS_RETRY_MS = 1_000;
 const WINDOW_EPOCHS = 2_000;
 
 interface Session {
-  readonly generation: Generation;
+  readonly generation: AnyGeneration;
   readonly channel: ControlChannel;
   liveness: Liveness | undefined;
   /** The loss has been seen; what else the connection reports about it is of no interest. */
@@ -151,6 +153,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   #takingOver: Promise<void> | undefined;
   /** Standbys of dropped generations that may not have ended yet. */
   readonly #endingStandbys = new Set<Promise<void>>();
+  readonly #enquiries: EnquiryDesk;
   /** Generations being removed; close() waits for them. */
   readonly #drops = new Set<Promise<void>>();
   #closing: Promise<void> | undefined;
@@ -184,6 +187,13 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
         log,
         onFault: (fault, image) => this.#onDiskFault(fault, image),
       });
+    this.#enquiries = new EnquiryDesk({
+      host: parseHostPort(settings.listen).host,
+      bulkPort: settings.bulkPort,
+      ramDir: settings.ramDir,
+      occupied: () => occupation(this.#state),
+      log,
+    });
     this.#state = initialState({
       takeover: settings.takeover,
       connectionGraceMs: settings.connectionGraceMs,
@@ -343,7 +353,8 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   #onChannel(channel: ControlChannel): void {
     let session: Session | undefined;
     channel.on('message', (message) => {
-      if (session === undefined) session = this.#beginSession(channel, message);
+      if (session === undefined && message.type === 'enquiry') this.#enquiries.take(channel);
+      else if (session === undefined) session = this.#beginSession(channel, message);
       else void this.#onMessage(session, message);
     });
     channel.on('closed', (error) => {
@@ -365,7 +376,8 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     const id = this.#nextGeneration++;
     let session: Session | undefined;
     try {
-      const generation = new Generation({
+      const Kind = message.qemuEngine === true ? QemuGeneration : Generation;
+      const generation = new Kind({
         id,
         session: message,
         token: channel.bulkToken,
@@ -379,6 +391,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
         standbyDisks: this.#support && ((options) => this.#support!.standby(options)),
         retireDisks: async (disks) => await this.#replicas?.retire(disks),
         logger: this.#log,
+        onStreamTaken: () => channel.send({ type: 'stream-taken' }),
         onReceiverEvent: (event) => {
           if (session !== undefined) this.#onReceiverEvent(session, event);
         },
@@ -745,7 +758,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
    * fails is tried again, for as long as the VM waits.
    * @returns how long it took; undefined without disks, or if it has not succeeded at once
    */
-  async #activateDisks(generation: Generation): Promise<number | undefined> {
+  async #activateDisks(generation: AnyGeneration): Promise<number | undefined> {
     if (generation.session.disks === undefined) return undefined;
     const startMs = performance.now();
     try {
@@ -758,7 +771,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     }
   }
 
-  async #goOnActivating(generation: Generation): Promise<void> {
+  async #goOnActivating(generation: AnyGeneration): Promise<void> {
     while (this.#state.phase.name === 'active' && this.#closing === undefined) {
       await delay(DISKS_RETRY_MS);
       if (this.#closing !== undefined) return; // the next daemon finishes it
@@ -830,6 +843,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   async #close(outcome: BackupOutcome): Promise<void> {
     clearTimeout(this.#graceTimer);
     await this.#server.close();
+    await this.#enquiries.close();
     await this.#takingOver; // what is half taken over would be lost to both sides
     if (this.#state.phase.name === 'grace') {
       this.#log.warn({ reason: this.#state.phase.reason }, 'closing drops the checkpoint of a lost primary');
@@ -910,6 +924,21 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     }
   }
 }
+
+/** Why no other VM can come now. */
+const occupation = ({ phase }: BackupState): string | undefined => {
+  switch (phase.name) {
+    case 'idle':
+      return undefined;
+    case 'active':
+    case 'taking-over':
+      return 'it runs a VM that it took over';
+    case 'ended':
+      return 'it has ended';
+    default:
+      return 'it is there for another VM';
+  }
+};
 
 /** Ends QEMUs that an earlier run started over this replica: their command line names it. */
 const endProcessesUsing = async (ramPath: string, log: Logger): Promise<void> => {

@@ -39,6 +39,9 @@ const STANDBY_ATTEMPTS_MAX = 3;
 /** Ordinary loads take 4 to 6 ms; slow disks for the kernel image can make a fresh start take longer. */
 const RESUME_TIMEOUT_MS = 10_000;
 
+/** What a Backup does with a generation, whichever way its memory comes (qemu-generation.ts). */
+export type AnyGeneration = Pick<Generation, keyof Generation>;
+
 export interface GenerationOptions {
   readonly id: number;
   readonly session: SessionMessage;
@@ -388,7 +391,7 @@ export class Generation {
 }
 
 /** QEMU loads the state of an older version with the same machine type, not that of a newer one. */
-const refuseOlderQemu = (primary: string, here: string): void => {
+export const refuseOlderQemu = (primary: string, here: string): void => {
   const release = (version: string): number => {
     const [major = 0, minor = 0] = version.split('.').map(Number);
     return major * 1_000 + minor;

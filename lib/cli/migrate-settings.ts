@@ -2,11 +2,22 @@
 import { z } from 'zod';
 import { migrationSettings } from '../migrate/options.js';
 import { migrationPolicyNames } from '../migrate/policies.js';
+import { hostPort } from '../primary/options.js';
 import { daemonKeys, type Flag, primaryFlags } from './settings.js';
 import { durationText, parseDurationMs, parseInteger } from './values.js';
 
+/** They are asked at the same time. */
+const TARGETS_MAX = 16;
+
 export const migrateCommandSettings = migrationSettings.extend({
   ...daemonKeys,
+  /** One, or several of which the best is chosen. */
+  to: z.preprocess(
+    (value) => (typeof value === 'string' ? [value] : value),
+    z.array(hostPort).min(1).max(TARGETS_MAX),
+  ),
+  /** Who sends the memory. */
+  engine: z.enum(['holdfast', 'qemu']).default('holdfast'),
   /** QMP socket of the VM. */
   qmp: z.string().min(1).optional(),
   /** Name under which Holdfast launched it. */
@@ -17,11 +28,19 @@ export type MigrateCommandSettings = z.output<typeof migrateCommandSettings>;
 const duration = { parse: parseDurationMs, show: durationText } as const;
 
 export const migrateFlags = {
-  to: { flag: '--to <host:port>', help: 'where a `holdfast backup` waits for the VM (required)' },
+  to: {
+    flag: '--to <host:port>',
+    help: 'where a `holdfast backup` waits for the VM (required); given several times, the best of them is chosen',
+    repeatable: true,
+  },
   keyFile: primaryFlags.keyFile,
   qmp: { flag: '--qmp <socket>', help: 'QMP socket of the VM' },
   vm: { flag: '--vm <name>', help: 'instead: the VM that Holdfast launched under this name' },
   name: primaryFlags.name,
+  engine: {
+    flag: '--engine <engine>',
+    help: "who finds and sends the memory: holdfast, or qemu: QEMU's own migration, by the same policies",
+  },
   policy: {
     flag: '--policy <policy>',
     help: `when the VM is stopped and moved: ${migrationPolicyNames.join(', ')}`,

@@ -1,10 +1,9 @@
 /** What a migration is doing, told as it happens; and its live line. */
 import type { HoldfastError } from '../errors.js';
-import type { Migration, MigrationProgress } from '../migrate/migration.js';
+import type { AnyMigration, MigrationProgress, MigrationStatus } from '../migrate/migration.js';
 import type { MigrationSettings } from '../migrate/options.js';
+import type { MigrationFinal } from '../migrate/outcome.js';
 import { bytesText, timeText } from '../migrate/words.js';
-import type { FinalEpoch } from '../primary/epoch-report.js';
-import type { PrimaryStatus } from '../primary/primary.js';
 import type { CommandConsole } from './console.js';
 import { DiskNarration } from './narrate-disks.js';
 import { sizeText } from './values.js';
@@ -13,12 +12,12 @@ const LIVE_EVERY_MS = 250;
 
 /** Tells until the returned function is called. */
 export const narrateMigration = (
-  migration: Migration,
+  migration: AnyMigration,
   console: CommandConsole,
   settings: MigrationSettings,
 ): (() => void) => {
   let told = '';
-  const onPhase = (status: PrimaryStatus): void => {
+  const onPhase = (status: MigrationStatus): void => {
     const text = phaseText(status, settings);
     if (text === undefined || text === told) return;
     told = text;
@@ -31,10 +30,11 @@ export const narrateMigration = (
   const onRound = (progress: MigrationProgress): void => {
     console.tell(roundText(progress), { event: 'round', ...progress });
   };
-  const onFinal = (final: FinalEpoch): void => {
+  const onFinal = (final: MigrationFinal): void => {
     const { dirtyPages, bytes, stopMs, ackMs } = final;
+    const stop = stopMs === undefined ? '' : `, after ${timeText(stopMs)} for the stop`;
     console.tell(
-      `  stopped: ${dirtyPages} pages (${bytesText(bytes)}) in ${timeText(ackMs)}, after ${timeText(stopMs)} for the stop; handing over`,
+      `  stopped: ${dirtyPages} pages (${bytesText(bytes)}) in ${timeText(ackMs)}${stop}; handing over`,
       { event: 'final', ...final },
     );
   };
@@ -73,7 +73,7 @@ export const narrateMigration = (
 
 /** Undefined: told by what follows. */
 const phaseText = (
-  status: PrimaryStatus,
+  status: MigrationStatus,
   { to, policy, downtimeMs }: MigrationSettings,
 ): string | undefined => {
   switch (status.phase) {
@@ -93,7 +93,7 @@ const phaseText = (
   }
 };
 
-const vmText = ({ vm }: PrimaryStatus): string =>
+const vmText = ({ vm }: MigrationStatus): string =>
   vm.name === '' ? `the VM (process ${vm.pid})` : `'${vm.name}' (process ${vm.pid})`;
 
 const roundText = ({

@@ -3,6 +3,7 @@
  * against its schema when it arrives; inside, it is trusted.
  */
 import { z } from 'zod';
+import { enquiryMessages } from './enquiry-messages.js';
 
 export const CONTROL_VERSIONS = [4] as const;
 
@@ -82,6 +83,8 @@ export const sessionMessage = z.strictObject({
   guestClockFollows: z.boolean().optional(),
   /** A migration: until it is told to (`switchover`) the backup never runs the VM by itself. */
   handOverOnly: z.boolean().optional(),
+  /** Its memory and devices come as one migration stream of QEMU's, over a connection that shows the bulk token. */
+  qemuEngine: z.boolean().optional(),
   /** Absent for a VM without disks. */
   disks: z.array(sessionDisk).min(1).max(DISKS_MAX).optional(),
   standby: standbySpec,
@@ -123,5 +126,8 @@ export const controlMessage = z.discriminatedUnion('type', [
   }),
   z.strictObject({ type: z.literal('takeover-failed'), code: text, message: text }),
   z.strictObject({ type: z.literal('failure'), code: text, message: text }),
+  /** With `qemuEngine`: QEMU has the bulk connection, and reads its migration from it. */
+  z.strictObject({ type: z.literal('stream-taken') }),
+  ...enquiryMessages,
 ]);
 export type ControlMessage = z.infer<typeof controlMessage>;

@@ -24,9 +24,9 @@ import {
   type MigrationSettings,
   type MigrationSettingsInput,
 } from './options.js';
-import { type MigrationOutcome, migrationError } from './outcome.js';
+import { type MigrationFinal, type MigrationOutcome, migrationError } from './outcome.js';
 import { migrationPolicy } from './policies.js';
-import type { MigrationDecision, MigrationLimits, MigrationPolicy } from './policy.js';
+import type { MigrationDecision, MigrationLimits, MigrationPolicy, MigrationRound } from './policy.js';
 import { timeText } from './words.js';
 
 /**
@@ -47,27 +47,54 @@ export interface MigrationOptions extends MigrationSettingsInput {
 }
 
 /** One round, and what the policy made of it. */
-export interface MigrationProgress extends RoundStats {
+export interface MigrationProgress extends MigrationRound {
   /** From 1. */
   readonly round: number;
   readonly bytesPerSecond: number;
   readonly decision: MigrationDecision;
 }
 
-interface MigrationEvents {
-  phase: [PrimaryStatus];
+/** Of a PrimaryStatus, what every engine has. */
+export type MigrationStatus = Pick<
+  PrimaryStatus,
+  | 'role'
+  | 'name'
+  | 'phase'
+  | 'reason'
+  | 'vm'
+  | 'backup'
+  | 'term'
+  | 'epoch'
+  | 'committedEpoch'
+  | 'outputHeld'
+  | 'baseRounds'
+  | 'epochs'
+> &
+  Partial<PrimaryStatus>;
+
+export interface MigrationEvents {
+  phase: [MigrationStatus];
   'disk-plan': [readonly DiskPlan[]];
   'disk-copy': [CopyProgress];
   'disks-copied': [DisksCopied];
   round: [MigrationProgress];
   /** All of the VM is over there; it is about to run. */
-  final: [FinalEpoch];
+  final: [MigrationFinal];
   /** The migration goes on, but somebody should know. */
   warning: [HoldfastError];
   ended: [MigrationOutcome];
 }
 
-export class Migration extends EventEmitter<MigrationEvents> implements AsyncDisposable {
+/** A migration under way, by whichever engine. */
+export interface AnyMigration extends EventEmitter<MigrationEvents> {
+  readonly ended: Promise<MigrationOutcome>;
+  readonly movedDisks: Primary['movedDisks'];
+  status(): MigrationStatus;
+  cancel(): Promise<MigrationOutcome>;
+  release(): Promise<MigrationOutcome>;
+}
+
+export class Migration extends EventEmitter<MigrationEvents> implements AnyMigration, AsyncDisposable {
   readonly #settings: MigrationSettings;
   readonly #primary: Primary;
   readonly #policy: MigrationPolicy;

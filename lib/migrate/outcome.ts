@@ -5,6 +5,10 @@ import type { Failure, Outcome } from '../primary/machine.js';
 import { describeOutcome, outcomeError } from '../primary/outcome.js';
 import { bytesText, timeText } from './words.js';
 
+/** What was sent while the VM stood still, as far as the engine tells. */
+export type MigrationFinal = Pick<FinalEpoch, 'dirtyPages' | 'zeroPages' | 'bytes' | 'ackMs'> &
+  Partial<FinalEpoch>;
+
 export type MigrationOutcome =
   | {
       readonly kind: 'moved';
@@ -21,8 +25,7 @@ export type MigrationOutcome =
       /** Of memory and device state, on the wire. */
       readonly bytes: number;
       readonly diskBytes: number;
-      /** What was sent while the VM stood still. */
-      readonly final: FinalEpoch | undefined;
+      readonly final: MigrationFinal | undefined;
     }
   | {
       readonly kind: 'stayed';

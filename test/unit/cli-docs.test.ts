@@ -54,7 +54,7 @@ describe('docs/operations.md', () => {
     const flags = [primaryFlags, backupFlags, migrateFlags].flatMap((table) =>
       Object.values(table).map(({ flag }) => flag.split(' ')[0]),
     );
-    const known = new Set([...flags, '--config', '--json', '--help', '--watch']);
+    const known = new Set([...flags, '--config', '--json', '--help', '--watch', '--dry-run']);
     const named = (await read('operations.md')).match(/(?<=[\s`(])--[a-z][a-z-]+/g) ?? [];
     expect(named.length).toBeGreaterThan(20);
     for (const flag of named) expect(known).toContain(flag);
