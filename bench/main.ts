@@ -10,6 +10,7 @@ import { runEpochSuite } from './epoch.js';
 import { renderHtml } from './html/page.js';
 import { runLatencySuite } from './latency.js';
 import { type Campaign, renderMarkdown } from './markdown.js';
+import { runMigrateSuite } from './migrate.js';
 import { runPeersSuite } from './peers.js';
 import { type BenchReport, makeReport, type RunSuite, renderReport } from './report.js';
 import { runSendSuite } from './send.js';
@@ -19,6 +20,7 @@ const suites: Readonly<Record<string, RunSuite>> = {
   disk: runDiskSuite,
   epoch: runEpochSuite,
   latency: runLatencySuite,
+  migrate: runMigrateSuite,
   peers: runPeersSuite,
   send: runSendSuite,
   time: runTimeSuite,

@@ -151,6 +151,51 @@ const ratios: Readonly<Record<string, Ratio>> = {
   diskServerVsRawFsync: { meaning: 'the same, 4 KiB writes with an fsync after each' },
   diskBaseCopyVsNbdcopy: { meaning: 'rate of a disk’s first copy, Holdfast ÷ nbdcopy' },
   diskBaseCopyVsQemuImg: { meaning: 'the same, ÷ qemu-img convert' },
+  migrateWriterFixedArrivedShare: {
+    meaning:
+      'migrations that arrived of a guest that writes memory faster than the link, `fixed` with the default downtime, the better engine',
+    goal: { atMost: 0 },
+  },
+  migrateWriterMpArrivedShare: { meaning: 'the same, `mp`, the worse engine', goal: { atLeast: 1 } },
+  migrateWriterAutoArrivedShare: { meaning: 'the same, `auto`, the worse engine', goal: { atLeast: 1 } },
+  migrateMpVsRelaxedTotal: {
+    meaning: 'of that guest, Holdfast’s engine: total time, `mp` ÷ `fixed` with a relaxed downtime',
+    goal: { atMost: 0.78 },
+  },
+  migrateMpVsRelaxedData: { meaning: 'the same, bytes over the link', goal: { atMost: 0.81 } },
+  migrateMpVsRelaxedTotalQemu: {
+    meaning: 'the same, QEMU’s engine: total time',
+    goal: { atMost: 0.78 },
+  },
+  migrateMpVsRelaxedDataQemu: { meaning: 'the same, bytes over the link', goal: { atMost: 0.81 } },
+  migrateTotalVsQemuIdle: {
+    meaning: 'total time of an idle guest’s migration, `fixed`, Holdfast’s engine ÷ QEMU’s',
+    goal: { atMost: 0.7 },
+  },
+  migrateDowntimeVsQemuIdle: { meaning: 'the same, downtime', goal: { atMost: 0.5 } },
+  migrateTotalVsQemuRedis: {
+    meaning: 'total time, redis under load, `auto`, Holdfast’s engine ÷ QEMU’s',
+    goal: { atMost: 0.7 },
+  },
+  migrateDowntimeVsQemuRedis: { meaning: 'the same, downtime', goal: { atMost: 0.5 } },
+  migrateTotalVsQemuWriter: {
+    meaning: 'total time of the writer’s migration over the limited link, `mp`, Holdfast’s engine ÷ QEMU’s',
+    goal: { atMost: 0.7 },
+  },
+  migrateDowntimeVsQemuWriter: { meaning: 'the same, downtime', goal: { atMost: 0.5 } },
+  migrateIdleDowntimeMs: {
+    meaning: 'downtime of an idle 512 MB guest in ms, Holdfast’s engine, median',
+    goal: { atMost: 15 },
+  },
+  migrateEarlyRunsAfterMs: {
+    meaning: 'with --resume-early: from the start until the guest runs on the destination, ms, median',
+    goal: { atMost: 100 },
+  },
+  migrateSkipVsWithoutTotal: {
+    meaning: 'total time of a guest whose memory is full of a file, with --skip-disk-pages ÷ without',
+    goal: { atMost: 0.56 },
+  },
+  migrateSkipVsWithoutData: { meaning: 'the same, bytes over the link', goal: { atMost: 0.56 } },
   pauseDirectVsStaged: { meaning: 'median pause, direct ÷ staged capture' },
 };
 

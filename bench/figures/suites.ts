@@ -4,6 +4,7 @@ import type { Chart } from './chart.js';
 import { diskFigures } from './disk.js';
 import { epochFigures } from './epoch.js';
 import { latencyFigures } from './latency.js';
+import { migrateFigures } from './migrate.js';
 import { peersFigures } from './peers.js';
 import { sendFigures } from './send.js';
 import { type Table, tablesByShape } from './table.js';
@@ -31,6 +32,7 @@ const suites: Readonly<Record<string, SuiteFigures>> = {
   epoch: epochFigures,
   latency: latencyFigures,
   disk: diskFigures,
+  migrate: migrateFigures,
   peers: peersFigures,
   time: timeFigures,
 };

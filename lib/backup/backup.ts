@@ -729,13 +729,14 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
         pid: generation.standby?.pid ?? 0,
       };
       this.#takeover = report;
+      // First: until it hears this, the primary does not know that the VM stands still no more.
+      if (action.planned) {
+        session.channel.send({ type: 'took-over', term: action.term, epoch, resumeMs: report.resumeMs });
+      }
       this.#dispatch({ type: 'took-over', epoch });
       const activating = this.#activateDisks(generation);
       // Tell a primary that still hears us, now that the VM runs here; its silence does not depend on it.
       if (!action.planned) this.#tellFenced(action.term);
-      if (action.planned) {
-        session.channel.send({ type: 'took-over', term: action.term, epoch, resumeMs: report.resumeMs });
-      }
       const disksMs = await activating;
       if (disksMs !== undefined) this.#takeover = { ...report, disksMs };
       await this.#afterTakeover(session, action.abandon);

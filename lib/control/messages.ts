@@ -131,3 +131,18 @@ export const controlMessage = z.discriminatedUnion('type', [
   ...enquiryMessages,
 ]);
 export type ControlMessage = z.infer<typeof controlMessage>;
+
+/**
+ * A schema is compiled when it is first used, which takes a millisecond or two: too long for messages that come
+ * but once, when the VM stands still. So they are all read once before.
+ */
+export const warmUpMessages = (): void => {
+  const once: readonly ControlMessage[] = [
+    { type: 'heartbeat', sequence: 0 },
+    { type: 'switchover', epoch: 0 },
+    { type: 'took-over', term: 0, epoch: 0, resumeMs: 0 },
+    { type: 'vm-lost', reason: '' },
+    { type: 'session-refused', code: '', message: '' },
+  ];
+  for (const message of once) controlMessage.parse(message);
+};

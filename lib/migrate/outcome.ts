@@ -3,6 +3,7 @@ import { type HoldfastError, toHoldfastError, VmGoneError } from '../errors.js';
 import type { FinalEpoch } from '../primary/epoch-report.js';
 import type { Failure, Outcome } from '../primary/machine.js';
 import { describeOutcome, outcomeError } from '../primary/outcome.js';
+import type { DowntimeParts } from './downtime-parts.js';
 import { bytesText, timeText } from './words.js';
 
 /** What was sent while the VM stood still, as far as the engine tells. */
@@ -17,6 +18,8 @@ export type MigrationOutcome =
       readonly totalMs: number;
       /** By this host's clock alone: from the VM's stop until it was heard that it runs over there. */
       readonly downtimeMs: number;
+      /** What it was made of. */
+      readonly downtimeParts: DowntimeParts | undefined;
       /** Of it, over there: from the decision until the VM ran. */
       readonly resumeMs: number;
       /** Not of it: before the first round, for what would have made it longer. */

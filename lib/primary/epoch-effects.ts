@@ -242,6 +242,7 @@ export class EpochEffects {
             ? undefined
             : { path: paused.prefix.path, skipBytes: 0, maxBytes: paused.prefix.bytes },
       });
+      const ackedMs = performance.now();
       inProgress.sent = { ...sent, strategy };
       // Bytes and CPU of what was sent ahead don't belong to this time to the acknowledgement.
       if (captured.aheadPages === 0) this.#senders.observe(inProgress.sent);
@@ -253,7 +254,10 @@ export class EpochEffects {
       });
       this.#options.dispatch({ type: 'acked', epoch });
       this.#options.disks?.acknowledged(paused.pauseStartMs);
-      if (phase.cycle.final) this.#options.onFinal(reportOf(inProgress, inProgress.sent, performance.now()));
+      if (phase.cycle.final) {
+        const ackedAfterMs = ackedMs - paused.pauseStartMs;
+        this.#options.onFinal({ ...reportOf(inProgress, inProgress.sent, ackedMs), ackedAfterMs });
+      }
     } catch (error) {
       this.#options.lostOnBulk(error, `sending epoch ${epoch}`);
     } finally {

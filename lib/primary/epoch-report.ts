@@ -98,7 +98,10 @@ export type FinalEpoch = Pick<
   | 'sendMs'
   | 'ackMs'
   | 'sender'
->;
+> & {
+  /** From sending `stop` until the backup had all of it. */
+  readonly ackedAfterMs: number;
+};
 
 export interface Distribution {
   readonly p50: number;
