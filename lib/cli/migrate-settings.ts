@@ -3,7 +3,7 @@ import { z } from 'zod';
 import { migrationSettings } from '../migrate/options.js';
 import { migrationPolicyNames } from '../migrate/policies.js';
 import { daemonKeys, type Flag, primaryFlags } from './settings.js';
-import { durationText, parseDurationMs, parseInteger } from './values.js';
+import { durationText, parseDurationMs, parseInteger, parseSwitch, switchText } from './values.js';
 
 export const migrateCommandSettings = migrationSettings.extend({
   ...daemonKeys,
@@ -37,6 +37,12 @@ export const migrateFlags = {
     parse: parseInteger,
   },
   timeMaxMs: { flag: '--time-max <duration>', help: 'the same, as a time', ...duration },
+  skipDiskPages: {
+    flag: '--skip-disk-pages [on|off]',
+    help: 'pages whose content is on a disk that both hosts have are read there, not sent',
+    parse: parseSwitch,
+    show: switchText,
+  },
   sender: primaryFlags.sender,
   streams: primaryFlags.streams,
   verify: primaryFlags.verify,

@@ -44,6 +44,10 @@ Policies, asked after each round:
          longer downtime ends what would not end
   auto   weighs both by the measured write rate and link
 
+With --skip-disk-pages, pages of the guest's page cache that are also on a disk,
+replicated or attached read-only on both hosts, are sent as references of 32 bytes.
+The destination reads them from its disk, and asks for those that differ there.
+
 Durations are 25, 25ms, 2s, 1m. A config file holds the same settings in
 camelCase (to, keyFile, qmp, downtimeMs, timeMaxMs, …; times in ms). A running VM
 must keep its RAM in a shared file, as for \`holdfast primary\`; no other client

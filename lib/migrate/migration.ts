@@ -16,6 +16,7 @@ import type { DisksCopied } from '../primary/disks.js';
 import type { FinalEpoch } from '../primary/epoch-report.js';
 import { type IoErrorStop, stopText } from '../primary/io-error-watch.js';
 import type { Failure, Outcome } from '../primary/machine.js';
+import { type DisksIndexed, sumDiskPages } from '../primary/page-disks.js';
 import { Primary, type PrimaryStatus } from '../primary/primary.js';
 import { afterRound, notConverged } from './after-round.js';
 import {
@@ -59,6 +60,7 @@ interface MigrationEvents {
   'disk-plan': [readonly DiskPlan[]];
   'disk-copy': [CopyProgress];
   'disks-copied': [DisksCopied];
+  'disks-indexed': [DisksIndexed];
   round: [MigrationProgress];
   /** All of the VM is over there; it is about to run. */
   final: [FinalEpoch];
@@ -116,6 +118,7 @@ export class Migration extends EventEmitter<MigrationEvents> implements AsyncDis
         const limit = { roundsMax: settings.roundsMax, totalMsMax: settings.timeMaxMs };
         return afterRound({ policy, limits, limit });
       },
+      settings.skipDiskPages,
     );
     const migration = new Migration({ settings, primary, policy, limits: limits!, startedMs });
     if (signal?.aborted) migration.#cancel();
@@ -177,6 +180,7 @@ export class Migration extends EventEmitter<MigrationEvents> implements AsyncDis
       this.#disks = copied;
       this.emit('disks-copied', copied);
     });
+    primary.on('disks-indexed', (indexed) => this.emit('disks-indexed', indexed));
     primary.on('prefix-ahead', (stoodStillMs) => {
       this.#firstStopMs += stoodStillMs;
     });
@@ -213,6 +217,7 @@ export class Migration extends EventEmitter<MigrationEvents> implements AsyncDis
       case 'switched-over': {
         const { term, downtimeMs, resumeMs } = outcome;
         const roundBytes = this.#rounds.reduce((sum, { bytes }) => sum + bytes, 0);
+        const diskPages = sumDiskPages([...this.#rounds, this.#final].map((each) => each?.diskPages));
         return {
           kind: 'moved',
           term,
@@ -224,6 +229,7 @@ export class Migration extends EventEmitter<MigrationEvents> implements AsyncDis
           bytes: roundBytes + (this.#final?.bytes ?? 0),
           diskBytes: (this.#disks?.bytes ?? 0) + (this.#final?.diskBytes ?? 0),
           final: this.#final,
+          ...(diskPages === undefined ? {} : { diskPages }),
         };
       }
       case 'detached':

@@ -6,6 +6,7 @@
 import type { SenderStrategy } from '../native.js';
 import { SampleWindow } from '../stats.js';
 import type { EpochMode, EpochTrigger } from './machine.js';
+import type { DiskPages } from './page-disks.js';
 
 export interface EpochReport {
   readonly epoch: number;
@@ -98,7 +99,10 @@ export type FinalEpoch = Pick<
   | 'sendMs'
   | 'ackMs'
   | 'sender'
->;
+> & {
+  /** Of a migration that skips pages on disks. */
+  readonly diskPages?: DiskPages;
+};
 
 export interface Distribution {
   readonly p50: number;

@@ -197,13 +197,14 @@ Result<Primary::Round> Primary::BaseRound(bool first, const CancelSignal& cancel
   round.pages = counters.pages;
   round.zero_pages = counters.zero_pages;
   round.bytes = counters.bytes;
-  round.disk_pages = DiskPagesOf(counters);
-  // Disks that are not the same cost a reference and a page for each page.
-  const uint64_t in_vain = round.disk_pages.different + round.disk_pages.unread;
-  if (round.disk_pages.referenced >= kReferencesTelling &&
-      in_vain > round.disk_pages.referenced / 2) {
-    writer_->UseIndex(nullptr);
-    index_.reset();
+  if (index_ != nullptr) {
+    round.disk_pages = DiskPagesOf(counters);
+    // Disks that are not the same cost a reference and a page for each page.
+    const auto& [referenced, different, unread, reference_bytes] = *round.disk_pages;
+    if (referenced >= kReferencesTelling && different + unread > referenced / 2) {
+      writer_->UseIndex(nullptr);
+      index_.reset();
+    }
   }
   round.scan_ms = scanned_ms - start_ms;
   const double sent_ms = MonotonicMs();
@@ -505,7 +506,7 @@ Result<Primary::Sent> Primary::SendEpoch(const Epoch& epoch, Strategy strategy,
   if (!ack.ok()) return ack.error();
   sent.ack_ms = MonotonicMs() - start_ms;
   sent.counters = writer_->counters();
-  sent.disk_pages = DiskPagesOf(sent.counters);
+  if (index_ != nullptr) sent.disk_pages = DiskPagesOf(sent.counters);
   sent.cpu_ms =
       ThreadCpuMs() - start_cpu_ms + epoch.ahead_cpu_ms + sent.counters.helper_cpu_ms;
   sent.device_bytes = device.size();

@@ -89,7 +89,7 @@ class Primary {
     double scan_ms = 0;
     double send_ms = 0;
     double count_ms = 0;  // of dirty_pages
-    DiskPages disk_pages;
+    std::optional<DiskPages> disk_pages{};  // with an index only
   };
 
   enum class Mode { kStaged, kDirect };
@@ -141,7 +141,7 @@ class Primary {
     double ack_ms = 0;
     double cpu_ms = 0;  // of all sending threads
     double previous_apply_ms = -1;
-    DiskPages disk_pages;
+    std::optional<DiskPages> disk_pages{};
   };
 
   explicit Primary(const Options& options) : options_(options) {}
