@@ -642,6 +642,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       ...(generation.session.disks === undefined
         ? {}
         : { journalBytes: this.#settings.journalMiB * (1 << 20) }),
+      ...(generation.session.pageDisks === undefined ? {} : { pageDisks: [...generation.pageDisks] }),
     });
     session.liveness = new Liveness({
       intervalMs: heartbeatIntervalMs,

@@ -25,7 +25,7 @@ import {
   versionText,
   waitRunning,
 } from '../qmp/recipes.js';
-import { forStandby } from '../vm/command-line.js';
+import { forStandby, replaceText } from '../vm/command-line.js';
 import { killVm, type LaunchedVm, launchVm } from '../vm/launch.js';
 import { moveSockets } from '../vm/netdevs.js';
 import { isAlive, type ProcessIdentity } from '../vm/process.js';
@@ -92,6 +92,7 @@ export class Generation {
   #state: 'new' | 'ready' | 'running' | 'dropped' = 'new';
   #fencing: Promise<FenceResult> | undefined;
   #disks: TakenDisks | undefined;
+  #pageDisks: readonly number[] = [];
 
   constructor(options: GenerationOptions) {
     this.id = options.id;
@@ -108,6 +109,11 @@ export class Generation {
 
   get bulkPort(): number {
     return this.#receiver.port;
+  }
+
+  /** Indexes of the session's page disks that this host has. */
+  get pageDisks(): readonly number[] {
+    return this.#pageDisks;
   }
 
   /** The standby's process, or the running VM's; undefined while there is none. */
@@ -138,7 +144,8 @@ export class Generation {
     }
     this.#disks = disks;
     const { ramBytes, pageSize, deviceBytesMax } = this.session;
-    await this.#receiver.openSession({
+    const replacements = [...this.session.standby.replacements, ...this.#options.replacements];
+    const opened = await this.#receiver.openSession({
       token: this.#options.token,
       ramPath: this.ramPath,
       ramBytes,
@@ -146,7 +153,12 @@ export class Generation {
       epochBytesMax: ramBytes,
       deviceBytesMax,
       disks: disks?.store,
+      referenceDisks: this.session.pageDisks?.map(({ imagePath, imageBytes }) => ({
+        path: replaceText(imagePath, replacements),
+        bytes: imageBytes,
+      })),
     });
+    this.#pageDisks = opened.referenceDisks.flatMap((isHere, index) => (isHere ? [index] : []));
     if (this.#state === 'new') this.#state = 'ready';
   }
 

@@ -65,6 +65,7 @@ export class QemuGeneration implements AnyGeneration {
   readonly session: SessionMessage;
   readonly ramPath: string;
   readonly diskSockets: readonly string[] = [];
+  readonly pageDisks: readonly number[] = [];
   readonly #options: QemuGenerationOptions;
   readonly #dir: string;
   #listener: TokenListener | undefined;

@@ -4,7 +4,7 @@ import { migrationSettings } from '../migrate/options.js';
 import { migrationPolicyNames } from '../migrate/policies.js';
 import { hostPort } from '../primary/options.js';
 import { daemonKeys, type Flag, primaryFlags } from './settings.js';
-import { durationText, parseDurationMs, parseInteger } from './values.js';
+import { durationText, parseDurationMs, parseInteger, parseSwitch, switchText } from './values.js';
 
 /** They are asked at the same time. */
 const TARGETS_MAX = 16;
@@ -56,6 +56,12 @@ export const migrateFlags = {
     parse: parseInteger,
   },
   timeMaxMs: { flag: '--time-max <duration>', help: 'the same, as a time', ...duration },
+  skipDiskPages: {
+    flag: '--skip-disk-pages [on|off]',
+    help: 'pages whose content is on a disk that both hosts have are read there, not sent',
+    parse: parseSwitch,
+    show: switchText,
+  },
   sender: primaryFlags.sender,
   streams: primaryFlags.streams,
   verify: primaryFlags.verify,

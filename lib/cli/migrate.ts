@@ -56,6 +56,10 @@ Several --to are asked for free memory, idle CPUs, the way there and back, and t
 rate that a probe of a quarter of a second finds; those that do not answer within
 3 seconds are named and left out. With --dry-run only that is done.
 
+With --skip-disk-pages, pages of the guest's page cache that are also on a disk,
+replicated or attached read-only on both hosts, are sent as references of 32 bytes.
+The destination reads them from its disk, and asks for those that differ there.
+
 Durations are 25, 25ms, 2s, 1m. A config file holds the same settings in
 camelCase (to, keyFile, qmp, downtimeMs, timeMaxMs, …; times in ms). A running VM
 must keep its RAM in a shared file, as for \`holdfast primary\`; no other client

@@ -4,6 +4,7 @@ import type { AnyMigration, MigrationProgress, MigrationStatus } from '../migrat
 import type { MigrationSettings } from '../migrate/options.js';
 import type { MigrationFinal } from '../migrate/outcome.js';
 import { bytesText, timeText } from '../migrate/words.js';
+import type { DiskPages, DisksIndexed } from '../primary/page-disks.js';
 import type { CommandConsole } from './console.js';
 import { DiskNarration } from './narrate-disks.js';
 import { sizeText } from './values.js';
@@ -38,6 +39,15 @@ export const narrateMigration = (
       { event: 'final', ...final },
     );
   };
+  const onIndexed = (indexed: DisksIndexed): void => {
+    const { images, readBytes, dataBytes, millis, error } = indexed;
+    const all = readBytes >= dataBytes ? '' : ` of ${bytesText(dataBytes)}`;
+    const why = error === undefined ? '' : `; ${error}`;
+    console.tell(
+      `  disks looked through for pages: ${bytesText(readBytes)}${all} of ${images.join(', ')} in ${timeText(millis)}${why}`,
+      { event: 'disks-indexed', ...indexed },
+    );
+  };
   const onWarning = (error: HoldfastError): void => console.warn(error);
   const disks = new DiskNarration(console);
   const timer = setInterval(() => console.live(disks.live() ?? ''), LIVE_EVERY_MS);
@@ -45,6 +55,7 @@ export const narrateMigration = (
   migration.on('disk-plan', disks.onPlan);
   migration.on('disk-copy', disks.onCopy);
   migration.on('disks-copied', disks.onCopied);
+  migration.on('disks-indexed', onIndexed);
   migration.on('round', onRound);
   migration.on('final', onFinal);
   migration.on('warning', onWarning);
@@ -65,6 +76,7 @@ export const narrateMigration = (
     migration.off('disk-plan', disks.onPlan);
     migration.off('disk-copy', disks.onCopy);
     migration.off('disks-copied', disks.onCopied);
+    migration.off('disks-indexed', onIndexed);
     migration.off('round', onRound);
     migration.off('final', onFinal);
     migration.off('warning', onWarning);
@@ -104,11 +116,22 @@ const roundText = ({
   roundMs,
   bytesPerSecond,
   decision,
+  diskPages,
 }: MigrationProgress) =>
   [
     `  round ${round}: ${pages} pages (${bytesText(bytes)}) and ${zeroPages} zero pages in ${timeText(roundMs)}, ${bytesText(bytesPerSecond)}/s`,
+    ...(diskPages === undefined ? [] : [diskPagesText(diskPages)]),
     `    ${decision.reason} ${nextText[decision.step]}`,
   ].join('\n');
+
+const diskPagesText = ({ verified, mismatched, unread, savedBytes }: DiskPages): string => {
+  const again = [
+    ...(mismatched === 0 ? [] : [`${mismatched} were something else there`]),
+    ...(unread === 0 ? [] : [`${unread} could not be read there in time`]),
+  ];
+  const resent = again.length === 0 ? '' : `; ${again.join(' and ')}, and were sent`;
+  return `    ${verified} pages read from disks there, ${bytesText(Math.max(0, savedBytes))} saved${resent}`;
+};
 
 const nextText = {
   'next-round': 'Another round.',

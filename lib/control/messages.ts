@@ -67,6 +67,12 @@ export type SessionDisk = z.infer<typeof sessionDisk>;
 
 export const DISKS_MAX = 16;
 
+/** A disk whose content pages may be, so that they need not travel (docs/migration.md). */
+export const pageDisk = sessionDisk.omit({ id: true });
+export type PageDisk = z.infer<typeof pageDisk>;
+
+export const PAGE_DISKS_MAX = 16;
+
 export const sessionMessage = z.strictObject({
   type: z.literal('session'),
   vmId: z.string().regex(/^[0-9a-f-]{36}$/),
@@ -87,6 +93,8 @@ export const sessionMessage = z.strictObject({
   qemuEngine: z.boolean().optional(),
   /** Absent for a VM without disks. */
   disks: z.array(sessionDisk).min(1).max(DISKS_MAX).optional(),
+  /** By their index here pages are referred to them; the replacements apply to their paths. */
+  pageDisks: z.array(pageDisk).max(PAGE_DISKS_MAX).optional(),
   standby: standbySpec,
 });
 export type SessionMessage = z.infer<typeof sessionMessage>;
@@ -98,6 +106,8 @@ export const controlMessage = z.discriminatedUnion('type', [
     bulkPort: z.number().int().min(1).max(65535),
     /** Of each disk's journal there; what one epoch logs has to fit in. Absent without disks. */
     journalBytes: count.optional(),
+    /** Those of the session's that are here, too: their indexes. */
+    pageDisks: z.array(count).max(PAGE_DISKS_MAX).optional(),
   }),
   z.strictObject({
     type: z.literal('session-refused'),

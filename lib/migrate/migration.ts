@@ -16,6 +16,7 @@ import type { DisksCopied } from '../primary/disks.js';
 import type { FinalEpoch } from '../primary/epoch-report.js';
 import { type IoErrorStop, stopText } from '../primary/io-error-watch.js';
 import type { Failure, Outcome } from '../primary/machine.js';
+import { type DiskPages, type DisksIndexed, sumDiskPages } from '../primary/page-disks.js';
 import { Primary, type PrimaryStatus } from '../primary/primary.js';
 import { afterRound, notConverged } from './after-round.js';
 import { downtimeParts } from './downtime-parts.js';
@@ -54,6 +55,7 @@ export interface MigrationProgress extends MigrationRound {
   readonly round: number;
   readonly bytesPerSecond: number;
   readonly decision: MigrationDecision;
+  readonly diskPages?: DiskPages;
 }
 
 /** Of a PrimaryStatus, what every engine has. */
@@ -79,6 +81,7 @@ export interface MigrationEvents {
   'disk-plan': [readonly DiskPlan[]];
   'disk-copy': [CopyProgress];
   'disks-copied': [DisksCopied];
+  'disks-indexed': [DisksIndexed];
   round: [MigrationProgress];
   /** All of the VM is over there; it is about to run. */
   final: [MigrationFinal];
@@ -151,6 +154,7 @@ export class Migration extends EventEmitter<MigrationEvents> implements AnyMigra
         const limit = { roundsMax: settings.roundsMax, totalMsMax: settings.timeMaxMs };
         return afterRound({ policy, limits, limit });
       },
+      settings.skipDiskPages,
     );
     primary.on('prefix-ahead', (stoodStillMs) => {
       overheadMs = stoodStillMs;
@@ -215,6 +219,7 @@ export class Migration extends EventEmitter<MigrationEvents> implements AnyMigra
       this.#disks = copied;
       this.emit('disks-copied', copied);
     });
+    primary.on('disks-indexed', (indexed) => this.emit('disks-indexed', indexed));
     primary.on('prefix-ahead', (stoodStillMs) => {
       this.#firstStopMs += stoodStillMs;
     });
@@ -252,6 +257,7 @@ export class Migration extends EventEmitter<MigrationEvents> implements AnyMigra
         const { term, downtimeMs, resumeMs } = outcome;
         const final = this.#final;
         const roundBytes = this.#rounds.reduce((sum, { bytes }) => sum + bytes, 0);
+        const diskPages = sumDiskPages([...this.#rounds, this.#final].map((each) => each?.diskPages));
         return {
           kind: 'moved',
           term,
@@ -264,6 +270,7 @@ export class Migration extends EventEmitter<MigrationEvents> implements AnyMigra
           bytes: roundBytes + (final?.bytes ?? 0),
           diskBytes: (this.#disks?.bytes ?? 0) + (final?.diskBytes ?? 0),
           final,
+          ...(diskPages === undefined ? {} : { diskPages }),
         };
       }
       case 'detached':

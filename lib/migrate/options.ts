@@ -38,6 +38,8 @@ export const migrationSettings = shared.extend({
   /** A migration that has not converged by then is given up. */
   roundsMax: z.number().int().min(1).max(10_000).default(migrationLimit.roundsMax),
   timeMaxMs: z.number().min(1_000).max(86_400_000).default(migrationLimit.totalMsMax),
+  /** Pages whose content is on a disk that both hosts have are read there, and not sent. */
+  skipDiskPages: z.boolean().default(false),
   /** Longer than a primary's: rounds fill the link, and before the hand-over a loss costs nobody anything. */
   heartbeatTimeoutMs: primarySettings.shape.heartbeatTimeoutMs.unwrap().default(2_000),
   /** Limit of the one transfer for which the VM stands still. */
@@ -61,6 +63,7 @@ export const asPrimarySettings = ({
   downtimeMs: _downtimeMs,
   roundsMax: _roundsMax,
   timeMaxMs: _timeMaxMs,
+  skipDiskPages: _skipDiskPages,
   ...settings
 }: MigrationSettings): Partial<PrimarySettings> & { readonly backup: string } => ({
   ...settings,

@@ -3,6 +3,7 @@ import { type HoldfastError, toHoldfastError, VmGoneError } from '../errors.js';
 import type { FinalEpoch } from '../primary/epoch-report.js';
 import type { Failure, Outcome } from '../primary/machine.js';
 import { describeOutcome, outcomeError } from '../primary/outcome.js';
+import type { DiskPages } from '../primary/page-disks.js';
 import type { DowntimeParts } from './downtime-parts.js';
 import { bytesText, timeText } from './words.js';
 
@@ -28,7 +29,10 @@ export type MigrationOutcome =
       /** Of memory and device state, on the wire. */
       readonly bytes: number;
       readonly diskBytes: number;
+      /** What was sent while the VM stood still. */
       readonly final: MigrationFinal | undefined;
+      /** Of all rounds and the last epoch, if pages on disks were skipped. */
+      readonly diskPages?: DiskPages;
     }
   | {
       readonly kind: 'stayed';
@@ -42,11 +46,13 @@ export type MigrationOutcome =
 export const describeMigration = (outcome: MigrationOutcome): string => {
   switch (outcome.kind) {
     case 'moved': {
-      const { term, totalMs, downtimeMs, firstStopMs, rounds, bytes, diskBytes } = outcome;
+      const { term, totalMs, downtimeMs, firstStopMs, rounds, bytes, diskBytes, diskPages } = outcome;
       const first = firstStopMs === 0 ? '' : `, and for ${timeText(firstStopMs)} before the first round`;
       const disks = diskBytes === 0 ? '' : ` and ${bytesText(diskBytes)} of disks`;
+      const skipped =
+        diskPages === undefined ? '' : `, and ${diskPages.verified} pages read from disks there`;
       const many = rounds === 1 ? 'one round' : `${rounds} rounds`;
-      return `moved: the VM runs over there (term ${term}); it stood still for ${timeText(downtimeMs)}${first}; ${timeText(totalMs)} in all, ${many}, ${bytesText(bytes)}${disks}`;
+      return `moved: the VM runs over there (term ${term}); it stood still for ${timeText(downtimeMs)}${first}; ${timeText(totalMs)} in all, ${many}, ${bytesText(bytes)}${disks}${skipped}`;
     }
     case 'stayed':
       return outcome.mayRunThere

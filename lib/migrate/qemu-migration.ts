@@ -277,6 +277,7 @@ export class QemuEngineMigration
       term: tookOver!.term,
       totalMs: performance.now() - this.#parts.startedMs,
       downtimeMs,
+      downtimeParts: undefined,
       resumeMs: tookOver!.resumeMs,
       firstStopMs: 0,
       rounds: rounds.length,

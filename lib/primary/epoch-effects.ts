@@ -13,7 +13,7 @@ import { isInQemu, type OutputGate } from '../output/gate.js';
 import { SenderChooser, type SenderExplanation, type UnavailableSenders } from '../send/sender-choice.js';
 import { CaptureModeChooser } from './capture-mode.js';
 import type { PrimaryDisks } from './disks.js';
-import { type EpochInProgress, reportOf } from './epoch-in-progress.js';
+import { type EpochInProgress, reportOf, type SentEpoch } from './epoch-in-progress.js';
 import { type EpochReport, EpochStatistics, type EpochSummary, type FinalEpoch } from './epoch-report.js';
 import { EpochTimer } from './epoch-timer.js';
 import { LoadModel } from './load-model.js';
@@ -21,6 +21,7 @@ import type { PrimaryAction, PrimaryEvent, PrimaryState } from './machine.js';
 import type { PrimarySettings } from './options.js';
 import { Pace } from './pace.js';
 import { explainPacing, type PacingExplanation } from './pacing-report.js';
+import { diskPagesOf } from './page-disks.js';
 import { sendLoadOf } from './send-load.js';
 import { Slices } from './slices.js';
 import { SpeculationChooser } from './speculation.js';
@@ -254,15 +255,21 @@ export class EpochEffects {
       });
       this.#options.dispatch({ type: 'acked', epoch });
       this.#options.disks?.acknowledged(paused.pauseStartMs);
-      if (phase.cycle.final) {
-        const ackedAfterMs = ackedMs - paused.pauseStartMs;
-        this.#options.onFinal({ ...reportOf(inProgress, inProgress.sent, ackedMs), ackedAfterMs });
-      }
+      if (phase.cycle.final) this.#options.onFinal(this.#finalOf(inProgress, inProgress.sent, ackedMs));
     } catch (error) {
       this.#options.lostOnBulk(error, `sending epoch ${epoch}`);
     } finally {
       clearTimeout(overdue);
     }
+  }
+
+  #finalOf(inProgress: EpochInProgress, sent: SentEpoch, ackedMs: number): FinalEpoch {
+    const report = {
+      ...reportOf(inProgress, sent, ackedMs),
+      ackedAfterMs: ackedMs - inProgress.paused!.pauseStartMs,
+    };
+    if (sent.diskPages === undefined) return report;
+    return { ...report, diskPages: diskPagesOf(sent.diskPages, this.#options.pageSize) };
   }
 
   async release(epoch: number): Promise<void> {

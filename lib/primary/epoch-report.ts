@@ -6,6 +6,7 @@
 import type { SenderStrategy } from '../native.js';
 import { SampleWindow } from '../stats.js';
 import type { EpochMode, EpochTrigger } from './machine.js';
+import type { DiskPages } from './page-disks.js';
 
 export interface EpochReport {
   readonly epoch: number;
@@ -101,6 +102,8 @@ export type FinalEpoch = Pick<
 > & {
   /** From sending `stop` until the backup had all of it. */
   readonly ackedAfterMs: number;
+  /** Of a migration that skips pages on disks. */
+  readonly diskPages?: DiskPages;
 };
 
 export interface Distribution {

@@ -9,7 +9,7 @@ import { EventEmitter } from 'node:events';
 import { mkdir, rm, statfs } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import type { ControlMessage, SessionMessage } from '../control/messages.js';
+import type { ControlMessage, PageDisk, SessionMessage } from '../control/messages.js';
 import { DiskSet } from '../disk/disk-set.js';
 import type { MovedDisks } from '../disk/move-disks.js';
 import { reviveDiskServers } from '../disk/revive-servers.js';
@@ -64,6 +64,7 @@ import {
 } from './options.js';
 import { describeOutcome, outcomeError } from './outcome.js';
 import type { PacingExplanation } from './pacing-report.js';
+import { awaitIndex, beginIndex, type DisksIndexed, diskPagesOf, pageDisksOf } from './page-disks.js';
 import { VmDriver } from './vm-driver.js';
 
 /** QEMU writes 5 KB to a few hundred KB of device state; ROM blocks come on top in the prefix. */
@@ -141,6 +142,8 @@ interface PrimaryEvents {
   /** Some times a second, while that is done. */
   'disk-copy': [CopyProgress];
   'disks-copied': [DisksCopied];
+  /** Before the first round of a migration that skips pages on disks. */
+  'disks-indexed': [DisksIndexed];
   /** Protection goes on, but somebody should know. */
   warning: [HoldfastError];
   /** QEMU has stopped the VM, for a disk that failed. */
@@ -174,6 +177,10 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   readonly #guestClock: GuestClock;
   readonly #log: Logger;
   readonly #isMigration: boolean;
+  /** Pages on these need not travel; undefined: all do. */
+  readonly #pageDisks: readonly PageDisk[] | undefined;
+  /** Those that the backup has, and that are being indexed. */
+  #indexed: readonly string[] = [];
   readonly #epochs: EpochEffects;
   readonly #ioErrors: IoErrorWatch;
   readonly #ended: { promise: Promise<Outcome>; resolve: (outcome: Outcome) => void };
@@ -203,6 +210,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     leftStopped: boolean;
     operatorPaused: boolean;
     afterRound: AfterRound | undefined;
+    pageDisks: readonly PageDisk[] | undefined;
     ioError: boolean;
   }) {
     super();
@@ -234,6 +242,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     this.#scratchDir = parts.scratchDir;
     this.#log = parts.log;
     this.#isMigration = parts.afterRound !== undefined;
+    this.#pageDisks = parts.pageDisks;
     let resolve: (outcome: Outcome) => void = () => {};
     const promise = new Promise<Outcome>((settle) => {
       resolve = settle;
@@ -318,10 +327,15 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
    * adopted, with the output it holds.
    *
    * @param moving for lib/migrate/migration.ts: the VM is to move, and what this returns says when.
+   * @param skipDiskPages for the same: pages on a disk that both hosts have are not sent.
    * @throws ConfigError, UnsupportedHostError, UnsupportedVmError (nothing was touched), InjectError,
    *         RamMappingError, QmpConnectionError
    */
-  static async start(options: PrimaryOptions, moving?: (pageBytes: number) => AfterRound): Promise<Primary> {
+  static async start(
+    options: PrimaryOptions,
+    moving?: (pageBytes: number) => AfterRound,
+    skipDiskPages = false,
+  ): Promise<Primary> {
     const { key, qmp: qmpPath, signal, logger, ...input } = options;
     const settings = checkPrimarySettings(input);
     signal?.throwIfAborted();
@@ -393,6 +407,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         leftStopped: !running && ours,
         operatorPaused: !running && !ours,
         afterRound: moving?.(backend.mapping.pageSize),
+        pageDisks: skipDiskPages ? await pageDisksOf(vm, servers?.disks ?? []) : undefined,
         ioError,
       });
       primary.#listen(signal);
@@ -734,6 +749,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         verify: this.#settings.verify,
       });
       await this.#disks?.begin(link.journalBytes);
+      await this.#indexDisks(link.pageDisks);
       this.#epochs.relink(await peerIsLocal);
       if (lostMeanwhile !== undefined) throw new PeerLostError(lostMeanwhile);
       connecting = false;
@@ -767,6 +783,9 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       heartbeatTimeoutMs: this.#settings.heartbeatTimeoutMs,
       guestClockFollows: followsOnStandby(this.#settings.guestClock, this.#vm),
       ...(this.#isMigration ? { handOverOnly: true } : {}),
+      ...(this.#pageDisks === undefined
+        ? {}
+        : { pageDisks: this.#pageDisks.map(({ imagePath, imageBytes }) => ({ imagePath, imageBytes })) }),
       ...(this.#servers === undefined
         ? {}
         : {
@@ -840,6 +859,22 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
 
   // --- base sync ----------------------------------------------------------------------------
 
+  /** What fails here costs the time that it would have saved. */
+  async #indexDisks(has: readonly number[]): Promise<void> {
+    if (this.#pageDisks === undefined) return;
+    this.#indexed = await beginIndex(this.#engine, this.#pageDisks, has).catch((error: unknown) => {
+      this.emit('warning', toHoldfastError(error, 'pages on disks are sent like others'));
+      return [];
+    });
+  }
+
+  /** It has been read beside the disks' copying. */
+  async #awaitIndex(): Promise<void> {
+    if (this.#indexed.length === 0) return;
+    const progress = await awaitIndex(this.#engine, this.#vm.ramBytes, this.#log);
+    if (progress !== undefined) this.emit('disks-indexed', { ...progress, images: this.#indexed });
+  }
+
   async #copyDisks(resume: boolean): Promise<void> {
     try {
       if (resume) await this.#driver.resume();
@@ -895,9 +930,14 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       // The other path has it in every state.
       if (prefixAhead && this.#settings.deviceState === 'xen-save') await this.#takePrefixAhead();
       else if (resume) await this.#driver.resume();
+      if (first) await this.#awaitIndex();
       const startMs = performance.now();
-      const sent = await this.#engine.baseRound({ first });
-      const round = { ...sent, roundMs: performance.now() - startMs };
+      const { diskPages, ...sent } = await this.#engine.baseRound({ first });
+      const round = {
+        ...sent,
+        roundMs: performance.now() - startMs,
+        ...(diskPages === undefined ? {} : { diskPages: diskPagesOf(diskPages, this.#ram.mapping.pageSize) }),
+      };
       this.#log.info({ ...round, first }, 'base sync round');
       this.#dispatch({ type: 'round-done', round });
       this.emit('round', round);

@@ -6,6 +6,7 @@
 
 #include "wire/digest.h"
 #include "wire/disk_frame.h"
+#include "wire/disk_reference.h"
 #include "wire/text.h"
 
 namespace holdfast {
@@ -54,6 +55,8 @@ PayloadLimits LimitsOf(FrameType type, uint64_t device_bytes_max) {
     case FrameType::kDiskSynced: return {sizeof(SyncId), sizeof(SyncId)};
     case FrameType::kDiskBoundary: return {DiskBoundaryBytes(1), DiskBoundaryBytes(kDisksMax)};
     case FrameType::kDiskReceived: return {DiskLogBody::kBytes, DiskLogBody::kBytes};
+    case FrameType::kReferences: return {DiskReference::kBytes, kReferencesBytesMax};
+    case FrameType::kWanted: return {WantedBody::kBytes, WantedBody::kBytes};
     case FrameType::kBegin:
     case FrameType::kZero:
     case FrameType::kRoundOk:
@@ -66,7 +69,10 @@ PayloadLimits LimitsOf(FrameType type, uint64_t device_bytes_max) {
 
 bool HasPages(FrameType type) { return type == FrameType::kPages || type == FrameType::kZero; }
 
-bool HasTable(FrameType type) { return HasPages(type) || type == FrameType::kDiskMarks; }
+bool HasTable(FrameType type) {
+  return HasPages(type) || type == FrameType::kDiskMarks || type == FrameType::kReferences ||
+         type == FrameType::kWanted;
+}
 
 Error Refused(std::string message) {
   return Error::Of(ErrorCode::kProtocol, std::move(message));
@@ -121,6 +127,8 @@ const char* FrameName(FrameType type) {
     case FrameType::kDiskReady: return "DISK_READY";
     case FrameType::kDiskBoundary: return "DISK_BOUNDARY";
     case FrameType::kDiskReceived: return "DISK_RECEIVED";
+    case FrameType::kReferences: return "REFERENCES";
+    case FrameType::kWanted: return "WANTED";
   }
   return "unknown";
 }
@@ -151,7 +159,7 @@ Result<FrameHeader> DecodeHeader(std::span<const std::byte, kFrameHeaderBytes> b
   }
   const auto type = Get<uint16_t>(&bytes[4]);
   if (type < static_cast<uint16_t>(FrameType::kHello) ||
-      type > static_cast<uint16_t>(FrameType::kDiskReceived)) {
+      type > static_cast<uint16_t>(FrameType::kWanted)) {
     return Refused(Text("frame: type %u is unknown", type));
   }
   FrameHeader header;

@@ -149,6 +149,24 @@ describe('what is told', () => {
     expect(listeners.size).toBe(0);
   });
 
+  it('what the disks had of it', () => {
+    const { lines, say } = narrated(false);
+    const diskPages = { referenced: 70, verified: 60, mismatched: 8, unread: 2, resent: 10 };
+    say('disks-indexed', {
+      ...{ ended: true, dataBytes: 3 << 20, readBytes: 3 << 20, blocks: 700, millis: 12 },
+      images: ['/srv/a.img', '/srv/b.img'],
+    });
+    say('round', { ...progress, diskPages: { ...diskPages, savedBytes: 245_760 } });
+    say('round', { ...progress, diskPages: { ...diskPages, mismatched: 0, unread: 0, savedBytes: -1 } });
+    expect(
+      lines.slice(1).flatMap((line) => line.split('\n').filter((part) => part.includes('disks'))),
+    ).toEqual([
+      '  disks looked through for pages: 3 MiB of /srv/a.img, /srv/b.img in 12 ms',
+      '    60 pages read from disks there, 240 KiB saved; 8 were something else there and 2 could not be read there in time, and were sent',
+      '    60 pages read from disks there, 0 B saved',
+    ]);
+  });
+
   it('as JSON, with all figures', () => {
     const { lines, say, end } = narrated(true);
     say('round', progress);
