@@ -90,7 +90,7 @@ export interface MigrationArrival {
 export interface MigrationRoundReport {
   /** Counted from 1. */
   readonly number: number;
-  readonly round: MigrationRound;
+  readonly round: Omit<MigrationRound, 'diskPages'>;
   readonly decision: MigrationDecision;
 }
 
