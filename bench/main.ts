@@ -14,6 +14,7 @@ import { runPeersSuite } from './peers.js';
 import { type BenchReport, makeReport, type RunSuite, renderReport } from './report.js';
 import { runSendSuite } from './send.js';
 import { runTimeSuite } from './time.js';
+import { runTraceSuite } from './trace.js';
 
 const suites: Readonly<Record<string, RunSuite>> = {
   disk: runDiskSuite,
@@ -22,6 +23,7 @@ const suites: Readonly<Record<string, RunSuite>> = {
   peers: runPeersSuite,
   send: runSendSuite,
   time: runTimeSuite,
+  trace: runTraceSuite,
 };
 
 interface Outputs {

@@ -8,6 +8,7 @@ import { peersFigures } from './peers.js';
 import { sendFigures } from './send.js';
 import { type Table, tablesByShape } from './table.js';
 import { timeFigures } from './time.js';
+import { traceFigures } from './trace.js';
 
 export interface SuiteFigures {
   readonly title: string;
@@ -33,6 +34,7 @@ const suites: Readonly<Record<string, SuiteFigures>> = {
   disk: diskFigures,
   peers: peersFigures,
   time: timeFigures,
+  trace: traceFigures,
 };
 
 /** Those that have figures of their own. */

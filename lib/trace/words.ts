@@ -1,0 +1,80 @@
+/** A summary in words, for people. */
+import type { ThreadSummary, TraceSummary } from './summary.js';
+
+export const percent = (share: number): string => `${(share * 100).toFixed(1)} %`;
+
+/** {0: 0.75, 1: 0.25} → `0: 75.0 %, 1: 25.0 %` */
+export const sharesText = (shares: Readonly<Record<string, number>>): string =>
+  Object.entries(shares)
+    .map(([key, share]) => `${key}: ${percent(share)}`)
+    .join(', ');
+
+/** What is missing from the trace, if anything is. */
+export const lossText = ({ events: { lost, discarded }, threads }: TraceSummary): string | undefined => {
+  const gaps = threads.reduce((total, thread) => total + thread.gaps, 0);
+  if (lost === 0 && discarded === 0 && gaps === 0) return undefined;
+  const parts = [
+    ...(lost === 0 ? [] : [`${lost} events were lost, for the kernel's buffer was full (--buffer)`]),
+    ...(discarded === 0 ? [] : [`${discarded} events were over the limit`]),
+    ...(gaps === 0 ? [] : [`${gaps} times a thread's place is not known`]),
+  ];
+  return `incomplete: ${parts.join('; ')}`;
+};
+
+/** Processes that are told on a terminal: those with the most time. */
+const PROCESSES_TOLD = 12;
+/** Of QEMU's other threads those that ran at all are told, no more than this. */
+const THREADS_TOLD = 64;
+
+export const summaryText = (summary: TraceSummary): string => {
+  const { title, durationMs, threads, pauses, events, guest, notes } = summary;
+  const loss = lossText(summary);
+  const told = threads
+    .filter(({ vcpus, ranShare }) => vcpus.length > 0 || ranShare > 0)
+    .slice(0, THREADS_TOLD);
+  return [
+    `${title}: ${(durationMs / 1e3).toFixed(2)} s, ${events.recorded} events`,
+    ...(loss === undefined ? [] : [loss]),
+    ...notes,
+    ...told.map(threadText),
+    ...(pauses.count === 0
+      ? []
+      : [
+          `the VM was paused ${pauses.count} times, ${pauses.ms.toFixed(1)} ms in all, ${pauses.maxMs.toFixed(1)} ms at most`,
+        ]),
+    ...(guest === undefined ? [] : guestText(guest)),
+  ].join('\n');
+};
+
+const threadText = (thread: ThreadSummary): string => {
+  const { label, tid, ranShare, coreShares, migrations, migrationMs, longestWait } = thread;
+  const ran =
+    ranShare === 0 ? 'did not run' : `ran ${percent(ranShare)} of the time (core ${sharesText(coreShares)})`;
+  const moved =
+    migrationMs === undefined
+      ? `${migrations} migrations`
+      : `${migrations} migrations (running again after ${migrationMs.p50.toFixed(2)} ms, ${migrationMs.max.toFixed(2)} at most)`;
+  const waited =
+    longestWait === undefined
+      ? 'never waited'
+      : `longest wait ${longestWait.ms.toFixed(2)} ms at ${longestWait.atMs.toFixed(1)} ms${
+          longestWait.pushedOffBy === undefined ? '' : `, pushed off by ${longestWait.pushedOffBy}`
+        }`;
+  return `  ${label} (thread ${tid}): ${ran}; ${moved}; ${waited}`;
+};
+
+const guestText = (guest: NonNullable<TraceSummary['guest']>): string[] => [
+  `guest: ${guest.kernel.split(' ').slice(0, 3).join(' ')}; processes seen every ${guest.samplingErrorMs} ms`,
+  ...guest.processes
+    .slice(0, PROCESSES_TOLD)
+    .map(
+      ({ name, pid, onVcpuShare, vcpuShares, coreShares }) =>
+        `  ${printable(name)} (${pid}): ${percent(onVcpuShare)} of the time (vCPU ${sharesText(vcpuShares)}; core ${sharesText(coreShares)})`,
+    ),
+  ...(guest.processes.length > PROCESSES_TOLD
+    ? [`  and ${guest.processes.length - PROCESSES_TOLD} more`]
+    : []),
+];
+
+/** A guest chooses its names: they must not steer the terminal. */
+export const printable = (text: string): string => text.replace(/[\p{Cc}\p{Cf}\u2028\u2029]/gu, '�');
