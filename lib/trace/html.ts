@@ -8,7 +8,7 @@ import type { TraceDocument } from './document.js';
 import { summarize, type TraceSummary } from './summary.js';
 import { viewerData } from './viewer-data.js';
 import { viewerScript } from './viewer-script.js';
-import { lossText, percent, sharesText } from './words.js';
+import { lossText, percent, sharesText, times } from './words.js';
 
 const ENTITIES: Readonly<Record<string, string>> = {
   '&': '&amp;',
@@ -99,7 +99,7 @@ const threadTable = ({ threads }: TraceSummary): string =>
       thread.migrationMs === undefined
         ? ''
         : `${thread.migrationMs.p50.toFixed(3)} / ${thread.migrationMs.max.toFixed(3)} ms`,
-      `${thread.waitedMs.toFixed(2)} ms, ${thread.waits} times`,
+      `${thread.waitedMs.toFixed(2)} ms, ${times(thread.waits)}`,
       thread.longestWait === undefined
         ? ''
         : `${thread.longestWait.ms.toFixed(3)} ms at ${thread.longestWait.atMs.toFixed(1)} ms${

@@ -9,14 +9,18 @@ export const sharesText = (shares: Readonly<Record<string, number>>): string =>
     .map(([key, share]) => `${key}: ${percent(share)}`)
     .join(', ');
 
+const count = (number: number, noun: string): string => `${number} ${noun}${number === 1 ? '' : 's'}`;
+
+export const times = (number: number): string => (number === 1 ? 'once' : `${number} times`);
+
 /** What is missing from the trace, if anything is. */
 export const lossText = ({ events: { lost, discarded }, threads }: TraceSummary): string | undefined => {
   const gaps = threads.reduce((total, thread) => total + thread.gaps, 0);
   if (lost === 0 && discarded === 0 && gaps === 0) return undefined;
   const parts = [
-    ...(lost === 0 ? [] : [`${lost} events were lost, for the kernel's buffer was full (--buffer)`]),
-    ...(discarded === 0 ? [] : [`${discarded} events were over the limit`]),
-    ...(gaps === 0 ? [] : [`${gaps} times a thread's place is not known`]),
+    ...(lost === 0 ? [] : [`${count(lost, 'event')} lost, for the kernel's buffer was full (--buffer)`]),
+    ...(discarded === 0 ? [] : [`${count(discarded, 'event')} over the limit`]),
+    ...(gaps === 0 ? [] : [`${times(gaps)} a thread's place is not known`]),
   ];
   return `incomplete: ${parts.join('; ')}`;
 };
@@ -40,10 +44,12 @@ export const summaryText = (summary: TraceSummary): string => {
     ...(pauses.count === 0
       ? []
       : [
-          `the VM was paused ${pauses.count} times, ${pauses.ms.toFixed(1)} ms in all, ${pauses.maxMs.toFixed(1)} ms at most`,
+          `the VM was paused ${times(pauses.count)}, ${pauses.ms.toFixed(1)} ms in all, ${pauses.maxMs.toFixed(1)} ms at most`,
         ]),
     ...(guest === undefined ? [] : guestText(guest)),
-  ].join('\n');
+  ]
+    .map(printable)
+    .join('\n');
 };
 
 const threadText = (thread: ThreadSummary): string => {
@@ -52,8 +58,8 @@ const threadText = (thread: ThreadSummary): string => {
     ranShare === 0 ? 'did not run' : `ran ${percent(ranShare)} of the time (core ${sharesText(coreShares)})`;
   const moved =
     migrationMs === undefined
-      ? `${migrations} migrations`
-      : `${migrations} migrations (running again after ${migrationMs.p50.toFixed(2)} ms, ${migrationMs.max.toFixed(2)} at most)`;
+      ? count(migrations, 'migration')
+      : `${count(migrations, 'migration')} (running again after ${migrationMs.p50.toFixed(2)} ms, ${migrationMs.max.toFixed(2)} at most)`;
   const waited =
     longestWait === undefined
       ? 'never waited'
@@ -69,12 +75,12 @@ const guestText = (guest: NonNullable<TraceSummary['guest']>): string[] => [
     .slice(0, PROCESSES_TOLD)
     .map(
       ({ name, pid, onVcpuShare, vcpuShares, coreShares }) =>
-        `  ${printable(name)} (${pid}): ${percent(onVcpuShare)} of the time (vCPU ${sharesText(vcpuShares)}; core ${sharesText(coreShares)})`,
+        `  ${name} (${pid}): ${percent(onVcpuShare)} of the time (vCPU ${sharesText(vcpuShares)}; core ${sharesText(coreShares)})`,
     ),
   ...(guest.processes.length > PROCESSES_TOLD
     ? [`  and ${guest.processes.length - PROCESSES_TOLD} more`]
     : []),
 ];
 
-/** A guest chooses its names: they must not steer the terminal. */
-export const printable = (text: string): string => text.replace(/[\p{Cc}\p{Cf}\u2028\u2029]/gu, '�');
+/** A guest chooses its processes' names, and its kernel's: they must not steer the terminal. */
+const printable = (text: string): string => text.replace(/[\p{Cc}\p{Cf}\u2028\u2029]/gu, '�');
