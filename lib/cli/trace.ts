@@ -2,7 +2,10 @@
 import { type Command, Option } from 'commander';
 import { ConfigError } from '../errors.js';
 import type { ThreadIdentity } from '../trace/document.js';
+import { AGENT_RATE_PER_S } from '../trace/guest-agent-source.js';
+import { RUN_QUEUE_RATE_PER_S } from '../trace/guest-run-queues.js';
 import { readGuestSymbols, symbolsCommand } from '../trace/guest-symbols.js';
+import type { TraceOptions } from '../trace/record.js';
 import { RING_BYTES_DEFAULT } from '../trace/sched-recording.js';
 import { summarize } from '../trace/summary.js';
 import { lossText, summaryText } from '../trace/words.js';
@@ -13,6 +16,7 @@ import type { Finish } from './program.js';
 import { parseInteger, parseSizeBytes, sizeText } from './values.js';
 
 const RATE_MAX = 10_000;
+const AGENT_RATE_MAX = 20;
 const SECONDS_MAX = 86_400;
 const BUFFER_BYTES_MIN = 4096;
 const BUFFER_BYTES_MAX = 256 << 20;
@@ -22,7 +26,8 @@ interface TraceFlags {
   readonly seconds?: number;
   readonly guest?: boolean;
   readonly guestSymbols?: string;
-  readonly guestRate: number;
+  readonly guestAgent?: string;
+  readonly guestRate?: number;
   readonly allThreads?: boolean;
   readonly buffer: number;
   readonly out?: string;
@@ -44,12 +49,14 @@ export const addTraceCommand = (program: Command, finish: Finish): void => {
         parseSeconds(text),
       ),
     )
-    .option('--guest', "also the guest's processes; needs --guest-symbols")
+    .option('--guest', "also the guest's processes; by --guest-symbols or --guest-agent")
     .option('--guest-symbols <file>', "lines of the guest's /proc/kallsyms; implies --guest")
+    .option('--guest-agent <socket>', "or ask the guest's qemu-guest-agent; implies --guest")
     .addOption(
-      new Option('--guest-rate <n>', 'how often a second to look which process runs')
-        .argParser((text: string) => bounded(parseInteger(text, '--guest-rate'), 1, RATE_MAX, '--guest-rate'))
-        .default(1_000),
+      new Option(
+        '--guest-rate <n>',
+        `how often a second to look which process runs (default: ${RUN_QUEUE_RATE_PER_S}; by the agent ${AGENT_RATE_PER_S})`,
+      ).argParser((text: string) => bounded(parseInteger(text, '--guest-rate'), 1, RATE_MAX, '--guest-rate')),
     )
     .option('--all-threads', "also QEMU's other threads: main loop, workers")
     .addOption(
@@ -66,11 +73,13 @@ Where the guest's processes come from: its RAM file is read, at --guest-rate, wh
 its kernel's symbols say that the run queues are. Nothing runs in the guest. The
 symbols change with each boot; take them in the guest, as root, into a file here:
   ${symbolsCommand}
-What runs for less than 1/--guest-rate seconds may not be seen. The kernel's own
-events miss nothing; what found a full buffer is counted and told.`,
+What runs for less than 1/--guest-rate seconds may not be seen. --guest-agent asks
+the guest for its /proc instead: of each interval only who used most of a vCPU is
+shown, and asking costs the guest milliseconds. The host kernel's events miss nothing; what found a full buffer is counted and told.`,
     examples: [
       'holdfast trace --qmp /run/vm1.qmp --seconds 10',
       'holdfast trace --qmp /run/vm1.qmp --seconds 5 --guest-symbols vm1.kallsyms --out vm1.html',
+      'holdfast trace --qmp /run/vm1.qmp --seconds 30 --guest-agent /run/vm1.qga --out vm1.html',
       'holdfast trace --qmp /run/vm1.qmp --all-threads --out vm1.json --json',
     ],
     exitCodes: [
@@ -80,7 +89,7 @@ events miss nothing; what found a full buffer is counted and told.`,
         code: 3,
         meaning: 'this host does not let us trace; or the RAM of the VM is no shared file (--guest)',
       },
-      { code: 4, meaning: 'QEMU cannot be reached; a system call failed' },
+      { code: 4, meaning: 'QEMU, or the guest agent, cannot be reached; a system call failed' },
       { code: 7, meaning: 'there is no space for --out' },
     ],
   });
@@ -107,15 +116,29 @@ const parseBuffer = (text: string): number => {
   return bytes;
 };
 
-const trace = async (flags: TraceFlags): Promise<number> => {
-  const console = new CommandConsole({ json: flags.json === true });
-  if (flags.guest === true && flags.guestSymbols === undefined) {
-    throw new ConfigError("--guest: where does the guest's kernel lie? --guest-symbols is not given", {
-      cure: `In the guest, as root: ${symbolsCommand} — into a file that --guest-symbols names.`,
+/** @throws ConfigError */
+const guestOf = async (flags: TraceFlags): Promise<TraceOptions['guest']> => {
+  const { guest, guestSymbols, guestAgent, guestRate: ratePerS } = flags;
+  if (guestSymbols !== undefined && guestAgent !== undefined) {
+    throw new ConfigError('--guest-symbols and --guest-agent exclude each other', {
+      cure: 'Symbols see more, and cost the guest nothing.',
     });
   }
+  if (guestSymbols !== undefined) return { symbols: await readGuestSymbols(guestSymbols), ratePerS };
+  if (guestAgent !== undefined) {
+    if (ratePerS !== undefined) bounded(ratePerS, 1, AGENT_RATE_MAX, '--guest-rate, by the agent');
+    return { agent: guestAgent, ratePerS };
+  }
+  if (guest !== true) return undefined;
+  throw new ConfigError('--guest: neither --guest-symbols nor --guest-agent is given', {
+    cure: `Symbols: in the guest, as root, ${symbolsCommand} — into a file that --guest-symbols names.`,
+  });
+};
+
+const trace = async (flags: TraceFlags): Promise<number> => {
+  const console = new CommandConsole({ json: flags.json === true });
   if (flags.out !== undefined) await checkTraceFile(flags.out, '--out');
-  const symbols = flags.guestSymbols === undefined ? undefined : await readGuestSymbols(flags.guestSymbols);
+  const guest = await guestOf(flags);
   const { recordTrace } = await loadDataPlane(() => import('../trace/record.js'));
   const stop = new AbortController();
   const releaseSignals = onStopSignals((signal) => {
@@ -131,7 +154,7 @@ const trace = async (flags: TraceFlags): Promise<number> => {
     seconds: flags.seconds,
     signal: stop.signal,
     allThreads: flags.allThreads,
-    guest: symbols === undefined ? undefined : { symbols, ratePerS: flags.guestRate },
+    guest,
     ringBytes: flags.buffer,
     onRecording,
   });

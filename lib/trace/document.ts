@@ -14,6 +14,7 @@ export interface ThreadIdentity {
 }
 
 export interface GuestRecord {
+  readonly source: 'run queues' | 'guest agent';
   /** Linux version …, as the guest's kernel introduces itself. */
   readonly kernel: string;
   readonly intervalUs: number;

@@ -38,17 +38,22 @@ export const decodeGuestChanges = (
   return changes;
 };
 
-/** From one change of a vCPU to the next, the last to `endUs`. By time. */
+/**
+ * From one change of a vCPU to the next, the last to `endUs`; by time. A change that
+ * changes nothing is none, and what was seen before the trace began, begins with it.
+ */
 export const guestSlices = (changes: readonly GuestChange[], endUs: number): GuestSlice[] => {
   const slices: GuestSlice[] = [];
   const open = new Map<number, GuestChange>();
-  const end = (change: GuestChange | undefined, toUs: number): void => {
-    if (change === undefined) return;
-    const { vcpu, tid, pid, name, atUs } = change;
-    slices.push({ vcpu, fromUs: atUs, toUs: Math.max(atUs, toUs), tid, pid, name });
+  const end = ({ vcpu, tid, pid, name, atUs }: GuestChange, atEndUs: number): void => {
+    const fromUs = Math.max(0, atUs);
+    const toUs = Math.min(atEndUs, endUs);
+    if (toUs > fromUs) slices.push({ vcpu, fromUs, toUs, tid, pid, name });
   };
   for (const change of [...changes].sort((a, b) => a.atUs - b.atUs)) {
-    end(open.get(change.vcpu), change.atUs);
+    const before = open.get(change.vcpu);
+    if (before?.tid === change.tid && before.name === change.name) continue;
+    if (before !== undefined) end(before, change.atUs);
     open.set(change.vcpu, change);
   }
   for (const change of open.values()) end(change, endUs);

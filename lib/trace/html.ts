@@ -8,7 +8,7 @@ import type { TraceDocument } from './document.js';
 import { summarize, type TraceSummary } from './summary.js';
 import { viewerData } from './viewer-data.js';
 import { viewerScript } from './viewer-script.js';
-import { lossText, percent, sharesText, times } from './words.js';
+import { lossText, percent, samplingText, sharesText, times } from './words.js';
 
 const ENTITIES: Readonly<Record<string, string>> = {
   '&': '&amp;',
@@ -114,7 +114,7 @@ const processTable = ({ guest }: TraceSummary): string =>
   guest === undefined
     ? ''
     : `<h2>Guest processes</h2>
-<p class="muted">${escapeHtml(guest.kernel)}; seen every ${guest.samplingErrorMs} ms: what is shorter may be missing</p>
+<p class="muted">${escapeHtml(guest.kernel)}; ${samplingText(guest)}</p>
 ${table(
   ['process', 'on a vCPU', 'on a core', 'vCPUs', 'cores'],
   guest.processes.map((process) => [

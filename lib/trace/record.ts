@@ -3,17 +3,16 @@
  *
  *   QMP ─ vCPUs' threads, pauses, memory map
  *   /proc, tracefs ─ cores, tracepoints ──► SchedTrace (native) ──► events ──► histories
- *   the guest's symbols ─────────────────► GuestTrace (native) ──► changes ──► slices
+ *   run queues, or the agent ────────────► GuestSource ──────────► changes ──► slices
  */
 import { setTimeout as delay } from 'node:timers/promises';
-import { ConfigError, toHoldfastError, UnsupportedVmError } from '../errors.js';
 import { native } from '../native.js';
 import { QmpClient } from '../qmp/client.js';
-import { describeVm } from '../vm/describe.js';
-import type { GuestSymbols, GuestTrace } from './binding.js';
-import type { GuestRecord, ThreadIdentity, TraceDocument } from './document.js';
-import { parsePhysicalRanges } from './guest-ram.js';
-import { decodeGuestChanges, guestSlices } from './guest-slices.js';
+import type { GuestSymbols } from './binding.js';
+import type { ThreadIdentity, TraceDocument } from './document.js';
+import { AGENT_RATE_PER_S, openGuestAgent } from './guest-agent-source.js';
+import { openRunQueues, RUN_QUEUE_RATE_PER_S } from './guest-run-queues.js';
+import type { GuestSource } from './guest-source.js';
 import { marksOfVmEvents, type VmEvent } from './marks.js';
 import { decodeSchedEvents } from './sched-events.js';
 import { monotonicNs, type SchedRecording, startSchedRecording } from './sched-recording.js';
@@ -29,7 +28,6 @@ import {
 
 /** 48 MB in the addon; an hour of a vCPU that is switched five hundred times a second. */
 export const EVENTS_MAX_DEFAULT = 2_000_000;
-const GUEST_CHANGES_MAX = 1_000_000;
 /** STOP, RESUME and MIGRATION events that are kept; a VM under checkpoints has some fifty pairs a second. */
 const VM_EVENTS_MAX = 100_000;
 /** How often the limits are looked at. */
@@ -44,8 +42,14 @@ export interface TraceOptions {
   readonly signal?: AbortSignal | undefined;
   /** QEMU's other threads as well: its main loop, its workers. */
   readonly allThreads?: boolean | undefined;
-  /** The guest's processes, too: its kernel's symbols (parseGuestSymbols), and how often it is looked. */
-  readonly guest?: { readonly symbols: GuestSymbols; readonly ratePerS: number } | undefined;
+  /**
+   * The guest's processes, too: out of its RAM by its kernel's symbols (parseGuestSymbols), by default 1,000
+   * looks a second, or by the agent at a socket, by default 5.
+   */
+  readonly guest?:
+    | { readonly symbols: GuestSymbols; readonly ratePerS?: number | undefined }
+    | { readonly agent: string; readonly ratePerS?: number | undefined }
+    | undefined;
   /** Kernel's buffer of each core, bytes: a power of two (default 1 MiB). */
   readonly ringBytes?: number | undefined;
   /** Events after which it ends (default 2,000,000). */
@@ -55,8 +59,8 @@ export interface TraceOptions {
 }
 
 /**
- * @throws UnsupportedHostError where the host does not let us trace; QmpConnectionError; UnsupportedVmError and
- * ConfigError for a guest whose processes cannot be found
+ * @throws UnsupportedHostError where the host does not let us trace; QmpConnectionError, also where no
+ * agent answers; UnsupportedVmError and ConfigError for a guest whose processes cannot be found
  */
 export const recordTrace = async (options: TraceOptions): Promise<TraceDocument> => {
   await using qmp = await QmpClient.connect(options.qmp, { signal: options.signal });
@@ -68,9 +72,7 @@ export const recordTrace = async (options: TraceOptions): Promise<TraceDocument>
   const threads = options.allThreads === true ? [...vcpus, ...(await otherThreads(pid, vcpus))] : vcpus;
   const guest =
     options.guest === undefined ? undefined : await openGuest(qmp, pid, cpus.length, options.guest);
-  const banner = await guest?.trace.start().catch((error: unknown) => {
-    throw guestFailure(error);
-  });
+  await guest?.start();
   const recording = await startSchedRecording({
     native,
     threads: threads.map(({ tid }) => tid),
@@ -78,7 +80,7 @@ export const recordTrace = async (options: TraceOptions): Promise<TraceDocument>
     eventsMax: options.eventsMax ?? EVENTS_MAX_DEFAULT,
     keepLatest: false,
   }).catch(async (error: unknown) => {
-    await guest?.trace.close();
+    await guest?.stop();
     throw error;
   });
   const watch = watchVm(qmp, recording.originMs);
@@ -88,7 +90,7 @@ export const recordTrace = async (options: TraceOptions): Promise<TraceDocument>
   const after = await Promise.all(threads.map(({ tid }) => threadTimes(pid, tid)));
   const durationUs = (monotonicNs() - recording.originNs) / 1e3;
   watch.end();
-  await Promise.all([recording.trace.close(), guest?.trace.close()]);
+  await Promise.all([recording.trace.close(), guest?.stop()]);
   const histories = threadHistories(
     eventsOf(recording, durationUs),
     threads.map(({ tid }, index) => ({ tid, ranOn: ranOn(before[index], after[index]) })),
@@ -103,10 +105,7 @@ export const recordTrace = async (options: TraceOptions): Promise<TraceDocument>
     cores: recording.cores,
     threads: threads.map((thread, index) => ({ ...thread, ...histories[index]! })),
     marks: marksOfVmEvents(watch.events, !status.running, durationUs),
-    guest:
-      guest === undefined || banner === undefined
-        ? undefined
-        : guestRecord(guest, banner, recording.originNs, durationUs),
+    guest: guest?.record(recording.originNs, durationUs),
     recorded: recording.trace.stats(),
     threadNames: await namesOf(histories),
     notes: [...sharedThreadNotes(threads), ...ending],
@@ -175,65 +174,18 @@ const watchVm = (qmp: QmpClient, originMs: number): VmWatch => {
   };
 };
 
-interface OpenedGuest {
-  readonly trace: GuestTrace;
-  readonly intervalUs: number;
-}
-
 const openGuest = async (
   qmp: QmpClient,
   pid: number,
   vcpus: number,
-  { symbols, ratePerS }: NonNullable<TraceOptions['guest']>,
-): Promise<OpenedGuest> => {
-  const [vm, tree] = await Promise.all([
-    describeVm({ qmp, pid, findRamMappings: native.findRamMappings }),
-    qmp.execute('human-monitor-command', { 'command-line': 'info mtree -f' }),
-  ]);
-  const [backend] = vm.memoryBackends;
-  if (backend?.mapping === undefined || vm.memoryBackends.length > 1) {
-    throw new UnsupportedVmError(
-      "the guest's RAM is not one shared file: its processes cannot be seen from here",
-      {
-        cure: '-object memory-backend-file,id=ram,size=…,share=on,mem-path=/dev/shm/… -machine memory-backend=ram',
-      },
-    );
-  }
-  const intervalUs = Math.round(1e6 / ratePerS);
-  const trace = new native.GuestTrace({
-    ...{ pid, ram: backend.mapping, symbols, vcpus, intervalUs },
-    ranges: parsePhysicalRanges(tree, backend.id),
-    eventsMax: GUEST_CHANGES_MAX,
-  });
-  return { trace, intervalUs };
-};
-
-const guestFailure = (error: unknown): Error => {
-  const failure = toHoldfastError(error);
-  return failure.code !== 'HOLDFAST_E_UNSUPPORTED'
-    ? failure
-    : new ConfigError(`--guest-symbols: ${failure.message}`, {
-        cause: error,
-        cure: 'Take them from this guest, since it booted: its kernel lies elsewhere after each boot.',
-      });
-};
-
-const guestRecord = (
-  { trace, intervalUs }: OpenedGuest,
-  kernel: string,
-  originNs: number,
-  durationUs: number,
-): GuestRecord => {
-  const { events, names } = trace.take();
-  const { looks, late, unread, discarded } = trace.stats();
-  // It was looked before the recording began: what ran then, runs from its begin on.
-  const changes = decodeGuestChanges(events, names, originNs).map((change) => ({
-    ...change,
-    atUs: Math.max(0, change.atUs),
-  }));
-  const slices = guestSlices(changes, durationUs).filter(({ fromUs, toUs }) => toUs > fromUs);
-  return { kernel, intervalUs, looks, late, unread, discarded, slices };
-};
+  guest: NonNullable<TraceOptions['guest']>,
+): Promise<GuestSource> =>
+  'symbols' in guest
+    ? await openRunQueues({
+        ...{ native, qmp, pid, vcpus, symbols: guest.symbols },
+        ratePerS: guest.ratePerS ?? RUN_QUEUE_RATE_PER_S,
+      })
+    : openGuestAgent({ path: guest.agent, vcpus, ratePerS: guest.ratePerS ?? AGENT_RATE_PER_S });
 
 /** Of those who pushed a thread off its core; who has ended by now keeps only its number. */
 export const namesOf = async (histories: readonly ThreadHistory[]): Promise<Map<number, string>> => {

@@ -48,6 +48,7 @@ export interface TraceSummary {
     readonly discarded: number;
   };
   readonly guest?: {
+    readonly source: 'run queues' | 'guest agent';
     readonly kernel: string;
     /** What is shorter may not have been seen; each change is at most so late. */
     readonly samplingErrorMs: number;
@@ -77,6 +78,7 @@ export const summarize = (trace: TraceDocument): TraceSummary => {
       ? {}
       : {
           guest: {
+            source: trace.guest.source,
             kernel: trace.guest.kernel,
             samplingErrorMs: trace.guest.intervalUs / 1e3,
             looks: trace.guest.looks,

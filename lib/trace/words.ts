@@ -69,8 +69,17 @@ const threadText = (thread: ThreadSummary): string => {
   return `  ${label} (thread ${tid}): ${ran}; ${moved}; ${waited}`;
 };
 
+/** How far the guest's processes may be believed. */
+export const samplingText = ({
+  source,
+  samplingErrorMs,
+}: Pick<NonNullable<TraceSummary['guest']>, 'source' | 'samplingErrorMs'>): string =>
+  source === 'run queues'
+    ? `its run queues were read every ${samplingErrorMs} ms: what is shorter may be missing`
+    : `its agent was asked every ${samplingErrorMs} ms: of each time only who used most of a vCPU is shown`;
+
 const guestText = (guest: NonNullable<TraceSummary['guest']>): string[] => [
-  `guest: ${guest.kernel.split(' ').slice(0, 3).join(' ')}; processes seen every ${guest.samplingErrorMs} ms`,
+  `guest: ${guest.kernel.split(' ').slice(0, 3).join(' ')}; ${samplingText(guest)}`,
   ...guest.processes
     .slice(0, PROCESSES_TOLD)
     .map(

@@ -53,6 +53,7 @@ Status CoreRing::OpenEvent(uint32_t tracepoint, uint64_t ring_bytes) {
   attributes.config = tracepoint;
   attributes.sample_period = 1;
   attributes.sample_type = PERF_SAMPLE_TIME | PERF_SAMPLE_CPU | PERF_SAMPLE_RAW;
+  attributes.read_format = PERF_FORMAT_LOST;
   attributes.sample_id_all = 1;  // records of losses have a time, too
   attributes.disabled = 1;
   attributes.use_clockid = 1;
@@ -114,8 +115,27 @@ void CoreRing::Read(const std::function<void(const SchedEvent&)>& sink) {
   __atomic_store_n(&account->data_tail, tail, __ATOMIC_RELEASE);
 }
 
+void CoreRing::ReadLast(const std::function<void(const SchedEvent&)>& sink) {
+  Read(sink);
+  uint64_t lost = 0;
+  for (const Descriptor& event : events_) {
+    uint64_t count_and_lost[2] = {};
+    if (::read(event.get(), count_and_lost, sizeof count_and_lost) == sizeof count_and_lost) {
+      lost += count_and_lost[1];
+    }
+  }
+  if (lost <= lost_told_) return;
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  sink({.time_ns = static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec),
+        .kind = SchedKind::kLost,
+        .core = static_cast<uint16_t>(core_),
+        .third = static_cast<uint32_t>(std::min<uint64_t>(lost - lost_told_, UINT32_MAX))});
+  lost_told_ = lost;
+}
+
 void CoreRing::Deliver(const std::vector<std::byte>& record,
-                       const std::function<void(const SchedEvent&)>& sink) const {
+                       const std::function<void(const SchedEvent&)>& sink) {
   const std::byte* bytes = record.data();
   const size_t size = record.size();
   perf_event_header header;
@@ -128,6 +148,7 @@ void CoreRing::Deliver(const std::vector<std::byte>& record,
     event.time_ns = At<uint64_t>(bytes, size, 24);
     event.kind = SchedKind::kLost;
     event.third = static_cast<uint32_t>(std::min<uint64_t>(lost, UINT32_MAX));
+    lost_told_ += lost;
     sink(event);
     return;
   }

@@ -4,7 +4,8 @@
 //   kernel ──head──► [ ring, mapped ] ──tail──► Read
 //
 // Events that find the ring full are counted by the kernel; the count comes as
-// a record of its own, before the next event that fits.
+// a record of its own, before the next event that fits. What was lost since the
+// last that fitted has no record: its count is asked for at the end.
 #pragma once
 
 #include <cstdint>
@@ -31,18 +32,21 @@ class CoreRing {
 
   // All records that are there, oldest first. One thread at a time.
   void Read(const std::function<void(const SchedEvent&)>& sink);
+  // The same, and after it what was lost and never told.
+  void ReadLast(const std::function<void(const SchedEvent&)>& sink);
 
  private:
   CoreRing(uint32_t core, const Tracepoints& tracepoints) : core_(core), tracepoints_(tracepoints) {}
 
   Status OpenEvent(uint32_t tracepoint, uint64_t ring_bytes);
   void Deliver(const std::vector<std::byte>& record,
-               const std::function<void(const SchedEvent&)>& sink) const;
+               const std::function<void(const SchedEvent&)>& sink);
 
   uint32_t core_;
   Tracepoints tracepoints_;
   std::vector<Descriptor> events_;  // switch, migrate, wakeup; the first owns the ring
   Mapping ring_;
+  uint64_t lost_told_ = 0;
   std::vector<std::byte> record_;  // of Read, kept for its memory
 };
 

@@ -100,7 +100,9 @@ void SchedRecorder::Stop() {
   cancel_.Cancel();
   thread_.Join();
   const std::lock_guard lock(mutex_);
-  ReadRings();
+  for (CoreRing& ring : rings_) {
+    ring.ReadLast([this](const SchedEvent& event) { Store(event); });
+  }
   rings_.clear();
 }
 

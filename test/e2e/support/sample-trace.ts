@@ -28,7 +28,15 @@ export const sampleTrace: TraceDocument = {
     { kind: 'paused', label: 'paused', fromUs: 6_000, toUs: 7_500 },
   ],
   guest: {
-    ...{ kernel: 'Linux version 6.1.0 (x)', intervalUs: 1_000, looks: 10, late: 0, unread: 0, discarded: 0 },
+    ...{
+      source: 'run queues',
+      kernel: 'Linux version 6.1.0 (x)',
+      intervalUs: 1_000,
+      looks: 10,
+      late: 0,
+      unread: 0,
+      discarded: 0,
+    },
     slices: [
       { vcpu: 0, fromUs: 0, toUs: 4_500, tid: 812, pid: 800, name: HOSTILE },
       { vcpu: 0, fromUs: 4_500, toUs: 10_000, tid: 0, pid: 0, name: 'swapper/0' },
