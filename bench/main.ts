@@ -15,6 +15,7 @@ import { runPeersSuite } from './peers.js';
 import { type BenchReport, makeReport, type RunSuite, renderReport } from './report.js';
 import { runSendSuite } from './send.js';
 import { runTimeSuite } from './time.js';
+import { runTraceSuite } from './trace.js';
 
 const suites: Readonly<Record<string, RunSuite>> = {
   disk: runDiskSuite,
@@ -24,6 +25,7 @@ const suites: Readonly<Record<string, RunSuite>> = {
   peers: runPeersSuite,
   send: runSendSuite,
   time: runTimeSuite,
+  trace: runTraceSuite,
 };
 
 interface Outputs {

@@ -5,6 +5,7 @@
  *   Backup    keeps its checkpoints, and takes over
  *   Migration moves a running VM to where a Backup waits  (docs/migration.md)
  *
+ *   recordTrace                which core ran which vCPU (docs/trace.md)
  *   openSender, openReceiver   move pages of a file between processes (docs/transfer.md)
  */
 
@@ -136,6 +137,13 @@ export { QmpClient, type QmpConnectOptions } from './qmp/client.js';
 // Senders
 export type { SendCost } from './send/contest.js';
 export type { SenderExplanation, SenderSetting } from './send/sender-choice.js';
+// Traces (docs/trace.md)
+export { type ChromeTrace, chromeTrace } from './trace/chrome-trace.js';
+export type { TraceDocument } from './trace/document.js';
+export { parseGuestSymbols } from './trace/guest-symbols.js';
+export { renderTraceHtml } from './trace/html.js';
+export { recordTrace, type TraceOptions } from './trace/record.js';
+export { summarize, type TraceSummary } from './trace/summary.js';
 // Page transfer, a library of its own (docs/transfer.md)
 export {
   type OpenReceiverOptions,

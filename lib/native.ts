@@ -16,6 +16,7 @@ import { createRequire } from 'node:module';
 import type { PlugBinding } from './output/plug-binding.js';
 import type { RelayStats } from './output/relay-protocol.js';
 import { packageRoot } from './package-root.js';
+import type { TraceBinding } from './trace/binding.js';
 
 /** Stable codes of native failures. */
 export type NativeErrorCode =
@@ -688,7 +689,7 @@ export interface DiskStore {
   close(): Promise<void>;
 }
 
-export interface NativeBinding extends PlugBinding {
+export interface NativeBinding extends PlugBinding, TraceBinding {
   probeKernel(): Promise<KernelProbe>;
   /** Takes well under a millisecond and waits for nothing. */
   probeSenders(): SenderProbe;

@@ -1,5 +1,5 @@
 // The exports, nothing else: NativeBinding of lib/native.ts, TransferBinding of
-// lib/transfer/binding.ts.
+// lib/transfer/binding.ts, TraceBinding of lib/trace/binding.ts.
 
 #include <napi.h>
 
@@ -7,10 +7,12 @@
 #include "js/disk_store.h"
 #include "js/functions.h"
 #include "js/guest_clock.h"
+#include "js/guest_trace.h"
 #include "js/plug.h"
 #include "js/primary_engine.h"
 #include "js/receiver.h"
 #include "js/relay.h"
+#include "js/sched_trace.h"
 #include "js/transfer_receiver.h"
 #include "js/transfer_sender.h"
 
@@ -28,13 +30,16 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   exports.Set("sendWithFd", Napi::Function::New(env, js::SendWithFdSync, "sendWithFd"));
   exports.Set("hashFile", Napi::Function::New(env, js::HashFileAsync, "hashFile"));
   exports.Set("compareFiles", Napi::Function::New(env, js::CompareFilesAsync, "compareFiles"));
+  exports.Set("readTracefs", Napi::Function::New(env, js::ReadTracefsSync, "readTracefs"));
   exports.Set("debugCounters", Napi::Function::New(env, js::DebugCounters, "debugCounters"));
   exports.Set("DiskStore", js::DiskStoreObject::Define(env));
   exports.Set("GuestClock", js::GuestClockObject::Define(env));
+  exports.Set("GuestTrace", js::GuestTraceObject::Define(env));
   exports.Set("Plug", js::PlugObject::Define(env));
   exports.Set("PrimaryEngine", js::PrimaryEngine::Define(env));
   exports.Set("Receiver", js::ReceiverObject::Define(env));
   exports.Set("Relay", js::RelayObject::Define(env));
+  exports.Set("SchedTrace", js::SchedTraceObject::Define(env));
   exports.Set("TransferSender", js::TransferSender::Define(env));
   exports.Set("TransferReceiver", js::TransferReceiver::Define(env));
   return exports;

@@ -118,6 +118,15 @@ const ratios: Readonly<Record<string, Ratio>> = {
   timeDriftProtectedPpm: { meaning: 'the same, with a checkpoint every 20 ms' },
   timeDriftAfterFailoverPpm: { meaning: 'the same, on the backup after a failover' },
   timeStepAtFailoverMs: { meaning: 'by how much the guest’s clock jumped at a failover, ms' },
+  traceOverheadPercentCpu: {
+    meaning: 'work of a computing guest that is missing while its vCPUs are traced, %',
+    goal: { atMost: 2 },
+  },
+  traceOverheadPercentRedis: { meaning: 'the same of redis, 16 connections', goal: { atMost: 2 } },
+  traceGuestOverheadPercentCpu: {
+    meaning: 'of the computing guest, with its processes 1,000 times a second, %',
+  },
+  traceGuestOverheadPercentRedis: { meaning: 'the same of redis' },
   diskSequentialWriteShare: {
     meaning: 'throughput of sequential 1 MiB writes to a disk, protected every 20 ms ÷ unprotected',
     goal: { atLeast: 0.7 },

@@ -9,6 +9,7 @@ import { peersFigures } from './peers.js';
 import { sendFigures } from './send.js';
 import { type Table, tablesByShape } from './table.js';
 import { timeFigures } from './time.js';
+import { traceFigures } from './trace.js';
 
 export interface SuiteFigures {
   readonly title: string;
@@ -35,6 +36,7 @@ const suites: Readonly<Record<string, SuiteFigures>> = {
   migrate: migrateFigures,
   peers: peersFigures,
   time: timeFigures,
+  trace: traceFigures,
 };
 
 /** Those that have figures of their own. */

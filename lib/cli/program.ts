@@ -12,6 +12,7 @@ import { addRelayCommand } from './relay.js';
 import { addStatusCommand } from './status.js';
 import { addSwitchoverCommand } from './switchover.js';
 import { addTakeoverCommand } from './takeover.js';
+import { addTraceCommand } from './trace.js';
 import { packageVersion } from './version.js';
 
 /** A command's own result is its exit code; what it throws has one too. */
@@ -39,6 +40,7 @@ export const buildProgram = (finish: Finish): Command => {
   addMigrateCommand(program, finish);
   addDetachCommand(program, finish);
   addTakeoverCommand(program, finish);
+  addTraceCommand(program, finish);
   program.addHelpText(
     'after',
     `

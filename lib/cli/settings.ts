@@ -37,6 +37,8 @@ export const primaryCommandSettings = primarySettings.extend({
   qemu: z.array(z.string()).min(1).optional(),
   /** Where a launched VM's RAM is kept. */
   ramDir: z.string().startsWith('/', 'must be an absolute path').default('/dev/shm'),
+  /** A trace of the vCPUs' threads around each epoch goes to this file at the end. */
+  trace: z.string().min(1).optional(),
 });
 export type PrimaryCommandSettings = z.output<typeof primaryCommandSettings>;
 
@@ -177,6 +179,10 @@ export const primaryFlags = {
   },
   replace: replace('backup'),
   ramDir: { flag: '--ram-dir <dir>', help: "tmpfs or hugetlbfs for a launched VM's RAM" },
+  trace: {
+    flag: '--trace <file>',
+    help: 'record which core ran each vCPU around the epochs; written at the end (.html, .json)',
+  },
   runDir,
   logLevel,
 } as const satisfies Record<Exclude<keyof PrimaryCommandSettings, 'qemu'>, Flag>;
@@ -320,7 +326,7 @@ const readConfigFile = async (path: string): Promise<Readonly<Record<string, unk
     throw new ConfigError(`${path}: must hold one JSON object`);
   }
   const settings: Record<string, unknown> = { ...value };
-  for (const key of ['keyFile', 'qmp']) {
+  for (const key of ['keyFile', 'qmp', 'trace']) {
     const found = settings[key];
     if (typeof found === 'string' && found !== '') settings[key] = resolve(dirname(path), found);
   }

@@ -39,6 +39,8 @@ export interface EpochReport {
   readonly prestageMs: number;
   /** Sending of all slices. */
   readonly aheadSendMs: number;
+  /** When the pause began, on the clock of performance.now(). */
+  readonly pausedAtMs: number;
   /** From sending `stop` to the answer of `cont`: the guest did not run. */
   readonly pauseMs: number;
   /** QMP stop. */

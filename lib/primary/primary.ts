@@ -439,6 +439,11 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     return this.#state.mustHold;
   }
 
+  /** Threads of QEMU that run the vCPUs, as they were at the start. */
+  get vcpuThreads(): VmDescription['vcpuThreads'] {
+    return this.#vm.vcpuThreads;
+  }
+
   get vmId(): string {
     return this.#vmId;
   }

@@ -4,6 +4,7 @@ import { readFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
 import { migrateFlags } from '../../lib/cli/migrate-settings.js';
+import { buildProgram } from '../../lib/cli/program.js';
 import {
   backupCommandSettings,
   backupFlags,
@@ -31,6 +32,17 @@ describe('docs/embedding.md', () => {
     expect(stderr).toMatch(/^HOLDFAST_E_CONFIG: key-file: cannot read \/nonexistent/);
     expect(code).toBe(2);
   }, 30_000);
+});
+
+describe('docs/trace.md', () => {
+  it('names every flag of `holdfast trace`, and none that is not there', async () => {
+    const command = buildProgram(() => {}).commands.find((one) => one.name() === 'trace');
+    const flags = (command?.options ?? []).map(({ long }) => long ?? '');
+    const named = new Set((await read('trace.md')).match(/(?<=[\s`(])--[a-z][a-z-]+/g));
+    for (const flag of flags) expect(named).toContain(flag);
+    const known = new Set([...flags, '--trace', '--pid']); // of primary, and of a container's runtime
+    for (const flag of named) expect(known).toContain(flag);
+  });
 });
 
 describe('docs/operations.md', () => {
