@@ -148,7 +148,9 @@ describe('what is told', () => {
     });
     say('round', { ...progress, diskPages: { ...diskPages, savedBytes: 245_760 } });
     say('round', { ...progress, diskPages: { ...diskPages, mismatched: 0, unread: 0, savedBytes: -1 } });
-    expect(lines.slice(1).flatMap((line) => line.split('\n').filter((part) => part.includes('disks')))).toEqual([
+    expect(
+      lines.slice(1).flatMap((line) => line.split('\n').filter((part) => part.includes('disks'))),
+    ).toEqual([
       '  disks looked through for pages: 3 MiB of /srv/a.img, /srv/b.img in 12 ms',
       '    60 pages read from disks there, 240 KiB saved; 8 were something else there and 2 could not be read there in time, and were sent',
       '    60 pages read from disks there, 0 B saved',

@@ -95,7 +95,10 @@ describe('what is told', () => {
   it('is what was verified, what was sent after all, and what that saved', () => {
     const pages = { referenced: 100, verified: 95, mismatched: 3, unread: 2, resent: 5, savedBytes: 385_820 };
     expect(diskPagesOf(counts, 4_096)).toEqual(pages);
-    expect(diskPagesOf({ ...counts, different: 98 }, 4_096)).toMatchObject({ verified: 0, savedBytes: -3_300 });
+    expect(diskPagesOf({ ...counts, different: 98 }, 4_096)).toMatchObject({
+      verified: 0,
+      savedBytes: -3_300,
+    });
     expect(sumDiskPages([undefined, pages, undefined, pages])).toEqual(
       Object.fromEntries(Object.entries(pages).map(([key, value]) => [key, 2 * value])),
     );
