@@ -22,7 +22,7 @@ constexpr size_t kBatchPages = 64;
 // for each page that was referred to. Slower than 32 MB/s while the guest runs, and
 // 128 MB/s while it waits, a network that is worth moving over is faster.
 constexpr double kRoundGraceMs = 1'000;
-constexpr double kRoundMsPerPage = 1.0 / 8;
+constexpr double kRoundMsPerPage = 1.0 / kReferencesPerMsMin;
 constexpr double kEpochGraceMs = 10;
 constexpr double kEpochMsPerPage = 1.0 / 32;
 

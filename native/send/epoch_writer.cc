@@ -86,6 +86,7 @@ struct EpochWriter::Impl {
   Result<FrameHeader> AwaitEnd(FrameType end, FrameType answer, std::span<std::byte> body,
                                const Again* again);
   Status SendAgain(const Wanted& wanted, FrameType end, const Again* again);
+  uint64_t Referred() const;
   Status FinishAll();
 
   const uint32_t page_size;
@@ -237,10 +238,11 @@ Status EpochWriter::Impl::EndParts(FrameType type, std::optional<int64_t> stoppe
 // peer may lack what it carried, and then has nothing to answer.
 Result<FrameHeader> EpochWriter::Impl::AwaitAnswer(FrameType type, std::span<std::byte> body,
                                                    Wanted* wanted) {
-  if (streams.size() == 1) return streams[0]->Await(type, body, kPeerSilenceMsMax, wanted);
-  auto first = BulkStream::AwaitFirst(streams, kPeerSilenceMsMax);
+  const int silence_ms_max = kPeerSilenceMsMax + static_cast<int>(Referred() / kReferencesPerMsMin);
+  if (streams.size() == 1) return streams[0]->Await(type, body, silence_ms_max, wanted);
+  auto first = BulkStream::AwaitFirst(streams, silence_ms_max);
   if (!first.ok()) return first.error();
-  if (first.value() == 0) return streams[0]->Await(type, body, kPeerSilenceMsMax, wanted);
+  if (first.value() == 0) return streams[0]->Await(type, body, silence_ms_max, wanted);
   const Error ended = streams[first.value()]->WhyEnded();
   // A peer that answered and then left: its answer counts, whichever came first.
   auto answer = streams[0]->Await(type, body, kLateAnswerMs);
@@ -261,9 +263,14 @@ Result<FrameHeader> EpochWriter::Impl::AwaitEnd(FrameType end, FrameType answer,
   }
 }
 
+uint64_t EpochWriter::Impl::Referred() const {
+  uint64_t pages = 0;
+  for (const auto& stream : streams) pages += stream->counters().disk_pages;
+  return pages;
+}
+
 Status EpochWriter::Impl::SendAgain(const Wanted& wanted, FrameType end, const Again* again) {
-  uint64_t referred = 0;
-  for (const auto& stream : streams) referred += stream->counters().disk_pages;
+  const uint64_t referred = Referred();
   auto pages = CheckRuns(wanted.table, ram_pages);
   if (!pages.ok()) {
     return Error::Of(ErrorCode::kProtocol, "WANTED frame: " + pages.error().message);

@@ -45,6 +45,8 @@ const bootReadingGuest = async (lab: Lab): Promise<RunningVm> => {
   });
   const qemu = await lab.host('a').spawn('qemu-system-x86_64', args);
   await waitForText(serialPath, guestReadyText, { timeoutMs: 60_000 });
+  // A device that nobody has open is in no page cache.
+  await guestOutput(lab.client, 'sleep 3600 < /dev/vdb > /dev/null 2>&1 &');
   return { host: 'a', pid: qemu.pid, qmpPath };
 };
 
