@@ -5,6 +5,7 @@
 
 #include "js/bridge.h"
 #include "js/disk_store.h"
+#include "js/early_guest.h"
 #include "js/functions.h"
 #include "js/guest_clock.h"
 #include "js/plug.h"
@@ -30,6 +31,7 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   exports.Set("compareFiles", Napi::Function::New(env, js::CompareFilesAsync, "compareFiles"));
   exports.Set("debugCounters", Napi::Function::New(env, js::DebugCounters, "debugCounters"));
   exports.Set("DiskStore", js::DiskStoreObject::Define(env));
+  exports.Set("EarlyGuest", js::EarlyGuestObject::Define(env));
   exports.Set("GuestClock", js::GuestClockObject::Define(env));
   exports.Set("Plug", js::PlugObject::Define(env));
   exports.Set("PrimaryEngine", js::PrimaryEngine::Define(env));
