@@ -4,11 +4,13 @@
  * hand-over. A Primary whose first epoch is its last carries it out (lib/primary/machine.ts).
  *
  *   Migration.start ─ Primary, purpose `migrate` ─► rounds ─policy─► stop, last epoch ─► hand-over ─► moved
+ *            └── or at once, or when the policy says so: ─► stop ─► hand-over ─► it runs, its memory follows ─► moved
  *                                                    └── given up, failed, destination lost ─► stayed
  */
 import { EventEmitter } from 'node:events';
 import { DiskError, type HoldfastError } from '../errors.js';
 import type { Logger } from '../log.js';
+import type { ServeProgress } from '../native-early.js';
 import type { RoundStats } from '../primary/convergence.js';
 import type { CopyProgress } from '../primary/copy-progress.js';
 import type { DiskPlan } from '../primary/disk-plan.js';
@@ -16,7 +18,7 @@ import type { DisksCopied } from '../primary/disks.js';
 import type { FinalEpoch } from '../primary/epoch-report.js';
 import { type IoErrorStop, stopText } from '../primary/io-error-watch.js';
 import type { Failure, Outcome } from '../primary/machine.js';
-import { Primary, type PrimaryStatus } from '../primary/primary.js';
+import { Primary, type PrimaryStatus, type RunsEarly } from '../primary/primary.js';
 import { afterRound, notConverged } from './after-round.js';
 import {
   asPrimarySettings,
@@ -24,7 +26,7 @@ import {
   type MigrationSettings,
   type MigrationSettingsInput,
 } from './options.js';
-import { type MigrationOutcome, migrationError } from './outcome.js';
+import { type EarlyMove, type MigrationOutcome, migrationError } from './outcome.js';
 import { migrationPolicy } from './policies.js';
 import type { MigrationDecision, MigrationLimits, MigrationPolicy } from './policy.js';
 import { timeText } from './words.js';
@@ -62,6 +64,8 @@ interface MigrationEvents {
   round: [MigrationProgress];
   /** All of the VM is over there; it is about to run. */
   final: [FinalEpoch];
+  /** It runs over there, and its memory follows. */
+  'runs-early': [RunsEarly];
   /** The migration goes on, but somebody should know. */
   warning: [HoldfastError];
   ended: [MigrationOutcome];
@@ -79,6 +83,7 @@ export class Migration extends EventEmitter<MigrationEvents> implements AsyncDis
   #final: FinalEpoch | undefined;
   #disks: DisksCopied | undefined;
   #givenUp: Failure | undefined;
+  #early: RunsEarly | undefined;
 
   private constructor(parts: {
     settings: MigrationSettings;
@@ -107,14 +112,20 @@ export class Migration extends EventEmitter<MigrationEvents> implements AsyncDis
     const { key, qmp, signal, logger, ...input } = options;
     const settings = checkMigrationSettings(input);
     signal?.throwIfAborted();
-    const policy = migrationPolicy(settings.policy);
+    const { resumeEarly, earlyWaitMs } = settings;
+    const postCopy = resumeEarly !== 'never';
+    const policy = migrationPolicy(settings.policy, { postCopyOffered: postCopy });
     let limits: MigrationLimits | undefined;
     const primary = await Primary.start(
       { ...asPrimarySettings(settings), key, qmp, ...(logger === undefined ? {} : { logger }) },
-      (pageBytes) => {
-        limits = { downtimeMs: settings.downtimeMs, pageBytes, overheadMs: OVERHEAD_MS };
-        const limit = { roundsMax: settings.roundsMax, totalMsMax: settings.timeMaxMs };
-        return afterRound({ policy, limits, limit });
+      {
+        afterRound: (pageBytes) => {
+          limits = { downtimeMs: settings.downtimeMs, pageBytes, overheadMs: OVERHEAD_MS };
+          const limit = { roundsMax: settings.roundsMax, totalMsMax: settings.timeMaxMs };
+          return afterRound({ policy, limits, limit, postCopy });
+        },
+        resumeEarly,
+        earlyWaitMs,
       },
     );
     const migration = new Migration({ settings, primary, policy, limits: limits!, startedMs });
@@ -131,6 +142,11 @@ export class Migration extends EventEmitter<MigrationEvents> implements AsyncDis
   /** The VM's disks that were moved to servers at the start, as `moveDisks` asks for; undefined: none. */
   get movedDisks(): Primary['movedDisks'] {
     return this.#primary.movedDisks;
+  }
+
+  /** How the memory of a VM follows that runs over there; undefined where it doesn't. */
+  get following(): ServeProgress | undefined {
+    return this.#early === undefined ? undefined : this.#primary.servingProgress();
   }
 
   status(): PrimaryStatus {
@@ -189,6 +205,10 @@ export class Migration extends EventEmitter<MigrationEvents> implements AsyncDis
         decision: this.#policy(this.#rounds, this.#limits),
       });
     });
+    primary.on('runs-early', (early) => {
+      this.#early = early;
+      this.emit('runs-early', early);
+    });
     primary.on('final', (final) => {
       this.#final = final;
       this.emit('final', final);
@@ -208,10 +228,18 @@ export class Migration extends EventEmitter<MigrationEvents> implements AsyncDis
     return outcome;
   }
 
+  #earlyOf(): EarlyMove | undefined {
+    const cost = this.#primary.faultCost;
+    if (cost === undefined) return undefined;
+    const { pagesLeft: _none, ...served } = this.#primary.servingProgress();
+    return { ...served, ...cost };
+  }
+
   #outcomeOf(outcome: Outcome): MigrationOutcome {
     switch (outcome.kind) {
       case 'switched-over': {
         const { term, downtimeMs, resumeMs } = outcome;
+        const early = this.#earlyOf();
         const roundBytes = this.#rounds.reduce((sum, { bytes }) => sum + bytes, 0);
         return {
           kind: 'moved',
@@ -221,9 +249,10 @@ export class Migration extends EventEmitter<MigrationEvents> implements AsyncDis
           resumeMs,
           firstStopMs: this.#firstStopMs,
           rounds: this.#rounds.length,
-          bytes: roundBytes + (this.#final?.bytes ?? 0),
+          bytes: roundBytes + (this.#final?.bytes ?? 0) + (early?.bytes ?? 0),
           diskBytes: (this.#disks?.bytes ?? 0) + (this.#final?.diskBytes ?? 0),
           final: this.#final,
+          ...(early === undefined ? {} : { early }),
         };
       }
       case 'detached':

@@ -203,6 +203,14 @@ Result<Primary::Dirty> Primary::TakeDirtyPages(bool all, WorkerPool& pool) {
   return dirty;
 }
 
+// Of a VM that is stopped, of which nothing was sent: the tracker has nothing to say.
+Result<Primary::Dirty> Primary::TakePopulated() {
+  dirty_set_unknown_ = true;
+  auto populated = ram_->Populated(*tracker_);
+  if (!populated.ok()) return populated.error();
+  return Dirty{{}, Ordered(std::move(populated).value())};
+}
+
 Status Primary::SendRound(const std::vector<PageRun>& runs, const CancelSignal& cancel) {
   writer_->UseStrategy(options_.strategy);
   HF_TRY(writer_->BeginRound());
@@ -324,7 +332,7 @@ Result<Primary::Captured> Primary::Capture(uint64_t epoch, Mode mode) {
   const double start_ms = MonotonicMs();
   const bool later = mode == Mode::kLater;
   if (later) GiveUpAhead();
-  auto taken = TakeDirtyPages(/*all=*/later && !base_sent_, *pool_);
+  auto taken = later && !base_sent_ ? TakePopulated() : TakeDirtyPages(/*all=*/false, *pool_);
   if (!taken.ok()) return taken.error();
   Dirty dirty = std::move(taken).value();
   const double scanned_ms = MonotonicMs();

@@ -197,6 +197,7 @@ class Primary {
     std::vector<PageRun> pages;    // and those that were carried
   };
   Result<Dirty> TakeDirtyPages(bool all, WorkerPool& pool);
+  Result<Dirty> TakePopulated();
   Status SendRound(const std::vector<PageRun>& runs, const CancelSignal& cancel);
   Result<Sent> SendEpoch(const Epoch& epoch, Strategy strategy, std::span<const std::byte> device,
                          std::span<const std::byte> prefix);
