@@ -88,7 +88,12 @@ export {
   type MigrationSettingsInput,
   migrationSettings,
 } from './migrate/options.js';
-export { describeMigration, type MigrationOutcome, migrationError } from './migrate/outcome.js';
+export {
+  describeMigration,
+  type EarlyMove,
+  type MigrationOutcome,
+  migrationError,
+} from './migrate/outcome.js';
 export { type PickedTarget, pickTarget } from './migrate/pick-target.js';
 export type {
   MigrationDecision,
@@ -98,6 +103,7 @@ export type {
 } from './migrate/policy.js';
 export { QemuEngineMigration } from './migrate/qemu-migration.js';
 export { type KernelProbe, type NativeBinding, native, type RamMapping } from './native.js';
+export type { FaultCost, ServeProgress } from './native-early.js';
 // Packet relays
 export type { GateStats, OutputGate } from './output/gate.js';
 export { type RelayRecord, type RelaySpec, relaysOf, runningRelay } from './output/relay-files.js';
@@ -131,7 +137,7 @@ export {
 export { describeOutcome, outcomeError } from './primary/outcome.js';
 export type { PaceMode } from './primary/pace.js';
 export type { Budget, PacingExplanation } from './primary/pacing-report.js';
-export { Primary, type PrimaryOptions, type PrimaryStatus } from './primary/primary.js';
+export { Primary, type PrimaryOptions, type PrimaryStatus, type RunsEarly } from './primary/primary.js';
 // VMs
 export { QmpClient, type QmpConnectOptions } from './qmp/client.js';
 // Senders

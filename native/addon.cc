@@ -5,6 +5,7 @@
 
 #include "js/bridge.h"
 #include "js/disk_store.h"
+#include "js/early_guest.h"
 #include "js/functions.h"
 #include "js/guest_clock.h"
 #include "js/guest_trace.h"
@@ -33,6 +34,7 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   exports.Set("readTracefs", Napi::Function::New(env, js::ReadTracefsSync, "readTracefs"));
   exports.Set("debugCounters", Napi::Function::New(env, js::DebugCounters, "debugCounters"));
   exports.Set("DiskStore", js::DiskStoreObject::Define(env));
+  exports.Set("EarlyGuest", js::EarlyGuestObject::Define(env));
   exports.Set("GuestClock", js::GuestClockObject::Define(env));
   exports.Set("GuestTrace", js::GuestTraceObject::Define(env));
   exports.Set("Plug", js::PlugObject::Define(env));

@@ -26,12 +26,14 @@ import {
 } from '../errors.js';
 import { type Logger, NOTHING_LOGGED } from '../log.js';
 import type { ReceiverEvent } from '../native.js';
+import type { EarlyGuestStats } from '../native-early.js';
 import { parseHostPort } from '../primary/options.js';
 import { VmRecords } from '../state/records.js';
 import { SampleWindow } from '../stats.js';
 import { isAlive } from '../vm/process.js';
 import { EnquiryDesk } from './answer-enquiry.js';
 import type { DiskSupport } from './disk-support.js';
+import type { EarlyResume } from './early-resume.js';
 import { finishTakeover } from './finish-takeover.js';
 import { type AnyGeneration, Generation } from './generation.js';
 import {
@@ -97,6 +99,8 @@ export interface BackupStatus {
   /** Replicas of the VM's disks; absent if it has none, and after a takeover. */
   readonly disks?: readonly ReplicaDiskStatus[];
   readonly takeover?: TakeoverReport;
+  /** Of a VM that was resumed before its memory was here, while that is so. */
+  readonly pages?: EarlyGuestStats;
   readonly receiveMs?: { readonly p50: number; readonly p99: number; readonly max: number };
   readonly applyMs?: { readonly p50: number; readonly p99: number; readonly max: number };
 }
@@ -112,6 +116,10 @@ interface BackupEvents {
   committed: [{ readonly epoch: number; readonly pages: number; readonly receiveMs: number }];
   'took-over': [TakeoverReport];
   'takeover-failed': [HoldfastError];
+  /** Of a VM that was resumed early: all its memory is here. */
+  'pages-complete': [EarlyGuestStats];
+  /** It cannot be any more; the VM is ended. */
+  'pages-lost': [HoldfastError];
   warning: [HoldfastError];
   ended: [BackupOutcome];
 }
@@ -159,6 +167,8 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   #closing: Promise<void> | undefined;
   /** Disks that did not take the VM's writes at once, after a takeover. */
   #activating: Promise<void> | undefined;
+  /** Until the pages of a VM that runs are here, or lost; never rejects. */
+  #pages: Promise<void> | undefined;
 
   private constructor(
     settings: BackupSettings,
@@ -289,6 +299,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       ...(session?.generation.standby === undefined ? {} : { standbyPid: session.generation.standby.pid }),
       ...(disks.length === 0 ? {} : { disks }),
       ...(this.#takeover === undefined ? {} : { takeover: this.#takeover }),
+      ...(session?.generation.early === undefined ? {} : { pages: session.generation.early.stats() }),
       ...(receiveMs === undefined ? {} : { receiveMs }),
       ...(applyMs === undefined ? {} : { applyMs }),
     };
@@ -448,6 +459,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       term: message.term,
       outputHeld: message.outputHeld,
       handOverOnly: message.handOverOnly === true,
+      ...(message.resumeEarly === undefined ? {} : { mayLackPages: true }),
     });
   }
 
@@ -479,7 +491,12 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       case 'switchover':
         this.#detectMs = 0;
         await this.#settle(session);
-        this.#dispatch({ type: 'switchover', generation, epoch: message.epoch });
+        this.#dispatch({
+          type: 'switchover',
+          generation,
+          epoch: message.epoch,
+          ...(message.pagesFollow === undefined ? {} : { pagesWaitMs: message.pagesFollow.waitMs }),
+        });
         return;
       default:
         return; // heartbeats count by having arrived
@@ -701,18 +718,21 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       const { fenceMs } = await generation.fence();
       if (this.#session(action.abandon)?.generation.standby !== undefined) void this.#drop(action.abandon!);
       await Promise.all(this.#endingStandbys); // a standby that is being ended still has the tap device
-      const { epoch, loadMs } = await generation.run((standby) =>
-        this.#records.write({
-          vmId: vm.vmId,
-          vmName: generation.session.vmName,
-          term: action.term,
-          role: 'active',
-          process: standby,
-          qmpPath: generation.qmpPath,
-          ramPath: generation.ramPath,
-          ...(generation.diskSockets.length === 0 ? {} : { disks: [...generation.diskSockets] }),
-        }),
+      const { epoch, loadMs } = await generation.run(
+        (standby) =>
+          this.#records.write({
+            vmId: vm.vmId,
+            vmName: generation.session.vmName,
+            term: action.term,
+            role: 'active',
+            process: standby,
+            qmpPath: generation.qmpPath,
+            ramPath: generation.ramPath,
+            ...(generation.diskSockets.length === 0 ? {} : { disks: [...generation.diskSockets] }),
+          }),
+        action.pagesWaitMs,
       );
+      if (generation.early !== undefined) this.#pages = this.#awaitPages(generation, generation.early);
       const report: TakeoverReport = {
         vmId: vm.vmId,
         vmName: generation.session.vmName,
@@ -820,10 +840,26 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     session.liveness?.stop();
     await session.generation.announce().catch(report('announce-self'));
     // The journals are needed until the disks take writes.
-    const receiving = (this.#activating ?? Promise.resolve()).then(() => session.generation.endReceiving());
+    const needed = [this.#activating, this.#pages].filter((waits) => waits !== undefined);
+    const receiving = Promise.all(needed).then(() => session.generation.endReceiving());
     const ended = receiving.catch(report('closing the receiver'));
-    if (this.#activating === undefined) await ended;
+    if (needed.length === 0) await ended;
     if (abandon !== undefined) await this.#drop(abandon);
+  }
+
+  /** The VM runs, and lacks pages. If they are lost it cannot go on: it would wait for them for ever. */
+  async #awaitPages(generation: AnyGeneration, early: EarlyResume): Promise<void> {
+    try {
+      await early.ended;
+      const stats = early.stats();
+      this.#log.info({ ...stats }, "all of the VM's pages are here");
+      this.emit('pages-complete', stats);
+    } catch (error) {
+      const failure = toHoldfastError(error, 'the VM that runs here lacks pages');
+      this.#log.error({ code: failure.code, err: failure.message }, 'pages lost; ending the VM');
+      this.emit('pages-lost', failure);
+      await generation.killVm();
+    }
   }
 
   #tellFenced(term: number): void {
@@ -847,6 +883,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     await this.#server.close();
     await this.#enquiries.close();
     await this.#takingOver; // what is half taken over would be lost to both sides
+    if (outcome.kind === 'stopped') await this.#pages; // the VM waits for nobody else
     if (this.#state.phase.name === 'grace') {
       this.#log.warn({ reason: this.#state.phase.reason }, 'closing drops the checkpoint of a lost primary');
     }

@@ -66,6 +66,8 @@ export class QemuGeneration implements AnyGeneration {
   readonly ramPath: string;
   readonly diskSockets: readonly string[] = [];
   readonly pageDisks: readonly number[] = [];
+  /** QEMU's stream has all of the memory before the VM runs. */
+  readonly early = undefined;
   readonly #options: QemuGenerationOptions;
   readonly #dir: string;
   #listener: TokenListener | undefined;
@@ -91,6 +93,10 @@ export class QemuGeneration implements AnyGeneration {
 
   get standby(): ProcessIdentity | undefined {
     return this.#qemu?.vm.identity;
+  }
+
+  async killVm(): Promise<void> {
+    if (this.standby !== undefined) await killVm(this.standby);
   }
 
   get qmpPath(): string {

@@ -50,6 +50,16 @@ export const migrateFlags = {
     help: 'what the policies aim at, from the stop here until the VM runs there',
     ...duration,
   },
+  resumeEarly: {
+    flag: '--resume-early [when]',
+    help: 'now: it runs there at once, its memory follows; auto: where the policy says so. See below',
+    preset: 'now',
+  },
+  earlyWaitMs: {
+    flag: '--early-wait <duration>',
+    help: 'for so long a cut link is waited for while memory follows',
+    ...duration,
+  },
   roundsMax: {
     flag: '--rounds-max <n>',
     help: 'the migration is given up if it has not converged by then',

@@ -60,6 +60,12 @@ With --skip-disk-pages, pages of the guest's page cache that are also on a disk,
 replicated or attached read-only on both hosts, are sent as references of 32 bytes.
 The destination reads them from its disk, and asks for those that differ there.
 
+--resume-early stops the VM at once and runs it there within milliseconds,
+whatever its size: its memory follows, demanded pages first. With auto, policy
+auto may do so after some rounds. Until the last page is there the VM is lost
+if this host, this process or the destination's dies: it cannot go back. A link
+that is cut is waited for (--early-wait): the guest waits where it needs a page.
+
 Durations are 25, 25ms, 2s, 1m. A config file holds the same settings in
 camelCase (to, keyFile, qmp, downtimeMs, timeMaxMs, …; times in ms). A running VM
 must keep its RAM in a shared file, as for \`holdfast primary\`; no other client
@@ -68,6 +74,7 @@ may hold its QMP socket. One that is protected moves with \`holdfast switchover\
       'holdfast migrate --qmp /run/vm1.qmp --to 10.0.0.2:7788 --key-file holdfast.key',
       'holdfast migrate --qmp /run/vm1.qmp --to 10.0.0.2:7788 --key-file holdfast.key \\',
       '    --policy mp --downtime 100ms --replace tap0=tap3 --move-disks on --json',
+      'holdfast migrate --vm web1 --to 10.0.0.2:7788 --key-file holdfast.key --resume-early',
       'holdfast migrate --qmp /run/vm1.qmp --to 10.0.0.2:7788 --to 10.0.0.3:7788 \\',
       '    --key-file holdfast.key --dry-run',
       'holdfast migrate --qmp /run/vm1.qmp --to 10.0.0.2:7788 --key-file holdfast.key --engine qemu',
@@ -78,7 +85,11 @@ may hold its QMP socket. One that is protected moves with \`holdfast switchover\
       usageExitCode,
       { code: 3, meaning: 'this host or this VM lacks something, or the VM is paused; nothing was changed' },
       { code: 4, meaning: 'QEMU ended, or failed' },
-      { code: 5, meaning: 'the destination was not reached, or lost; the VM runs on here' },
+      {
+        code: 5,
+        meaning:
+          'the destination was not reached, or lost; the VM runs on here, or with --resume-early is stopped here, as the message says',
+      },
       { code: 6, meaning: 'the keys of the two sides differ' },
       { code: 7, meaning: 'given up at a limit, or no space there; the VM runs on here' },
       { code: 8, meaning: 'the destination could not run it; the VM runs on here' },

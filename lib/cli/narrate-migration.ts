@@ -5,6 +5,7 @@ import type { MigrationSettings } from '../migrate/options.js';
 import type { MigrationFinal } from '../migrate/outcome.js';
 import { bytesText, timeText } from '../migrate/words.js';
 import type { DiskPages, DisksIndexed } from '../primary/page-disks.js';
+import type { RunsEarly } from '../primary/primary.js';
 import type { CommandConsole } from './console.js';
 import { DiskNarration } from './narrate-disks.js';
 import { sizeText } from './values.js';
@@ -48,9 +49,22 @@ export const narrateMigration = (
       { event: 'disks-indexed', ...indexed },
     );
   };
+  const onRunsEarly = (early: RunsEarly): void => {
+    console.tell(
+      `  it runs over there, after ${timeText(early.downtimeMs)}; ${early.pages} pages follow. If this host dies before they are there, the VM is lost`,
+      { event: 'runs-early', ...early },
+    );
+  };
+  const tellFollowing = (): string => {
+    const { following } = migration;
+    if (following === undefined) return '';
+    if (console.json) console.tell('', { event: 'pages', ...following });
+    const { pagesLeft, demandedPages, bytes } = following;
+    return `  ${pagesLeft} pages left, ${demandedPages} were waited for (${bytesText(bytes)} sent)`;
+  };
   const onWarning = (error: HoldfastError): void => console.warn(error);
   const disks = new DiskNarration(console);
-  const timer = setInterval(() => console.live(disks.live() ?? ''), LIVE_EVERY_MS);
+  const timer = setInterval(() => console.live(disks.live() ?? tellFollowing()), LIVE_EVERY_MS);
   migration.on('phase', onPhase);
   migration.on('disk-plan', disks.onPlan);
   migration.on('disk-copy', disks.onCopy);
@@ -58,6 +72,7 @@ export const narrateMigration = (
   migration.on('disks-indexed', onIndexed);
   migration.on('round', onRound);
   migration.on('final', onFinal);
+  migration.on('runs-early', onRunsEarly);
   migration.on('warning', onWarning);
   const { movedDisks } = migration;
   if (movedDisks !== undefined) {
@@ -79,6 +94,7 @@ export const narrateMigration = (
     migration.off('disks-indexed', onIndexed);
     migration.off('round', onRound);
     migration.off('final', onFinal);
+    migration.off('runs-early', onRunsEarly);
     migration.off('warning', onWarning);
   };
 };
@@ -86,7 +102,7 @@ export const narrateMigration = (
 /** Undefined: told by what follows. */
 const phaseText = (
   status: MigrationStatus,
-  { to, policy, downtimeMs }: MigrationSettings,
+  { to, policy, downtimeMs, resumeEarly }: MigrationSettings,
 ): string | undefined => {
   switch (status.phase) {
     case 'connecting':
@@ -100,6 +116,9 @@ const phaseText = (
         ? undefined
         : `no answer from ${to} (${status.reason}): the VM may run there, so it stays stopped here until it is asked again`;
     case 'protected':
+      return resumeEarly === 'now'
+        ? `moving ${vmText(status)}: it stops now and runs on ${to} at once; its ${sizeText(status.vm.ramBytes)} of RAM follow. If either host dies before all of it is there, the VM is lost`
+        : undefined;
     case 'ended':
       return undefined;
   }
@@ -136,5 +155,5 @@ const diskPagesText = ({ verified, mismatched, unread, savedBytes }: DiskPages):
 const nextText = {
   'next-round': 'Another round.',
   'stop-and-copy': 'Stopping the VM.',
-  'post-copy': 'Stopping the VM.',
+  'post-copy': 'Stopping the VM; what is left follows.',
 } as const;

@@ -50,6 +50,8 @@ export interface Flag {
   readonly help: string;
   /** Flag's text to the setting's value; default: the text. */
   readonly parse?: (text: string, flag: string) => unknown;
+  /** The flag's text where it is given without a value. */
+  readonly preset?: string;
   /** May be given several times; the values are collected. */
   readonly repeatable?: boolean;
   /** Default value to the text in the help; default: as it is. */
@@ -235,11 +237,12 @@ function choices(
 
 /** Adds a table's flags to a command; defaults in the help come from the schema. */
 export const addFlags = (command: Command, table: FlagTable, schema: z.ZodObject): void => {
-  for (const [key, { flag, help, show, repeatable, parse }] of Object.entries(table)) {
+  for (const [key, { flag, help, show, repeatable, parse, preset }] of Object.entries(table)) {
     const value = defaultOf(schema, key);
     const shown = value === undefined || Array.isArray(value) ? undefined : showDefault(value, show);
     const option = new Option(flag, shown === undefined ? help : `${help} (default: ${shown})`);
     const name = longName(flag);
+    if (preset !== undefined) option.preset(preset);
     option.argParser((text: string, earlier: unknown) => {
       const parsed = parse === undefined ? text : parse(text, name);
       return repeatable === true ? [...((earlier as unknown[] | undefined) ?? []), parsed] : parsed;

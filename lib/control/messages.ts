@@ -91,6 +91,11 @@ export const sessionMessage = z.strictObject({
   handOverOnly: z.boolean().optional(),
   /** Its memory and devices come as one migration stream of QEMU's, over a connection that shows the bulk token. */
   qemuEngine: z.boolean().optional(),
+  /**
+   * A migration that may be handed over before its memory is there: `now`, with none of it; `auto`, after some
+   * rounds, perhaps. What is committed of it is run on the hand-over's word alone, for it may lack pages.
+   */
+  resumeEarly: z.enum(['auto', 'now']).optional(),
   /** Absent for a VM without disks. */
   disks: z.array(sessionDisk).min(1).max(DISKS_MAX).optional(),
   /** By their index here pages are referred to them; the replacements apply to their paths. */
@@ -127,7 +132,12 @@ export const controlMessage = z.discriminatedUnion('type', [
   /** The primary gives up this session but lives, its output held, and will open another: don't take over yet. */
   z.strictObject({ type: z.literal('reconnecting') }),
   /** The VM is stopped, `epoch` is its last checkpoint, acknowledged: run it. */
-  z.strictObject({ type: z.literal('switchover'), epoch: count }),
+  z.strictObject({
+    type: z.literal('switchover'),
+    epoch: count,
+    /** It lacks pages, which come by the page stream; a link that is cut meanwhile is waited for so long. */
+    pagesFollow: z.strictObject({ waitMs: z.number().nonnegative() }).optional(),
+  }),
   z.strictObject({
     type: z.literal('took-over'),
     term: count,

@@ -4,11 +4,13 @@
  * hand-over. A Primary whose first epoch is its last carries it out (lib/primary/machine.ts).
  *
  *   Migration.start ─ Primary, purpose `migrate` ─► rounds ─policy─► stop, last epoch ─► hand-over ─► moved
+ *            └── or at once, or when the policy says so: ─► stop ─► hand-over ─► it runs, its memory follows ─► moved
  *                                                    └── given up, failed, destination lost ─► stayed
  */
 import { EventEmitter } from 'node:events';
 import { DiskError, type HoldfastError } from '../errors.js';
 import type { Logger } from '../log.js';
+import type { ServeProgress } from '../native-early.js';
 import type { RoundStats } from '../primary/convergence.js';
 import type { CopyProgress } from '../primary/copy-progress.js';
 import type { DiskPlan } from '../primary/disk-plan.js';
@@ -17,7 +19,7 @@ import type { FinalEpoch } from '../primary/epoch-report.js';
 import { type IoErrorStop, stopText } from '../primary/io-error-watch.js';
 import type { Failure, Outcome } from '../primary/machine.js';
 import { type DiskPages, type DisksIndexed, sumDiskPages } from '../primary/page-disks.js';
-import { Primary, type PrimaryStatus } from '../primary/primary.js';
+import { Primary, type PrimaryStatus, type RunsEarly } from '../primary/primary.js';
 import { afterRound, notConverged } from './after-round.js';
 import { downtimeParts } from './downtime-parts.js';
 import {
@@ -26,7 +28,7 @@ import {
   type MigrationSettings,
   type MigrationSettingsInput,
 } from './options.js';
-import { type MigrationFinal, type MigrationOutcome, migrationError } from './outcome.js';
+import { type EarlyMove, type MigrationFinal, type MigrationOutcome, migrationError } from './outcome.js';
 import { migrationPolicy } from './policies.js';
 import type { MigrationDecision, MigrationLimits, MigrationPolicy, MigrationRound } from './policy.js';
 import { timeText } from './words.js';
@@ -85,6 +87,8 @@ export interface MigrationEvents {
   round: [MigrationProgress];
   /** All of the VM is over there; it is about to run. */
   final: [MigrationFinal];
+  /** It runs over there, and its memory follows. */
+  'runs-early': [RunsEarly];
   /** The migration goes on, but somebody should know. */
   warning: [HoldfastError];
   ended: [MigrationOutcome];
@@ -94,6 +98,7 @@ export interface MigrationEvents {
 export interface AnyMigration extends EventEmitter<MigrationEvents> {
   readonly ended: Promise<MigrationOutcome>;
   readonly movedDisks: Primary['movedDisks'];
+  readonly following: ServeProgress | undefined;
   status(): MigrationStatus;
   cancel(): Promise<MigrationOutcome>;
   release(): Promise<MigrationOutcome>;
@@ -111,6 +116,7 @@ export class Migration extends EventEmitter<MigrationEvents> implements AnyMigra
   #final: FinalEpoch | undefined;
   #disks: DisksCopied | undefined;
   #givenUp: Failure | undefined;
+  #early: RunsEarly | undefined;
 
   private constructor(parts: {
     settings: MigrationSettings;
@@ -139,22 +145,28 @@ export class Migration extends EventEmitter<MigrationEvents> implements AnyMigra
     const { key, qmp, signal, logger, ...input } = options;
     const settings = checkMigrationSettings(input);
     signal?.throwIfAborted();
-    const policy = migrationPolicy(settings.policy);
+    const { resumeEarly, earlyWaitMs } = settings;
+    const postCopy = resumeEarly !== 'never';
+    const policy = migrationPolicy(settings.policy, { postCopyOffered: postCopy });
     let overheadMs = OVERHEAD_MS;
     let limits: MigrationLimits | undefined;
     const primary = await Primary.start(
       { ...asPrimarySettings(settings), key, qmp, ...(logger === undefined ? {} : { logger }) },
-      (pageBytes) => {
-        limits = {
-          ...{ downtimeMs: settings.downtimeMs, pageBytes },
-          get overheadMs() {
-            return overheadMs;
-          },
-        };
-        const limit = { roundsMax: settings.roundsMax, totalMsMax: settings.timeMaxMs };
-        return afterRound({ policy, limits, limit });
+      {
+        afterRound: (pageBytes) => {
+          limits = {
+            ...{ downtimeMs: settings.downtimeMs, pageBytes },
+            get overheadMs() {
+              return overheadMs;
+            },
+          };
+          const limit = { roundsMax: settings.roundsMax, totalMsMax: settings.timeMaxMs };
+          return afterRound({ policy, limits, limit, postCopy });
+        },
+        resumeEarly,
+        earlyWaitMs,
+        skipDiskPages: settings.skipDiskPages,
       },
-      settings.skipDiskPages,
     );
     primary.on('prefix-ahead', (stoodStillMs) => {
       overheadMs = stoodStillMs;
@@ -173,6 +185,11 @@ export class Migration extends EventEmitter<MigrationEvents> implements AnyMigra
   /** The VM's disks that were moved to servers at the start, as `moveDisks` asks for; undefined: none. */
   get movedDisks(): Primary['movedDisks'] {
     return this.#primary.movedDisks;
+  }
+
+  /** How the memory of a VM follows that runs over there; undefined where it doesn't. */
+  get following(): ServeProgress | undefined {
+    return this.#early === undefined ? undefined : this.#primary.servingProgress();
   }
 
   status(): PrimaryStatus {
@@ -232,6 +249,10 @@ export class Migration extends EventEmitter<MigrationEvents> implements AnyMigra
         decision: this.#policy(this.#rounds, this.#limits),
       });
     });
+    primary.on('runs-early', (early) => {
+      this.#early = early;
+      this.emit('runs-early', early);
+    });
     primary.on('final', (final) => {
       this.#final = final;
       this.emit('final', final);
@@ -251,11 +272,19 @@ export class Migration extends EventEmitter<MigrationEvents> implements AnyMigra
     return outcome;
   }
 
+  #earlyOf(): EarlyMove | undefined {
+    const cost = this.#primary.faultCost;
+    if (cost === undefined) return undefined;
+    const { pagesLeft: _none, ...served } = this.#primary.servingProgress();
+    return { ...served, ...cost };
+  }
+
   #outcomeOf(outcome: Outcome): MigrationOutcome {
     switch (outcome.kind) {
       case 'switched-over': {
         const { term, downtimeMs, resumeMs } = outcome;
         const final = this.#final;
+        const early = this.#earlyOf();
         const roundBytes = this.#rounds.reduce((sum, { bytes }) => sum + bytes, 0);
         const diskPages = sumDiskPages([...this.#rounds, this.#final].map((each) => each?.diskPages));
         return {
@@ -267,10 +296,11 @@ export class Migration extends EventEmitter<MigrationEvents> implements AnyMigra
           resumeMs,
           firstStopMs: this.#firstStopMs,
           rounds: this.#rounds.length,
-          bytes: roundBytes + (final?.bytes ?? 0),
+          bytes: roundBytes + (final?.bytes ?? 0) + (early?.bytes ?? 0),
           diskBytes: (this.#disks?.bytes ?? 0) + (final?.diskBytes ?? 0),
           final,
           ...(diskPages === undefined ? {} : { diskPages }),
+          ...(early === undefined ? {} : { early }),
         };
       }
       case 'detached':

@@ -77,6 +77,7 @@ export class QemuEngineMigration
   implements AnyMigration, AsyncDisposable
 {
   readonly movedDisks = undefined;
+  readonly following = undefined;
   readonly #parts: Parts;
   readonly #cancelled = new AbortController();
   /** Settled by release(): the operator's word that the VM does not run over there. */

@@ -162,7 +162,7 @@ export class EpochEffects {
     const { epoch, trigger } = action;
     const beganMs = this.#driver.lastResumeMs;
     try {
-      const mode = this.#modes.next();
+      const mode = action.pagesFollow === true ? 'later' : this.#modes.next();
       await this.#slices.stop();
       if (trigger === 'first') this.#slices.reset(performance.now()); // the base sync has just scanned
       if (mode === 'staged') await this.#slices.finish(epoch);

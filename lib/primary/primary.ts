@@ -26,6 +26,7 @@ import {
 } from '../errors.js';
 import { type Logger, NOTHING_LOGGED } from '../log.js';
 import { native, type PrimaryEngine, type RamMapping } from '../native.js';
+import type { FaultCost, ServeProgress } from '../native-early.js';
 import { chooseGate } from '../output/choose-gate.js';
 import { type GateStats, isInQemu, type OutputGate } from '../output/gate.js';
 import { relaysOf, type VmRelay } from '../output/relay-files.js';
@@ -65,6 +66,7 @@ import {
 import { describeOutcome, outcomeError } from './outcome.js';
 import type { PacingExplanation } from './pacing-report.js';
 import { awaitIndex, beginIndex, type DisksIndexed, diskPagesOf, pageDisksOf } from './page-disks.js';
+import { servePages } from './serve-pages.js';
 import { VmDriver } from './vm-driver.js';
 
 /** QEMU writes 5 KB to a few hundred KB of device state; ROM blocks come on top in the prefix. */
@@ -130,11 +132,34 @@ export interface PrimaryStatus {
   readonly distributions: EpochSummary;
 }
 
+/** A VM that is to move. */
+export interface Moving {
+  /** When its rounds end. */
+  readonly afterRound: (pageBytes: number) => AfterRound;
+  /** Whether it may run there before its memory is there: never, when `afterRound` says so, at once. */
+  readonly resumeEarly: ResumeEarly;
+  /** For so long either side waits for a cut link, while pages are still to come. */
+  readonly earlyWaitMs: number;
+  /** Pages on a disk that both hosts have are not sent. */
+  readonly skipDiskPages: boolean;
+}
+
+export type ResumeEarly = 'never' | 'auto' | 'now';
+
+export interface RunsEarly {
+  readonly term: number;
+  /** By this host's clock: from the stop here until it was heard that it runs there. */
+  readonly downtimeMs: number;
+  readonly pages: number;
+}
+
 interface PrimaryEvents {
   epoch: [EpochReport];
   round: [RoundStats];
   /** Before the first round of a migration: for so many milliseconds the VM stood still. */
   'prefix-ahead': [number];
+  /** The VM runs there, and lacks so many pages of here. */
+  'runs-early': [RunsEarly];
   /** The last epoch before a hand-over is with the backup. */
   final: [FinalEpoch];
   /** What a session is going to send of each disk. */
@@ -181,6 +206,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   readonly #pageDisks: readonly PageDisk[] | undefined;
   /** Those that the backup has, and that are being indexed. */
   #indexed: readonly string[] = [];
+  readonly #moving: Moving | undefined;
   readonly #epochs: EpochEffects;
   readonly #ioErrors: IoErrorWatch;
   readonly #ended: { promise: Promise<Outcome>; resolve: (outcome: Outcome) => void };
@@ -190,6 +216,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   #retryTimer: NodeJS.Timeout | undefined;
   #shutdownReason: string | undefined;
   #finishing: Promise<void> | undefined;
+  #faultCost: FaultCost | undefined;
 
   private constructor(parts: {
     settings: PrimarySettings;
@@ -209,6 +236,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     log: Logger;
     leftStopped: boolean;
     operatorPaused: boolean;
+    moving: Moving | undefined;
     afterRound: AfterRound | undefined;
     pageDisks: readonly PageDisk[] | undefined;
     ioError: boolean;
@@ -241,7 +269,8 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     }
     this.#scratchDir = parts.scratchDir;
     this.#log = parts.log;
-    this.#isMigration = parts.afterRound !== undefined;
+    this.#moving = parts.moving;
+    this.#isMigration = parts.moving !== undefined;
     this.#pageDisks = parts.pageDisks;
     let resolve: (outcome: Outcome) => void = () => {};
     const promise = new Promise<Outcome>((settle) => {
@@ -298,7 +327,11 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         captureFailuresMax: 3,
         purpose:
           parts.afterRound !== undefined
-            ? { kind: 'migrate', afterRound: parts.afterRound }
+            ? {
+                kind: 'migrate',
+                afterRound: parts.afterRound,
+                atOnce: parts.moving?.resumeEarly === 'now',
+              }
             : {
                 kind: 'protect',
                 convergence: fixedConvergence({
@@ -326,16 +359,11 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
    * What an earlier, killed daemon left in QEMU (userfaultfd, output gate) is
    * adopted, with the output it holds.
    *
-   * @param moving for lib/migrate/migration.ts: the VM is to move, and what this returns says when.
-   * @param skipDiskPages for the same: pages on a disk that both hosts have are not sent.
+   * @param moving for lib/migrate/migration.ts: the VM is to move.
    * @throws ConfigError, UnsupportedHostError, UnsupportedVmError (nothing was touched), InjectError,
    *         RamMappingError, QmpConnectionError
    */
-  static async start(
-    options: PrimaryOptions,
-    moving?: (pageBytes: number) => AfterRound,
-    skipDiskPages = false,
-  ): Promise<Primary> {
+  static async start(options: PrimaryOptions, moving?: Moving): Promise<Primary> {
     const { key, qmp: qmpPath, signal, logger, ...input } = options;
     const settings = checkPrimarySettings(input);
     signal?.throwIfAborted();
@@ -406,8 +434,9 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         log,
         leftStopped: !running && ours,
         operatorPaused: !running && !ours,
-        afterRound: moving?.(backend.mapping.pageSize),
-        pageDisks: skipDiskPages ? await pageDisksOf(vm, servers?.disks ?? []) : undefined,
+        moving,
+        afterRound: moving?.afterRound(backend.mapping.pageSize),
+        pageDisks: moving?.skipDiskPages === true ? await pageDisksOf(vm, servers?.disks ?? []) : undefined,
         ioError,
       });
       primary.#listen(signal);
@@ -432,6 +461,16 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   /** The VM's disks that were moved to servers at the start, as `moveDisks` asks for; undefined: none. */
   get movedDisks(): MovedDisks | undefined {
     return this.#moved;
+  }
+
+  /** Of the pages that follow a VM which runs there already. */
+  servingProgress(): ServeProgress {
+    return this.#engine.serveProgress();
+  }
+
+  /** What the page faults over there have cost; undefined before all pages are there. */
+  get faultCost(): FaultCost | undefined {
+    return this.#faultCost;
   }
 
   /** The VM may run on the backup: this side leaves it stopped, or its output held. */
@@ -519,7 +558,9 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         ramBytes: this.#vm.ramBytes,
         vcpus: this.#vm.vcpus,
         // An epoch's pause doesn't count.
-        running: !this.#state.operatorPaused && (phase.name === 'protected' || !this.#state.vmStopped),
+        running:
+          !this.#state.operatorPaused &&
+          (phase.name === 'protected' ? phase.cycle.at !== 'serving' : !this.#state.vmStopped),
         ...(stop === undefined ? {} : { stopReason: `${stopText(stop)}. ${stopCure(stop)}` }),
       },
       backup,
@@ -686,7 +727,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         void this.#epochs.release(action.epoch);
         return;
       case 'hand-over':
-        void this.#handOver(action.epoch);
+        void this.#handOver(action.epoch, action.pagesFollow === true);
         return;
       case 'enter-loss':
         void this.#enterLoss(action);
@@ -701,14 +742,38 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
    * The final epoch is acknowledged, so its output may leave. QEMU's own filters can't deliver it: the VM
    * stays stopped.
    */
-  async #handOver(epoch: number): Promise<void> {
+  async #handOver(epoch: number, pagesFollow: boolean): Promise<void> {
     const link = this.#link;
+    if (pagesFollow && link !== undefined) void this.#servePages(link);
     if (!isInQemu(this.#gate)) {
       await this.#gate.release(this.#qmp).catch((error: unknown) => {
         this.#log.warn({ epoch, err: toHoldfastError(error).message }, "the final epoch's output is lost");
       });
     }
-    link?.send({ type: 'switchover', epoch });
+    const waitMs = this.#moving?.earlyWaitMs ?? 0;
+    link?.send({ type: 'switchover', epoch, ...(pagesFollow ? { pagesFollow: { waitMs } } : {}) });
+  }
+
+  /** Also when the control connection is lost: it is the VM there that needs them. */
+  async #servePages({ bulkPort: port, bulkToken: token }: BackupLink): Promise<void> {
+    const { host } = parseHostPort(this.#settings.backup);
+    const waitMs = this.#moving?.earlyWaitMs ?? 0;
+    const stoppedMs = performance.now() - this.#epochs.stoppedForMs();
+    try {
+      this.#faultCost = await servePages({
+        engine: this.#engine,
+        peer: { host, port, token },
+        waitMs,
+        log: this.#log,
+      });
+      this.#log.info({ ...this.#faultCost, ...this.#engine.serveProgress() }, 'all pages are there');
+      this.#dispatch({ type: 'pages-served', downtimeMs: performance.now() - stoppedMs });
+    } catch (error) {
+      const { code, message, cure } = toHoldfastError(error);
+      if (code === 'HOLDFAST_E_CANCELLED') return; // by our own disconnect, already decided
+      this.#log.error({ code, err: message }, 'the pages are not to be brought there');
+      this.#dispatch({ type: 'pages-lost', failure: { code, message, cure } });
+    }
   }
 
   #fail(error: unknown, context: string): void {
@@ -791,6 +856,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       ...(this.#pageDisks === undefined
         ? {}
         : { pageDisks: this.#pageDisks.map(({ imagePath, imageBytes }) => ({ imagePath, imageBytes })) }),
+      ...resumeEarlyOf(this.#moving),
       ...(this.#servers === undefined
         ? {}
         : {
@@ -823,15 +889,15 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
 
   #onMessage(message: ControlMessage): void {
     switch (message.type) {
-      case 'took-over':
-        this.#dispatch({
-          type: 'took-over',
-          term: message.term,
-          epoch: message.epoch,
-          resumeMs: message.resumeMs,
-          downtimeMs: this.#epochs.stoppedForMs(),
-        });
+      case 'took-over': {
+        const { term, epoch, resumeMs } = message;
+        const downtimeMs = this.#epochs.stoppedForMs();
+        this.#dispatch({ type: 'took-over', term, epoch, resumeMs, downtimeMs });
+        if (this.#state.pagesFollow) {
+          this.emit('runs-early', { term, downtimeMs, pages: this.#engine.serveProgress().pages });
+        }
         return;
+      }
       case 'takeover-failed':
         this.#dispatch({
           type: 'takeover-failed',
@@ -1091,6 +1157,9 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     });
   }
 }
+
+const resumeEarlyOf = (moving: Moving | undefined): Pick<SessionMessage, 'resumeEarly'> =>
+  moving === undefined || moving.resumeEarly === 'never' ? {} : { resumeEarly: moving.resumeEarly };
 
 /** Stopped by somebody else, and meant to stay so. */
 const paused = (): UnsupportedVmError =>

@@ -18,6 +18,7 @@
 #include "wire/disk_reference.h"
 #include "wire/frame_decoder.h"
 #include "wire/page_bitmap.h"
+#include "wire/page_frame.h"
 #include "wire/run_table.h"
 #include "wire/state_delta.h"
 
@@ -302,6 +303,29 @@ void TryDelta(std::span<const std::byte> bytes) {
   HF_ASSERT(std::ranges::equal(state, rest));
 }
 
+// A list of pages in two frames, however it is cut: what is let through ascends,
+// lies in RAM, and is as long as it says.
+void TryPageList(std::span<const std::byte> bytes) {
+  if (bytes.size() < PageListBody::kBytes) return;
+  const PageListBody body = DecodePageList(bytes.first<PageListBody::kBytes>());
+  const auto tables = bytes.subspan(PageListBody::kBytes);
+  PageListReader reader(kRamPages);
+  const auto first = reader.Add(tables.first(tables.size() / 2), body);
+  if (!first.ok()) return;
+  if (!first.value()) {
+    const auto second = reader.Add(tables.subspan(tables.size() / 2), body);
+    if (!second.ok() || !second.value()) return;
+  }
+  uint64_t pages = 0;
+  uint64_t next_page = 0;
+  for (const PageRun& run : reader.Take()) {
+    HF_ASSERT(run.first_page >= next_page && run.pages > 0);
+    next_page = run.first_page + run.pages;
+    pages += run.pages;
+  }
+  HF_ASSERT(next_page <= kRamPages && pages == body.pages);
+}
+
 }  // namespace
 }  // namespace holdfast
 
@@ -319,6 +343,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   (void)holdfast::CheckReferences(
       bytes.first(bytes.size() / holdfast::DiskReference::kBytes * holdfast::DiskReference::kBytes),
       holdfast::kReferenceDisks, holdfast::kPageSize);
+  holdfast::TryPageList(bytes.subspan(1));
   if ((data[0] & 64) != 0) {
     holdfast::ReceiveDisks(holdfast::Stream(bytes.subspan(1)), data[0]);
     return 0;

@@ -71,6 +71,8 @@ class ReplicaSession {
   std::optional<Refusal> Adopt(Descriptor& socket, const HelloBody& hello);
 
   std::span<const uint64_t> reference_disks() const { return reference_disks_.bytes(); }
+  // HELLO_OK to a page stream, which belongs to no connection.
+  void GreetPages(int fd);
 
   void AllowApplies(uint64_t epochs);
   Result<Receiver::Fenced> Fence();

@@ -36,11 +36,8 @@ describe('02 engines', () => {
     const both = await settingsOf(...to, ...own, '--engine', 'qemu');
     expect(() => checkEngine(both)).toThrow(ConfigError);
     expect(() => checkEngine(both)).toThrow('nothing of --sender, --streams, --move-disks');
-    const later: MigrateCommandSettings & { skipDiskPages: boolean } = {
-      ...(await settingsOf(...to, '--engine', 'qemu')),
-      skipDiskPages: true,
-    };
-    expect(() => checkEngine(later)).toThrow('skipDiskPages');
+    const spared = await settingsOf(...to, '--engine', 'qemu', '--skip-disk-pages', '--resume-early');
+    expect(() => checkEngine(spared)).toThrow('nothing of --resume-early, --skip-disk-pages');
   });
 
   it('of QEMU moves no disk that is written to', () => {
