@@ -310,7 +310,12 @@ export class Migration extends EventEmitter<MigrationEvents> implements AnyMigra
           mayRunThere: false,
         };
       case 'failed':
-        return { kind: 'stayed', failure: outcome.failure, mayRunThere: this.#primary.mayRunThere };
+        return {
+          kind: 'stayed',
+          failure: outcome.failure,
+          mayRunThere: this.#primary.mayRunThere,
+          ...(this.#early === undefined ? {} : { ranEarly: true }),
+        };
       case 'vm-ended':
       case 'vm-lost':
       case 'fenced':

@@ -45,6 +45,8 @@ export type MigrationOutcome =
       readonly failure: Failure;
       /** The VM here is left stopped for it. */
       readonly mayRunThere: boolean;
+      /** It did run over there, and its memory did not follow. */
+      readonly ranEarly?: boolean;
     }
   | Extract<Outcome, { kind: 'vm-ended' | 'vm-lost' | 'fenced' }>;
 
@@ -92,7 +94,7 @@ export const migrationError = (outcome: Exclude<MigrationOutcome, { kind: 'moved
       return toHoldfastError(
         Object.assign(new Error(message), {
           code,
-          cure: cure ?? (outcome.mayRunThere ? STOPPED_CURE : undefined),
+          cure: outcome.mayRunThere && outcome.ranEarly !== true ? STOPPED_CURE : cure,
         }),
       );
     }
