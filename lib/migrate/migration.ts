@@ -262,7 +262,12 @@ export class Migration extends EventEmitter<MigrationEvents> implements AsyncDis
           mayRunThere: false,
         };
       case 'failed':
-        return { kind: 'stayed', failure: outcome.failure, mayRunThere: this.#primary.mayRunThere };
+        return {
+          kind: 'stayed',
+          failure: outcome.failure,
+          mayRunThere: this.#primary.mayRunThere,
+          ...(this.#early === undefined ? {} : { pagesLost: true }),
+        };
       case 'vm-ended':
       case 'vm-lost':
       case 'fenced':

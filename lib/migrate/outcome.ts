@@ -35,6 +35,8 @@ export type MigrationOutcome =
       readonly failure: Failure;
       /** The VM here is left stopped for it. */
       readonly mayRunThere: boolean;
+      /** It has run over there, before its memory was there, which was lost then. */
+      readonly pagesLost?: boolean;
     }
   | Extract<Outcome, { kind: 'vm-ended' | 'vm-lost' | 'fenced' }>;
 
@@ -77,10 +79,12 @@ export const migrationError = (outcome: Exclude<MigrationOutcome, { kind: 'moved
   switch (outcome.kind) {
     case 'stayed': {
       const { code, cure } = outcome.failure;
+      // One that has run there, and lost its pages, is past asking.
+      const asks = outcome.mayRunThere && outcome.pagesLost !== true;
       return toHoldfastError(
         Object.assign(new Error(message), {
           code,
-          cure: cure ?? (outcome.mayRunThere ? STOPPED_CURE : undefined),
+          cure: asks ? STOPPED_CURE : cure,
         }),
       );
     }
