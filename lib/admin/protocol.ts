@@ -161,6 +161,9 @@ export const daemonStatus = z.discriminatedUnion('role', [
     replica: z.string().optional(),
     disks: z.array(replicaDisk).optional(),
     takeover: takeoverReport.optional(),
+    pages: z
+      .looseObject({ pages: z.number(), pagesLeft: z.number(), faults: z.number(), faultP50Us: z.number() })
+      .optional(),
     receiveMs: distribution.optional(),
     applyMs: distribution.optional(),
   }),

@@ -267,6 +267,11 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     return this.#takeover;
   }
 
+  /** What a VM that was resumed early still lacks; undefined where none does. */
+  get pages(): EarlyGuestStats | undefined {
+    return this.#session(this.#state.checkpoint?.generation)?.generation.early?.stats();
+  }
+
   status(): BackupStatus {
     const { phase, vm, checkpoint } = this.#state;
     const session = this.#session(this.#state.receiving) ?? this.#session(checkpoint?.generation);
@@ -299,7 +304,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       ...(session?.generation.standby === undefined ? {} : { standbyPid: session.generation.standby.pid }),
       ...(disks.length === 0 ? {} : { disks }),
       ...(this.#takeover === undefined ? {} : { takeover: this.#takeover }),
-      ...(session?.generation.early === undefined ? {} : { pages: session.generation.early.stats() }),
+      ...(this.pages === undefined ? {} : { pages: this.pages }),
       ...(receiveMs === undefined ? {} : { receiveMs }),
       ...(applyMs === undefined ? {} : { applyMs }),
     };

@@ -86,7 +86,7 @@ export const narrateBackup = (
   backup.on('pages-lost', onPagesLost);
   backup.on('warning', onWarning);
   const timer = setInterval(() => {
-    const { pages: early } = backup.status();
+    const early = backup.pages;
     if (early !== undefined && early.pagesLeft > 0) {
       console.live(`${early.pagesLeft} pages to come · page faults ${timeText(early.faultP50Us / 1_000)}`);
       return;

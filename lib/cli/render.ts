@@ -143,12 +143,16 @@ const backupLines = (status: BackupView): string[] => {
           ),
           row('QMP', takeover.qmp),
         ]),
+    ...(status.pages === undefined ? [] : [row('pages', pagesText(status.pages))]),
     ...distributionTable([
       ['receive', status.receiveMs, 'ms'],
       ['apply', status.applyMs, 'ms'],
     ]),
   ];
 };
+
+const pagesText = ({ pages, pagesLeft, faults, faultP50Us }: NonNullable<BackupView['pages']>): string =>
+  `${pagesLeft} of ${pages} still to come; ${faults} page faults, median ${(faultP50Us / 1_000).toFixed(1)} ms`;
 
 const vmName = (name: string): string => (name === '' ? '(no name)' : name);
 

@@ -314,7 +314,7 @@ export class Migration extends EventEmitter<MigrationEvents> implements AnyMigra
           kind: 'stayed',
           failure: outcome.failure,
           mayRunThere: this.#primary.mayRunThere,
-          ...(this.#early === undefined ? {} : { ranEarly: true }),
+          ...(this.#early === undefined ? {} : { pagesLost: true }),
         };
       case 'vm-ended':
       case 'vm-lost':

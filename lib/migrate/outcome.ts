@@ -45,8 +45,8 @@ export type MigrationOutcome =
       readonly failure: Failure;
       /** The VM here is left stopped for it. */
       readonly mayRunThere: boolean;
-      /** It did run over there, and its memory did not follow. */
-      readonly ranEarly?: boolean;
+      /** It has run over there, before its memory was there, which was lost then. */
+      readonly pagesLost?: boolean;
     }
   | Extract<Outcome, { kind: 'vm-ended' | 'vm-lost' | 'fenced' }>;
 
@@ -91,10 +91,12 @@ export const migrationError = (outcome: Exclude<MigrationOutcome, { kind: 'moved
   switch (outcome.kind) {
     case 'stayed': {
       const { code, cure } = outcome.failure;
+      // One that has run there, and lost its pages, is past asking.
+      const asks = outcome.mayRunThere && outcome.pagesLost !== true;
       return toHoldfastError(
         Object.assign(new Error(message), {
           code,
-          cure: outcome.mayRunThere && outcome.ranEarly !== true ? STOPPED_CURE : cure,
+          cure: asks ? STOPPED_CURE : cure,
         }),
       );
     }
