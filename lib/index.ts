@@ -120,6 +120,7 @@ export type {
   MeasuredPart,
 } from './primary/epoch-report.js';
 export type { IoErrorStop } from './primary/io-error-watch.js';
+export type { DiskPages, DisksIndexed } from './primary/page-disks.js';
 export type {
   BackupLostPolicy,
   CaptureMode,

@@ -39,10 +39,10 @@ struct SendCounters {
   uint64_t reference_bytes = 0;  // of page bytes: sent as they lie in memory
   uint64_t completions = 0;      // calls that the kernel has reported on
   double helper_cpu_ms = 0;      // CPU time of sending threads other than the caller's
-  uint64_t disk_pages = 0;           // pages sent as references to a disk, beside `pages`
-  uint64_t disk_reference_bytes = 0;     // their frames; of `bytes`
-  uint64_t disk_pages_different = 0;     // of these, asked for again: the disk has something else
-  uint64_t disk_pages_unread = 0;        // or was not read; both came again, and count in `pages`
+  uint64_t disk_pages = 0;            // pages sent as references to a disk, beside `pages`
+  uint64_t disk_reference_bytes = 0;  // their frames; of `bytes`
+  uint64_t disk_pages_different = 0;  // of these, asked for: the disk has something else,
+  uint64_t disk_pages_unread = 0;     // or was not read; sent again, and so among `pages`
 };
 
 // What the peer asks for in place of an answer.
@@ -179,8 +179,8 @@ class BulkStream {
 
   const DiskIndex* index_ = nullptr;
   TableBuilder referred_;
-  std::vector<DiskIndex::Place> places_;       // of these, same order
-  std::vector<const std::byte*> contents_;     // and where they are in memory
+  std::vector<DiskIndex::Place> places_;    // of these, same order
+  std::vector<const std::byte*> contents_;  // and where they are in memory
   std::vector<ContentHash> hashes_;
   std::vector<std::byte> references_;
 };

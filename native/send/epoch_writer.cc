@@ -259,6 +259,11 @@ Result<FrameHeader> EpochWriter::Impl::AwaitEnd(FrameType end, FrameType answer,
     Wanted wanted;
     auto header = AwaitAnswer(answer, body, &wanted);
     if (!header.ok() || header.value().type == answer) return header;
+    if (header.value().epoch != epoch) {
+      return Error::Of(ErrorCode::kProtocol,
+                       Text("WANTED frame: epoch %" PRIu64 ", not %" PRIu64, header.value().epoch,
+                            epoch));
+    }
     HF_TRY(SendAgain(wanted, end, again));
   }
 }
