@@ -4,6 +4,7 @@
  *   Primary   protects a running VM onto a backup     (docs/embedding.md)
  *   Backup    keeps its checkpoints, and takes over
  *   Migration moves a running VM to where a Backup waits  (docs/migration.md)
+ *   Checkpointing saves a running VM to disk, restoreCheckpoint starts it from there  (docs/checkpoints.md)
  *
  *   openSender, openReceiver   move pages of a file between processes (docs/transfer.md)
  */
@@ -35,6 +36,27 @@ export {
   checkBackupSettings,
 } from './backup/options.js';
 export type { ReplicaDiskStatus } from './backup/replica-disks.js';
+// Checkpoints on disk
+export type { LayerRound } from './checkpoint/binding.js';
+export type { Upkeep } from './checkpoint/chain.js';
+export {
+  Checkpointing,
+  type CheckpointingOptions,
+  type CheckpointReport,
+} from './checkpoint/checkpointing.js';
+export {
+  type Entry as CheckpointEntry,
+  type Listing as CheckpointListing,
+  listCheckpoints,
+} from './checkpoint/directory.js';
+export type { Manifest as CheckpointManifest } from './checkpoint/manifest.js';
+export {
+  type CheckpointSettings,
+  type CheckpointSettingsInput,
+  checkpointSettings,
+} from './checkpoint/options.js';
+export { type RestoredVm, type RestoreOptions, restoreCheckpoint } from './checkpoint/restore.js';
+export { type Verified, verifyCheckpoints } from './checkpoint/verify.js';
 // Key and log
 export { readKeyFile } from './control/auth.js';
 // Hosts
@@ -53,6 +75,7 @@ export {
   ChecksumError,
   ConfigError,
   ConnectError,
+  DamagedError,
   DiskError,
   DiskForeignError,
   FencedError,

@@ -13,6 +13,7 @@
  */
 
 import { createRequire } from 'node:module';
+import type { CheckpointBinding } from './checkpoint/binding.js';
 import type { PlugBinding } from './output/plug-binding.js';
 import type { RelayStats } from './output/relay-protocol.js';
 import { packageRoot } from './package-root.js';
@@ -638,7 +639,7 @@ export interface DiskStore {
   close(): Promise<void>;
 }
 
-export interface NativeBinding extends PlugBinding {
+export interface NativeBinding extends PlugBinding, CheckpointBinding {
   probeKernel(): Promise<KernelProbe>;
   /** Takes well under a millisecond and waits for nothing. */
   probeSenders(): SenderProbe;

@@ -1,9 +1,10 @@
 // The exports, nothing else: NativeBinding of lib/native.ts, TransferBinding of
-// lib/transfer/binding.ts.
+// lib/transfer/binding.ts, CheckpointBinding of lib/checkpoint/binding.ts.
 
 #include <napi.h>
 
 #include "js/bridge.h"
+#include "js/checkpointer.h"
 #include "js/disk_store.h"
 #include "js/functions.h"
 #include "js/guest_clock.h"
@@ -29,6 +30,11 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   exports.Set("hashFile", Napi::Function::New(env, js::HashFileAsync, "hashFile"));
   exports.Set("compareFiles", Napi::Function::New(env, js::CompareFilesAsync, "compareFiles"));
   exports.Set("debugCounters", Napi::Function::New(env, js::DebugCounters, "debugCounters"));
+  exports.Set("verifyLayers", Napi::Function::New(env, js::VerifyLayersAsync, "verifyLayers"));
+  exports.Set("assembleRam", Napi::Function::New(env, js::AssembleRamAsync, "assembleRam"));
+  exports.Set("mergeLayers", Napi::Function::New(env, js::MergeLayersAsync, "mergeLayers"));
+  exports.Set("copySparse", Napi::Function::New(env, js::CopySparseAsync, "copySparse"));
+  exports.Set("Checkpointer", js::CheckpointerObject::Define(env));
   exports.Set("DiskStore", js::DiskStoreObject::Define(env));
   exports.Set("GuestClock", js::GuestClockObject::Define(env));
   exports.Set("Plug", js::PlugObject::Define(env));
