@@ -14,6 +14,13 @@
 
 import { createRequire } from 'node:module';
 import type { CheckpointBinding } from './checkpoint/binding.js';
+import type {
+  EarlyGuest,
+  EarlyGuestOptions,
+  FaultCost,
+  ServePagesOptions,
+  ServeProgress,
+} from './native-early.js';
 import type { PlugBinding } from './output/plug-binding.js';
 import type { RelayStats } from './output/relay-protocol.js';
 import { packageRoot } from './package-root.js';
@@ -212,7 +219,8 @@ export interface BaseRoundResult {
 
 export interface CaptureOptions {
   readonly epoch: number;
-  readonly mode: NativeCaptureMode;
+  /** `later`: the epoch has no pages, and needs no base: servePages() brings what the backup lacks. */
+  readonly mode: NativeCaptureMode | 'later';
 }
 
 export interface PrestageOptions {
@@ -264,6 +272,8 @@ export interface CaptureResult {
   /** Left for the pause by the last slice, because they were rewritten again and again. */
   readonly heldBackPages: number;
   readonly runs: number;
+  /** In mode `later`, told as `direct`: what servePages() will have to bring. */
+  readonly laterPages: number;
   /** Log of all disks that belongs to the epoch; most of it has left already. */
   readonly diskBytes: number;
   /** Within the pause. */
@@ -374,6 +384,14 @@ export interface PrimaryEngine {
   /** Settles on the backup's acknowledgement, never on a kernel completion. */
   send(options: SendOptions): Promise<SendResult>;
   /**
+   * Of an epoch that was captured as `later` and is acknowledged: brings its pages to the VM, which may run
+   * there by then, over a connection of its own. Settles when all are there. The VM here must stay stopped.
+   * Rejects with HOLDFAST_E_PEER_LOST or HOLDFAST_E_CONNECT when that breaks: it may be called again, and
+   * goes on with what is lacking.
+   */
+  servePages(options: ServePagesOptions): Promise<FaultCost>;
+  serveProgress(): ServeProgress;
+  /**
    * Drops a captured epoch that will not be (or was not completely) sent: its
    * pages are merged into the next capture, so that no write is forgotten. What
    * was sent ahead of it is given up with it, also where nothing was captured:
@@ -410,6 +428,8 @@ export interface SessionOptions {
   readonly deviceBytesMax: number;
   /** False: no digests, whatever the primary wishes (default true). */
   readonly verify?: boolean | undefined;
+  /** No memory is reserved, only seen to be there: the session takes no time, whatever the size (default false). */
+  readonly sparse?: boolean | undefined;
   /**
    * The replicas of the VM's disks, open. An epoch is then committed with them, as one. The store may be an
    * older session's, too: that one's checkpoint stands until this one's first commit.
@@ -662,6 +682,7 @@ export interface NativeBinding extends PlugBinding, CheckpointBinding {
   /** Live native threads and open engines: a leak check for tests. */
   debugCounters(): { readonly threads: number; readonly engines: number; readonly descriptors: number };
   readonly DiskStore: new (options: DiskStoreOptions) => DiskStore;
+  readonly EarlyGuest: new (options: EarlyGuestOptions) => EarlyGuest;
   readonly GuestClock: new (options: { readonly pid: number }) => GuestClock;
   readonly PrimaryEngine: new (options: PrimaryEngineOptions) => PrimaryEngine;
   readonly Receiver: new (options: ReceiverOptions) => Receiver;

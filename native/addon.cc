@@ -6,6 +6,7 @@
 #include "js/bridge.h"
 #include "js/checkpointer.h"
 #include "js/disk_store.h"
+#include "js/early_guest.h"
 #include "js/functions.h"
 #include "js/guest_clock.h"
 #include "js/plug.h"
@@ -36,6 +37,7 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   exports.Set("copySparse", Napi::Function::New(env, js::CopySparseAsync, "copySparse"));
   exports.Set("Checkpointer", js::CheckpointerObject::Define(env));
   exports.Set("DiskStore", js::DiskStoreObject::Define(env));
+  exports.Set("EarlyGuest", js::EarlyGuestObject::Define(env));
   exports.Set("GuestClock", js::GuestClockObject::Define(env));
   exports.Set("Plug", js::PlugObject::Define(env));
   exports.Set("PrimaryEngine", js::PrimaryEngine::Define(env));

@@ -58,6 +58,8 @@ inline constexpr uint64_t kFeatureWpAsync = 1 << 15;
 inline constexpr uint64_t kTrackerFeatures = UFFD_FEATURE_PAGEFAULT_FLAG_WP |
                                              kFeatureWpHugetlbfsShmem | kFeatureWpUnpopulated |
                                              kFeatureWpAsync;
+inline constexpr uint64_t kMissingFeatures =
+    UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MISSING_HUGETLBFS;  // of 4.11
 static_assert(sizeof(uffdio_api) == 24 && sizeof(uffdio_register) == 32);
 
 // glibc 2.36 declares these without C linkage, older ones not at all.

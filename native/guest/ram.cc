@@ -180,4 +180,8 @@ Result<Descriptor> OpenRamFile(pid_t pid, const RamMapping& mapping) {
   return Open(pid, mapping, O_RDONLY);
 }
 
+Result<Descriptor> OpenRamFileForWriting(pid_t pid, const RamMapping& mapping) {
+  return Open(pid, mapping, O_RDWR);
+}
+
 }  // namespace holdfast

@@ -37,5 +37,6 @@ Result<RamMapping> LocateRamMapping(pid_t pid, uint64_t address, uint64_t size,
 
 // Opens the mapping's file for reading, also if it was unlinked.
 Result<Descriptor> OpenRamFile(pid_t pid, const RamMapping& mapping);
+Result<Descriptor> OpenRamFileForWriting(pid_t pid, const RamMapping& mapping);
 
 }  // namespace holdfast

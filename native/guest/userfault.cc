@@ -46,13 +46,6 @@ bool SameFile(int own_fd, pid_t pid, int remote_fd) {
   return ::syscall(SYS_kcmp, ::getpid(), pid, KCMP_FILE, own_fd, remote_fd) <= 0;
 }
 
-bool Enable(int event_fd) {
-  uffdio_api api{};
-  api.api = UFFD_API;
-  api.features = abi::kTrackerFeatures;
-  return ::ioctl(event_fd, UFFDIO_API, &api) == 0;
-}
-
 // Registered in WP_ASYNC mode? PM_SCAN_CHECK_WPASYNC refuses with EPERM if not.
 bool TracksAsynchronously(pid_t pid, uint64_t address, uint64_t size) {
   const Descriptor pagemap(
@@ -73,17 +66,39 @@ bool TracksAsynchronously(pid_t pid, uint64_t address, uint64_t size) {
 
 }  // namespace
 
-Result<std::unique_ptr<Userfault>> Userfault::Acquire(pid_t pid, uint64_t address,
-                                                      uint64_t size) {
+Result<std::unique_ptr<Userfault>> Userfault::Open(pid_t pid, uint64_t address, uint64_t size,
+                                                   Purpose purpose) {
   Descriptor process(abi::PidfdOpen(pid));
   if (!process.valid()) {
     return Error::FromErrno("pidfd_open", "process " + std::to_string(pid), ErrorCode::kInject);
   }
-  std::unique_ptr<Userfault> userfault(new Userfault(pid, std::move(process), address, size));
-  auto adopted = userfault->Adopt();
+  return std::unique_ptr<Userfault>(
+      new Userfault(pid, std::move(process), address, size, purpose));
+}
+
+Result<std::unique_ptr<Userfault>> Userfault::Acquire(pid_t pid, uint64_t address,
+                                                      uint64_t size) {
+  auto userfault = Open(pid, address, size, Purpose::kTrackWrites);
+  if (!userfault.ok()) return userfault;
+  auto adopted = userfault.value()->Adopt();
   if (!adopted.ok()) return adopted.error();
-  if (!adopted.value()) HF_TRY(userfault->Inject());
+  if (!adopted.value()) HF_TRY(userfault.value()->Inject());
   return userfault;
+}
+
+Result<std::unique_ptr<Userfault>> Userfault::AcquireMissing(pid_t pid, uint64_t address,
+                                                             uint64_t size) {
+  auto userfault = Open(pid, address, size, Purpose::kServeMissing);
+  if (userfault.ok()) HF_TRY(userfault.value()->Inject());
+  return userfault;
+}
+
+bool Userfault::Enable(int event_fd) const {
+  uffdio_api api{};
+  api.api = UFFD_API;
+  api.features =
+      purpose_ == Purpose::kTrackWrites ? abi::kTrackerFeatures : abi::kMissingFeatures;
+  return ::ioctl(event_fd, UFFDIO_API, &api) == 0;
 }
 
 Result<bool> Userfault::Adopt() {
@@ -115,7 +130,8 @@ Status Userfault::Inject() {
   // Without the right to handle kernel faults: asynchronous write protection
   // resolves those inside the kernel, so user mode alone is enough for us.
   constexpr unsigned long kUserModeOnly = 1;  // UFFD_USER_MODE_ONLY
-  if (opened.ok() && opened.value() == -EPERM) {
+  const bool tracks = purpose_ == Purpose::kTrackWrites;
+  if (opened.ok() && opened.value() == -EPERM && tracks) {
     opened = InjectSyscall(pid_, SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK | kUserModeOnly});
   }
   if (!opened.ok()) return opened.error();
@@ -127,13 +143,15 @@ Status Userfault::Inject() {
   inject_ms_ = MonotonicMs() - start_ms;
   remote_fd_ = static_cast<int>(opened.value());
 
-  const auto take_over = [this]() -> Status {
+  const auto take_over = [this, tracks]() -> Status {
     Descriptor event(abi::PidfdGetfd(process_.get(), remote_fd_));
     if (!event.valid()) {
       return Error::FromErrno("pidfd_getfd", "fetching the userfaultfd", ErrorCode::kInject);
     }
     if (!Enable(event.get())) {
-      return Error::FromErrno("UFFDIO_API", "the kernel lacks asynchronous write protection",
+      return Error::FromErrno("UFFDIO_API",
+                              tracks ? "the kernel lacks asynchronous write protection"
+                                     : "the kernel lacks faults on missing pages of shared memory",
                               ErrorCode::kUnsupported);
     }
     HF_TRY(Register(event.get()));
@@ -149,10 +167,11 @@ Status Userfault::Inject() {
 Status Userfault::Register(int event_fd) const {
   uffdio_register request{};
   request.range = {address_, size_};
-  request.mode = UFFDIO_REGISTER_MODE_WP;
+  request.mode = purpose_ == Purpose::kTrackWrites ? UFFDIO_REGISTER_MODE_WP
+                                                   : UFFDIO_REGISTER_MODE_MISSING;
   if (::ioctl(event_fd, UFFDIO_REGISTER, &request) != 0) {
     return Error::FromErrno("UFFDIO_REGISTER",
-                            errno == EBUSY ? "another userfaultfd tracks guest RAM already"
+                            errno == EBUSY ? "another userfaultfd has guest RAM already"
                                            : "registering guest RAM",
                             ErrorCode::kUnsupported);
   }

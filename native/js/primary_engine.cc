@@ -22,7 +22,8 @@ class PrimaryCore : public Core {
   PrimaryCore(std::shared_ptr<Bridge> bridge, const Primary::Options& options)
       : Core(std::move(bridge), "hf-primary"),
         primary_(std::make_unique<Primary>(options)),
-        shipped_(primary_->shipped()) {}
+        shipped_(primary_->shipped()),
+        serve_progress_(primary_->serve_progress()) {}
   // The thread must be gone before the members it uses are.
   ~PrimaryCore() override { StopAndJoin(); }
 
@@ -32,6 +33,8 @@ class PrimaryCore : public Core {
   // The rest: JavaScript thread only.
 
   std::shared_ptr<const ShippedDisks> shipped() const { return shipped_->Get(); }
+
+  const holdfast::ServeProgress& serve_progress() const { return *serve_progress_; }
 
   // What belongs to the present connection is cut by this signal.
   std::shared_ptr<CancelSignal> link() const { return link_; }
@@ -53,6 +56,7 @@ class PrimaryCore : public Core {
   std::shared_ptr<CancelSignal> link_ = std::make_shared<CancelSignal>();
   std::unique_ptr<Primary> primary_;
   const std::shared_ptr<const ShippedSlot> shipped_;
+  const std::shared_ptr<const holdfast::ServeProgress> serve_progress_;
 };
 
 namespace {
@@ -70,6 +74,17 @@ uint64_t EpochField(Fields& fields) {
   const uint64_t epoch = fields.Whole("epoch");
   if (epoch < 1 || epoch > kEpochMax) fields.Wrong("epoch", 0);
   return epoch;
+}
+
+Primary::Peer ToPeer(Fields& fields) {
+  Primary::Peer peer;
+  peer.host = fields.Text("host");
+  const uint64_t port = fields.Whole("port");
+  if (port == 0 || port > 65535) fields.Wrong("port", 0);
+  peer.port = static_cast<uint16_t>(port);
+  peer.token = fields.Token("token");
+  peer.timeout_ms = static_cast<int>(std::min<uint64_t>(fields.Whole("timeoutMs"), 3'600'000));
+  return peer;
 }
 
 Primary::StateFile ToStateFile(Napi::Env env, const Napi::Value& value, Fields& outer,
@@ -128,6 +143,7 @@ Value ToValue(const Primary::Prestaged& prestaged) {
 Value ToValue(const Primary::Captured& captured) {
   return [captured](Napi::Env env) {
     return ResultObject(env)
+        // kLater is direct, with nothing to send: the VM stays stopped.
         .Text("mode", captured.mode == Primary::Mode::kStaged ? "staged" : "direct")
         .Number("dirtyPages", captured.dirty_pages)
         .Number("prestagedPages", captured.prestaged_pages)
@@ -135,6 +151,7 @@ Value ToValue(const Primary::Captured& captured) {
         .Number("aheadPages", captured.ahead_pages)
         .Number("heldBackPages", captured.held_back_pages)
         .Number("runs", captured.runs)
+        .Number("laterPages", captured.later_pages)
         .Number("diskBytes", captured.disk_bytes)
         .Number("scanMs", captured.scan_ms)
         .Number("copyMs", captured.copy_ms)
@@ -181,6 +198,8 @@ Napi::Function PrimaryEngine::Define(Napi::Env env) {
                          InstanceMethod("prestage", &PrimaryEngine::Prestage),
                          InstanceMethod("capture", &PrimaryEngine::Capture),
                          InstanceMethod("send", &PrimaryEngine::Send),
+                         InstanceMethod("servePages", &PrimaryEngine::ServePages),
+                         InstanceMethod("serveProgress", &PrimaryEngine::ServeProgress),
                          InstanceMethod("abort", &PrimaryEngine::Abort),
                          InstanceMethod("disconnect", &PrimaryEngine::Disconnect),
                          InstanceMethod("detach", &PrimaryEngine::Detach),
@@ -234,13 +253,7 @@ Napi::Value PrimaryEngine::Attach(const Napi::CallbackInfo& info) {
 
 Napi::Value PrimaryEngine::Connect(const Napi::CallbackInfo& info) {
   Fields fields(info.Env(), info[0]);
-  Primary::Peer peer;
-  peer.host = fields.Text("host");
-  const uint64_t port = fields.Whole("port");
-  if (port == 0 || port > 65535) fields.Wrong("port", 0);
-  peer.port = static_cast<uint16_t>(port);
-  peer.token = fields.Token("token");
-  peer.timeout_ms = static_cast<int>(std::min<uint64_t>(fields.Whole("timeoutMs"), 3'600'000));
+  Primary::Peer peer = ToPeer(fields);
   if (fields.Has("streams")) {
     const uint64_t streams = fields.Whole("streams");
     if (streams < 1 || streams > kStreamsMax) fields.Wrong("streams", 0);
@@ -346,9 +359,11 @@ Napi::Value PrimaryEngine::Capture(const Napi::CallbackInfo& info) {
   Fields fields(info.Env(), info[0]);
   const uint64_t epoch = EpochField(fields);
   const std::string name = fields.Text("mode");
-  if (name != "staged" && name != "direct") fields.Wrong("mode", 0);
+  if (name != "staged" && name != "direct" && name != "later") fields.Wrong("mode", 0);
   if (!fields.Check()) return {};
-  const auto mode = name == "staged" ? Primary::Mode::kStaged : Primary::Mode::kDirect;
+  const auto mode = name == "staged"   ? Primary::Mode::kStaged
+                    : name == "direct" ? Primary::Mode::kDirect
+                                       : Primary::Mode::kLater;
   if (core_->epoch_open.exchange(true)) {
     return Rejected(info.Env(), Error::Of(ErrorCode::kLimit, "an epoch is not acknowledged yet"));
   }
@@ -386,6 +401,39 @@ Napi::Value PrimaryEngine::Send(const Napi::CallbackInfo& info) {
         return ToValue(epoch, sent.value());
       },
       [core = core_.get()] { core->primary().Prepare(); });
+}
+
+Napi::Value PrimaryEngine::ServePages(const Napi::CallbackInfo& info) {
+  Fields fields(info.Env(), info[0]);
+  const Primary::Peer peer = ToPeer(fields);
+  if (!fields.Check()) return {};
+  return core_->Submit(info.Env(), Value(),
+                       [core = core_.get(), link = core_->link(), peer]() -> Result<js::Value> {
+                         if (link->cancelled()) return Cut();
+                         auto have = core->primary().ServePages(peer, *link);
+                         if (!have.ok()) return have.error();
+                         return js::Value([cost = have.value()](Napi::Env env) -> Napi::Value {
+                           return ResultObject(env)
+                               .Number("faults", cost.faults)
+                               .Number("faultP50Us", cost.p50_us)
+                               .Number("faultP99Us", cost.p99_us)
+                               .Number("faultMaxUs", cost.max_us)
+                               .object();
+                         });
+                       });
+}
+
+Napi::Value PrimaryEngine::ServeProgress(const Napi::CallbackInfo& info) {
+  const auto& progress = core_->serve_progress();
+  return ResultObject(info.Env())
+      .Number("pages", progress.pages.load())
+      .Number("pagesLeft", progress.pages_left.load())
+      .Number("demandedPages", progress.demanded_pages.load())
+      .Number("backgroundPages", progress.background_pages.load())
+      .Number("zeroPages", progress.zero_pages.load())
+      .Number("bytes", progress.bytes.load())
+      .Number("connections", progress.connections.load())
+      .object();
 }
 
 Napi::Value PrimaryEngine::Abort(const Napi::CallbackInfo& info) {

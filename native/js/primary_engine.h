@@ -27,6 +27,8 @@ class PrimaryEngine : public Napi::ObjectWrap<PrimaryEngine> {
   Napi::Value Prestage(const Napi::CallbackInfo& info);
   Napi::Value Capture(const Napi::CallbackInfo& info);
   Napi::Value Send(const Napi::CallbackInfo& info);
+  Napi::Value ServePages(const Napi::CallbackInfo& info);
+  Napi::Value ServeProgress(const Napi::CallbackInfo& info);
   Napi::Value Abort(const Napi::CallbackInfo& info);
   Napi::Value Disconnect(const Napi::CallbackInfo& info);
   Napi::Value Detach(const Napi::CallbackInfo& info);

@@ -14,6 +14,11 @@
 #include "receive/receiver.h"
 
 namespace holdfast::js {
+namespace {
+
+constexpr napi_type_tag kTag = {0x72656365'69766572, 0x686f6c64'66617374};
+
+}  // namespace
 
 class ReceiverCore : public Core {
  public:
@@ -21,6 +26,7 @@ class ReceiverCore : public Core {
                std::shared_ptr<EventChannel> channel)
       : Core(std::move(bridge), "hf-receiver"),
         port_(receiver->port()),
+        page_links_(receiver->page_links()),
         channel_(std::move(channel)),
         receiver_(std::move(receiver)) {}
   ~ReceiverCore() override { StopAndJoin(); }
@@ -28,6 +34,7 @@ class ReceiverCore : public Core {
   Receiver& receiver() { return *receiver_; }
   EventChannel& channel() { return *channel_; }
   uint16_t port() const { return port_; }
+  const std::shared_ptr<PageLinks>& page_links() const { return page_links_; }
 
  private:
   // Receiver's calls are bounded in time by themselves.
@@ -36,6 +43,7 @@ class ReceiverCore : public Core {
   void Ended() override {}
 
   const uint16_t port_;
+  const std::shared_ptr<PageLinks> page_links_;
   const std::shared_ptr<EventChannel> channel_;
   std::unique_ptr<Receiver> receiver_;  // last: its threads push into the channel
 };
@@ -73,6 +81,12 @@ ReceiverObject::ReceiverObject(const Napi::CallbackInfo& info)
   }
   core_ = std::make_shared<ReceiverCore>(bridge, std::move(receiver).value(), std::move(channel));
   bridge->Register(core_);
+  info.This().As<Napi::Object>().TypeTag(&kTag);
+}
+
+std::shared_ptr<PageLinks> ReceiverObject::PageLinksOf(const Napi::Value& value) {
+  if (!value.IsObject() || !value.As<Napi::Object>().CheckTypeTag(&kTag)) return nullptr;
+  return Unwrap(value.As<Napi::Object>())->core_->page_links();
 }
 
 ReceiverObject::~ReceiverObject() {
@@ -102,6 +116,7 @@ Napi::Value ReceiverObject::OpenSession(const Napi::CallbackInfo& info) {
   session.epoch_bytes_max = fields.Whole("epochBytesMax");
   session.device_bytes_max = fields.Whole("deviceBytesMax");
   if (fields.Has("verify")) session.verify = fields.Flag("verify");
+  if (fields.Has("sparse")) session.sparse = fields.Flag("sparse");
   if (fields.Has("disks")) {
     session.disks = DiskStoreObject::StoreOf(fields.Get("disks"));
     if (session.disks == nullptr) fields.Wrong("disks", 0);

@@ -6,6 +6,10 @@
 
 #include <memory>
 
+namespace holdfast {
+class PageLinks;
+}
+
 namespace holdfast::js {
 
 class ReceiverCore;
@@ -13,6 +17,9 @@ class ReceiverCore;
 class ReceiverObject : public Napi::ObjectWrap<ReceiverObject> {
  public:
   static Napi::Function Define(Napi::Env env);
+  // Where its page streams come in; null if it is no receiver.
+  static std::shared_ptr<PageLinks> PageLinksOf(const Napi::Value& value);
+
   explicit ReceiverObject(const Napi::CallbackInfo& info);
   ~ReceiverObject() override;
 

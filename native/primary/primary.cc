@@ -155,6 +155,8 @@ Result<Primary::Round> Primary::BaseRound(bool first, const CancelSignal& cancel
   auto taken = TakeDirtyPages(/*all=*/first, *pool_);
   if (!taken.ok()) return taken.error();
   const std::vector<PageRun>& runs = taken.value().pages;
+  // The first scan reports every page: it says nothing.
+  round_written_ = first ? std::vector<PageRun>{} : taken.value().written;
   const double scanned_ms = MonotonicMs();
 
   const Status sent = SendRound(runs, cancel);
@@ -320,13 +322,18 @@ Result<Primary::Captured> Primary::Capture(uint64_t epoch, Mode mode) {
   const StepAside aside(*qemu_main_);
   Captured captured;
   const double start_ms = MonotonicMs();
-  auto taken = TakeDirtyPages(/*all=*/false, *pool_);
+  const bool later = mode == Mode::kLater;
+  if (later) GiveUpAhead();
+  auto taken = TakeDirtyPages(/*all=*/later && !base_sent_, *pool_);
   if (!taken.ok()) return taken.error();
   Dirty dirty = std::move(taken).value();
   const double scanned_ms = MonotonicMs();
   ahead_.Supersede(dirty.pages);
   Epoch next{.number = epoch, .mode = mode, .stopped_ns = stopped_ns};
-  if (mode == Mode::kDirect || !Stage(dirty.pages, next)) {
+  if (later) {
+    LeaveForLater(dirty, next);
+    captured.later_pages = PagesOf(later_);
+  } else if (mode == Mode::kDirect || !Stage(dirty.pages, next)) {
     next.mode = Mode::kDirect;
     next.runs = UnionOf(ahead_.unsent(), dirty.pages);
     ahead_staged_pages_ = ahead_.pages_sent();
@@ -351,6 +358,29 @@ Result<Primary::Captured> Primary::Capture(uint64_t epoch, Mode mode) {
   hot_->EndEpoch(dirty.written);
   EndAhead();
   return captured;
+}
+
+// All that the backup lacks; what was written most recently first, as far as that is known.
+void Primary::LeaveForLater(const Dirty& dirty, Epoch& epoch) {
+  later_ = dirty.pages;
+  later_hot_ = Without(dirty.written, Without(dirty.written, round_written_));
+  page_server_.reset();
+  epoch.later = later_;
+}
+
+Result<PagesHaveBody> Primary::ServePages(const Peer& peer, const CancelSignal& cancel) {
+  if (ram_ == nullptr) return NotAttached();
+  if (page_server_ == nullptr) {
+    page_server_ = std::make_unique<PageServer>(ram_->source(), ram_->page_size(), later_,
+                                                later_hot_, *serve_progress_);
+  }
+  auto socket = StreamSocket::Dial(peer.host, peer.port, peer.timeout_ms, cancel);
+  if (!socket.ok()) return socket.error();
+  HelloBody hello;
+  hello.page_size = ram_->page_size();
+  hello.ram_bytes = ram_->size();
+  hello.token = peer.token;
+  return page_server_->Serve(std::move(socket).value(), hello, peer.timeout_ms, cancel);
 }
 
 // The VM is stopped, and QEMU has drained its writes: each is in a log, or it was
@@ -419,7 +449,7 @@ Result<Primary::Sent> Primary::Send(uint64_t epoch, Strategy strategy, const Sta
   const Epoch sending = *std::exchange(epoch_, std::nullopt);
   Result<Sent> sent = [&]() -> Result<Sent> {
     if (writer_ == nullptr) return NotConnected();
-    if (!base_sent_) return LacksBase();
+    if (!base_sent_ && sending.mode != Mode::kLater) return LacksBase();
     if (const Status sound = CheckDisks(sending); !sound.ok()) {
       Disconnect();
       return sound.error();
@@ -482,6 +512,7 @@ void Primary::Carry(const std::vector<PageRun>& runs) { carry_ = UnionOf(runs, c
 void Primary::GiveUp(const Epoch& epoch) {
   Carry(epoch.runs);
   Carry(epoch.ahead);
+  Carry(epoch.later);
   if (epoch.begun) Abandon();
 }
 
@@ -536,6 +567,7 @@ Status Primary::Detach() {
   Disconnect();
   epoch_.reset();
   carry_.clear();
+  page_server_.reset();
   pool_.reset();
   qemu_main_.reset();
   hot_.reset();

@@ -13,6 +13,8 @@
 //   in ahead_: staged, and perhaps sent, ahead of the coming pause, and not
 //     written since;
 //   or in epoch_: captured and not acknowledged.
+//   or in later_: the VM was stopped for good, and runs elsewhere without them
+//     until ServePages has brought them.
 // After a base round that failed, or a scan of which the outcome is unknown, all
 // pages count as dirty.
 #pragma once
@@ -38,6 +40,7 @@
 #include "guest/ram_view.h"
 #include "guest/tracker.h"
 #include "guest/userfault.h"
+#include "postcopy/page_server.h"
 #include "send/epoch_writer.h"
 
 namespace holdfast {
@@ -79,7 +82,8 @@ class Primary {
     double count_ms = 0;  // of dirty_pages
   };
 
-  enum class Mode { kStaged, kDirect };
+  // kLater: the epoch has no pages; what it lacks is served when it runs already.
+  enum class Mode { kStaged, kDirect, kLater };
 
   struct Slice {
     uint64_t epoch = 0;  // the one that will be captured next
@@ -107,6 +111,7 @@ class Primary {
     uint64_t ahead_pages = 0;       // of these, sent and not written again
     uint64_t held_back_pages = 0;   // hot when the last slice was taken
     uint64_t runs = 0;
+    uint64_t later_pages = 0;  // kLater: to be served
     uint64_t disk_bytes = 0;  // of log
     double scan_ms = 0;
     double copy_ms = 0;
@@ -150,6 +155,9 @@ class Primary {
   Result<Captured> Capture(uint64_t epoch, Mode mode);
   Result<Sent> Send(uint64_t epoch, Strategy strategy, const StateFile& device,
                     const std::optional<StateFile>& prefix);
+  // Once an epoch captured as kLater is acknowledged: brings its pages to `peer`,
+  // over a connection of their own. After kPeerLost or kConnect it may be called again.
+  Result<PagesHaveBody> ServePages(const Peer& peer, const CancelSignal& cancel);
   // Gives up what was captured, or sent ahead, of this epoch.
   void Abort(uint64_t epoch);
   void Disconnect();
@@ -166,6 +174,9 @@ class Primary {
   // Where any thread finds the disks that are connected; outlives this object.
   std::shared_ptr<const ShippedSlot> shipped() const { return shipped_; }
 
+  // Of ServePages, likewise.
+  std::shared_ptr<const ServeProgress> serve_progress() const { return serve_progress_; }
+
  private:
   struct Epoch {
     uint64_t number;
@@ -173,6 +184,7 @@ class Primary {
     int64_t stopped_ns;  // the host's monotonic clock
     std::vector<PageRun> runs{};      // to be sent
     std::vector<PageRun> ahead{};     // sent and valid, beside these
+    std::vector<PageRun> later{};     // sent when it runs elsewhere
     bool begun = false;               // on the wire, by slices
     uint64_t superseded_pages = 0;    // sent in vain
     double ahead_cpu_ms = 0;
@@ -192,6 +204,7 @@ class Primary {
   uint64_t AheadRoomPages(const Slice& slice) const;
   Status SendSlice(const Slice& slice, Prestaged& prestaged);
   bool Stage(std::vector<PageRun>& dirty, Epoch& epoch);
+  void LeaveForLater(const Dirty& dirty, Epoch& epoch);
   void NoteDisks(Epoch& epoch);
   Status CheckDisks(const Epoch& epoch) const;
   Status AwaitDisks(const Epoch& epoch);
@@ -220,7 +233,13 @@ class Primary {
   std::vector<uint64_t> disk_ends_;   // of the epoch acknowledged last
   const std::shared_ptr<ShippedSlot> shipped_ = std::make_shared<ShippedSlot>();
 
+  std::vector<PageRun> later_;
+  std::vector<PageRun> later_hot_;  // of these, written in the last round as well
+  const std::shared_ptr<ServeProgress> serve_progress_ = std::make_shared<ServeProgress>();
+  std::unique_ptr<PageServer> page_server_;
+
   std::optional<Epoch> epoch_;
+  std::vector<PageRun> round_written_;  // found by the scan of the last round but the first
   std::unique_ptr<HotPages> hot_;
   AheadPages ahead_;
   uint64_t ahead_epoch_ = 0;  // that ahead_ is of

@@ -22,6 +22,7 @@
 #include "base/clock.h"
 #include "base/descriptor.h"
 #include "base/thread.h"
+#include "postcopy/page_links.h"
 #include "receive/session.h"
 #include "wire/frame.h"
 #include "wire/text.h"
@@ -126,6 +127,7 @@ struct Receiver::Impl {
   const EventSink sink;
   CancelSignal cancel;
   const Descriptor invitation{::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
+  const std::shared_ptr<PageLinks> page_links = std::make_shared<PageLinks>();
   // NaN: no byte yet.
   std::atomic<double> last_byte_ms{std::numeric_limits<double>::quiet_NaN()};
 
@@ -265,6 +267,11 @@ bool Receiver::Impl::Introduce(Stranger& stranger) {
   if (!refusal) {
     const int flags = ::fcntl(stranger.socket.get(), F_GETFL);
     ::fcntl(stranger.socket.get(), F_SETFL, flags & ~O_NONBLOCK);
+    if (hello.of_pages()) {
+      current->GreetPages(stranger.socket.get());
+      page_links->Offer(std::move(stranger.socket));
+      return false;
+    }
     refusal = current->Adopt(stranger.socket, hello);
   }
   return refusal ? Refuse(stranger, refusal->code, refusal->text) : false;
@@ -306,6 +313,8 @@ void Receiver::Adopt(Descriptor socket) {
   const uint64_t one = 1;
   [[maybe_unused]] const ssize_t written = ::write(impl_->invitation.get(), &one, sizeof one);
 }
+
+std::shared_ptr<PageLinks> Receiver::page_links() const { return impl_->page_links; }
 
 uint16_t Receiver::port() const { return impl_->port; }
 

@@ -25,6 +25,7 @@
 namespace holdfast {
 
 class DiskStore;
+class PageLinks;
 
 struct ReceiverEvent {
   enum class Type { kConnected, kRound, kCommitted, kApplied, kDisconnected };
@@ -59,6 +60,7 @@ class Receiver {
     bool deliver_state = false;  // with kCommitted events
     bool gated = false;          // committed epochs are applied only as AllowApplies() says
     std::shared_ptr<DiskStore> disks{};  // open; none: the VM has no disks
+    bool sparse = false;  // reserve no memory: what is not written stays a hole
   };
 
   struct Fenced {
@@ -77,6 +79,10 @@ class Receiver {
   // HELLO is awaited without a time limit. After OpenSession, and not blocking.
   // Its end shows as kDisconnected, also if it never was kConnected.
   void Adopt(Descriptor socket);
+
+  // Connections of the page stream that have shown the session's token, also
+  // after it was fenced. Outlives this object.
+  std::shared_ptr<PageLinks> page_links() const;
 
   uint16_t port() const;  // 0 without an address
   double idle_ms() const;  // since the last byte on the bulk connection

@@ -29,7 +29,8 @@ Status RemoveOld(const std::string& path) {
 }
 
 // Reserved now, so that no write to the mapping can ever meet a full tmpfs.
-Status ReserveMemory(int fd, const std::string& path, uint64_t bytes) {
+// Sparse it can; the VM that needs it runs within milliseconds, whatever its size.
+Status ReserveMemory(int fd, const std::string& path, uint64_t bytes, bool sparse) {
   struct statfs fs {};
   if (::fstatfs(fd, &fs) != 0) return Error::FromErrno("fstatfs", "replica " + path);
   const auto block_bytes = static_cast<uint64_t>(fs.f_bsize);
@@ -42,14 +43,20 @@ Status ReserveMemory(int fd, const std::string& path, uint64_t bytes) {
     return Error::FromErrno("ftruncate", "replica " + path);
   }
   int failed;
-  do {
-    failed = ::fallocate(fd, 0, 0, static_cast<off_t>(bytes));
-  } while (failed != 0 && errno == EINTR);
+  if (sparse) {
+    // A tmpfs without a limit has no blocks.
+    failed = fs.f_blocks > 0 && fs.f_bavail * block_bytes < bytes ? -1 : 0;
+    errno = ENOSPC;
+  } else {
+    do {
+      failed = ::fallocate(fd, 0, 0, static_cast<off_t>(bytes));
+    } while (failed != 0 && errno == EINTR);
+  }
   if (failed == 0) return {};
   const ErrorCode code =
       errno == ENOSPC || errno == ENOMEM ? ErrorCode::kNoSpace : ErrorCode::kSyscall;
   return Error::FromErrno(
-      "fallocate",
+      sparse ? "statfs" : "fallocate",
       Text("replica %s: %" PRIu64 " bytes wanted, %" PRIu64 " of %" PRIu64 " free", path.c_str(),
            bytes, fs.f_bavail * block_bytes, fs.f_blocks * block_bytes),
       code);
@@ -57,8 +64,8 @@ Status ReserveMemory(int fd, const std::string& path, uint64_t bytes) {
 
 }  // namespace
 
-Result<Replica> Replica::Create(const std::string& path, uint64_t ram_bytes,
-                                uint32_t page_size) {
+Result<Replica> Replica::Create(const std::string& path, uint64_t ram_bytes, uint32_t page_size,
+                                bool sparse) {
   HF_TRY(RemoveOld(path));
   Descriptor file(
       ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
@@ -66,7 +73,7 @@ Result<Replica> Replica::Create(const std::string& path, uint64_t ram_bytes,
     // hugetlbfs and tmpfs without a free inode say so here: no space.
     return Error::FromErrno("open", "replica " + path);
   }
-  const Status reserved = ReserveMemory(file.get(), path, ram_bytes);
+  const Status reserved = ReserveMemory(file.get(), path, ram_bytes, sparse);
   if (!reserved.ok()) {
     ::unlink(path.c_str());
     return reserved.error();

@@ -26,8 +26,10 @@ class Replica {
  public:
   // Creates the file (replacing a regular file of that name by a new one, so
   // that whoever still maps the old one keeps it), reserves all its memory and
-  // maps it. On failure no file is left behind.
-  static Result<Replica> Create(const std::string& path, uint64_t ram_bytes, uint32_t page_size);
+  // maps it. On failure no file is left behind. `sparse`: it is only seen to it
+  // that there is room now.
+  static Result<Replica> Create(const std::string& path, uint64_t ram_bytes, uint32_t page_size,
+                                bool sparse = false);
 
   // Base rounds. Where the pages of these runs belong, for the next read: in
   // the file, or, if files of its kind can't be written to, in the mapping.

@@ -84,7 +84,8 @@ Result<std::unique_ptr<ReplicaSession>> ReplicaSession::Open(const Receiver::Ses
   if (!first.ok()) return first.error();
   auto second = EpochStaging::Reserve(staging_bytes_max);
   if (!second.ok()) return second.error();
-  auto replica = Replica::Create(options.ram_path, options.ram_bytes, options.page_size);
+  auto replica =
+      Replica::Create(options.ram_path, options.ram_bytes, options.page_size, options.sparse);
   if (!replica.ok()) return replica.error();
   return std::unique_ptr<ReplicaSession>(new ReplicaSession(
       options, sink, last_byte_ms, std::move(replica).value(),
@@ -208,6 +209,11 @@ Status ReplicaSession::AnswerOnDisks(DiskStream& stream, std::span<const std::by
     frame = frame.subspan(static_cast<size_t>(sent));
   }
   return {};
+}
+
+void ReplicaSession::GreetPages(int fd) {
+  const std::lock_guard lock(mutex_);
+  GreetBack(fd);
 }
 
 // Under mutex_. A failure shows when the receive thread reads.

@@ -69,6 +69,9 @@ class ReplicaSession {
   // makes a connection, the others join it.
   std::optional<Refusal> Adopt(Descriptor& socket, const HelloBody& hello);
 
+  // HELLO_OK to a page stream, which belongs to no connection.
+  void GreetPages(int fd);
+
   void AllowApplies(uint64_t epochs);
   Result<Receiver::Fenced> Fence();
   Result<Receiver::Written> WriteState(const std::string& socket_path, bool follow_clock);

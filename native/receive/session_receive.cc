@@ -90,7 +90,13 @@ Status ReplicaSession::Handle(const FrameHeader& header, Stream& stream) {
     case FrameType::kDiskSynced:
     case FrameType::kDiskReady:
     case FrameType::kDiskBoundary:
-    case FrameType::kDiskReceived: break;
+    case FrameType::kDiskReceived:
+    case FrameType::kPageList:
+    case FrameType::kPageLacks:
+    case FrameType::kPageDemand:
+    case FrameType::kPageData:
+    case FrameType::kPageZero:
+    case FrameType::kPagesHave: break;
   }
   HF_ASSERT(!"a frame that the decoder lets through");
 }

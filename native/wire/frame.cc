@@ -6,12 +6,14 @@
 
 #include "wire/digest.h"
 #include "wire/disk_frame.h"
+#include "wire/page_frame.h"
 #include "wire/text.h"
 
 namespace holdfast {
 namespace {
 
 constexpr size_t kHashedBytes = 32;
+constexpr const char* kUnknown = "unknown";
 
 template <typename T>
 void Put(std::byte* at, T value) {
@@ -54,6 +56,13 @@ PayloadLimits LimitsOf(FrameType type, uint64_t device_bytes_max) {
     case FrameType::kDiskSynced: return {sizeof(SyncId), sizeof(SyncId)};
     case FrameType::kDiskBoundary: return {DiskBoundaryBytes(1), DiskBoundaryBytes(kDisksMax)};
     case FrameType::kDiskReceived: return {DiskLogBody::kBytes, DiskLogBody::kBytes};
+    case FrameType::kPageList:
+    case FrameType::kPageLacks: return {PageListBody::kBytes, PageListBody::kBytes};
+    case FrameType::kPageDemand: return {PageDemandBody::kBytes, PageDemandBody::kBytes};
+    case FrameType::kPageData:
+      return {PageDataBody::kBytes + 1, PageDataBody::kBytes + kPageDataBytesMax};
+    case FrameType::kPageZero: return {PageDataBody::kBytes, PageDataBody::kBytes};
+    case FrameType::kPagesHave: return {PagesHaveBody::kBytes, PagesHaveBody::kBytes};
     case FrameType::kBegin:
     case FrameType::kZero:
     case FrameType::kRoundOk:
@@ -68,6 +77,11 @@ bool HasPages(FrameType type) { return type == FrameType::kPages || type == Fram
 
 bool HasTable(FrameType type) { return HasPages(type) || type == FrameType::kDiskMarks; }
 
+// One of no pages has none.
+bool MayHaveTable(FrameType type) {
+  return type == FrameType::kPageList || type == FrameType::kPageLacks;
+}
+
 Error Refused(std::string message) {
   return Error::Of(ErrorCode::kProtocol, std::move(message));
 }
@@ -80,7 +94,7 @@ Status CheckSizes(const FrameHeader& header, uint64_t device_bytes_max) {
   }
   if (HasTable(header.type)) {
     if (header.table_bytes == 0) return Refused(Text("%s frame: tableBytes 0", name));
-  } else if (header.table_bytes != 0) {
+  } else if (header.table_bytes != 0 && !MayHaveTable(header.type)) {
     return Refused(Text("%s frame: tableBytes %" PRIu32 ", but it has no table", name,
                         header.table_bytes));
   }
@@ -121,8 +135,14 @@ const char* FrameName(FrameType type) {
     case FrameType::kDiskReady: return "DISK_READY";
     case FrameType::kDiskBoundary: return "DISK_BOUNDARY";
     case FrameType::kDiskReceived: return "DISK_RECEIVED";
+    case FrameType::kPageList: return "PAGE_LIST";
+    case FrameType::kPageLacks: return "PAGE_LACKS";
+    case FrameType::kPageDemand: return "PAGE_DEMAND";
+    case FrameType::kPageData: return "PAGE_DATA";
+    case FrameType::kPageZero: return "PAGE_ZERO";
+    case FrameType::kPagesHave: return "PAGES_HAVE";
   }
-  return "unknown";
+  return kUnknown;
 }
 
 HeaderBytes EncodeHeader(const FrameHeader& header) {
@@ -150,8 +170,7 @@ Result<FrameHeader> DecodeHeader(std::span<const std::byte, kFrameHeaderBytes> b
     return Refused(Text("frame: headerHash 0x%016" PRIx64 " is not 0x%016" PRIx64, hash, expected));
   }
   const auto type = Get<uint16_t>(&bytes[4]);
-  if (type < static_cast<uint16_t>(FrameType::kHello) ||
-      type > static_cast<uint16_t>(FrameType::kDiskReceived)) {
+  if (std::string_view(FrameName(static_cast<FrameType>(type))) == kUnknown) {
     return Refused(Text("frame: type %u is unknown", type));
   }
   FrameHeader header;
@@ -224,7 +243,12 @@ Status CheckHello(const HelloBody& hello) {
     return Refused(Text("HELLO frame: link %" PRIu64 " of %s %u", hello.link,
                         hello.of_disks() ? "disk stream" : "stream", hello.stream));
   }
-  if ((hello.flags & ~(HelloBody::kFlagVerify | HelloBody::kFlagDisks)) != 0) {
+  if (hello.of_pages() && (hello.of_disks() || hello.stream != 0)) {
+    return Refused("HELLO frame: the page stream is one by itself");
+  }
+  constexpr uint32_t kFlags =
+      HelloBody::kFlagVerify | HelloBody::kFlagDisks | HelloBody::kFlagPages;
+  if ((hello.flags & ~kFlags) != 0) {
     return Refused(Text("HELLO frame: flags 0x%08" PRIx32 " has unknown bits", hello.flags));
   }
   return {};

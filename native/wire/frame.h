@@ -63,6 +63,12 @@ enum class FrameType : uint16_t {
   kDiskReady = 23,
   kDiskBoundary = 24,
   kDiskReceived = 25,
+  kPageList = 32,  // the page stream's, from here on: wire/page_frame.h
+  kPageLacks = 33,
+  kPageDemand = 34,
+  kPageData = 35,
+  kPageZero = 36,
+  kPagesHave = 37,
 };
 
 const char* FrameName(FrameType type);
@@ -90,6 +96,7 @@ struct HelloBody {
   static constexpr size_t kVersion1Bytes = 48;  // so that version 1 learns what it is refused for
   static constexpr uint32_t kFlagVerify = 1;
   static constexpr uint32_t kFlagDisks = 2;  // the disk stream: its number is 0, and it has a link
+  static constexpr uint32_t kFlagPages = 4;  // the page stream: a connection by itself
   uint32_t version = kWireVersion;
   uint32_t page_size = 0;
   uint64_t ram_bytes = 0;
@@ -99,6 +106,7 @@ struct HelloBody {
   uint16_t streams = 1;
   uint32_t flags = kFlagVerify;
   bool of_disks() const { return (flags & kFlagDisks) != 0; }
+  bool of_pages() const { return (flags & kFlagPages) != 0; }
 };
 std::array<std::byte, HelloBody::kBytes> EncodeHello(const HelloBody& hello);
 HelloBody DecodeHello(std::span<const std::byte, HelloBody::kBytes> bytes);

@@ -132,7 +132,13 @@ Status FrameDecoder::CheckOrder(unsigned stream, const FrameHeader& header) cons
     case FrameType::kDiskSynced:
     case FrameType::kDiskReady:
     case FrameType::kDiskBoundary:
-    case FrameType::kDiskReceived: break;
+    case FrameType::kDiskReceived:
+    case FrameType::kPageList:
+    case FrameType::kPageLacks:
+    case FrameType::kPageDemand:
+    case FrameType::kPageData:
+    case FrameType::kPageZero:
+    case FrameType::kPagesHave: break;
   }
   if (!expected) {
     return Refused(Text("%s frame: type %u is out of order here, on stream %u", name,

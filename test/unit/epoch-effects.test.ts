@@ -15,6 +15,7 @@ const captured: CaptureResult = {
   aheadPages: 0,
   heldBackPages: 0,
   runs: PAGES,
+  laterPages: 0,
   diskBytes: 0,
   scanMs: 1,
   copyMs: 1,

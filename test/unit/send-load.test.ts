@@ -11,6 +11,7 @@ const captured: CaptureResult = {
   aheadPages: 0,
   heldBackPages: 0,
   runs: 900,
+  laterPages: 0,
   diskBytes: 0,
   scanMs: 0,
   copyMs: 0,
