@@ -1,8 +1,9 @@
 /**
  * Starts a VM from a checkpoint.
  *
- *   select ─ check devices and disks ─ disks to their places ─ QEMU with -incoming defer over the RAM file
- *          ─ device state ─► it runs, as if the time since had not been
+ *   select ─ check devices and disks ─ disks to their places ─ QEMU with -incoming defer over an empty RAM file
+ *          ─ its page faults are served from the checkpoint ─ device state ─► it runs, as if the time since had
+ *            not been ─ the rest of its memory follows ─► complete
  *
  * The checkpoint is only read. The VM's RAM is a file of its own, so it can be checkpointed, protected or
  * migrated again.
@@ -11,7 +12,7 @@ import { once } from 'node:events';
 import { rm } from 'node:fs/promises';
 import { createConnection } from 'node:net';
 import { join, resolve } from 'node:path';
-import { ConfigError, StandbyError, toHoldfastError } from '../errors.js';
+import { ConfigError, type HoldfastError, StandbyError, toHoldfastError } from '../errors.js';
 import { type Logger, NOTHING_LOGGED } from '../log.js';
 import { native } from '../native.js';
 import {
@@ -23,10 +24,12 @@ import {
 } from '../qmp/recipes.js';
 import { forPrimary, forStandby, type Replacement } from '../vm/command-line.js';
 import { killVm, type LaunchedVm, launchVm } from '../vm/launch.js';
+import { isAlive } from '../vm/process.js';
 import { claimReading } from './claims.js';
 import { type Entry, listCheckpoints } from './directory.js';
 import { placeDisks } from './disk-copies.js';
-import { damagedCheckpoint, layerFilesOf, selectCheckpoint } from './select.js';
+import { OnDemandRam } from './on-demand.js';
+import { damagedCheckpoint, layerFilesOf, type SelectedCheckpoint, selectCheckpoint } from './select.js';
 import { checkDevice } from './verify.js';
 
 export interface RestoreOptions {
@@ -46,6 +49,8 @@ export interface RestoreOptions {
   readonly scratchDir: string;
   /** What has another name now: images, tap devices. */
   readonly replace?: readonly Replacement[] | undefined;
+  /** The VM runs before its memory is there (default true); else all of it is put there first. */
+  readonly onDemand?: boolean | undefined;
   /** Images that are there already are overwritten. */
   readonly overwriteDisks?: boolean | undefined;
   readonly signal?: AbortSignal | undefined;
@@ -64,7 +69,25 @@ export interface RestoredVm {
   readonly loadMs: number;
   /** From the call until it ran. */
   readonly totalMs: number;
+  /**
+   * Settles when all of its memory is there, or it has ended. Until then this process must live: the guest waits
+   * for what it lacks. If a page turns out to be damaged the VM is killed, and this rejects with DamagedError.
+   */
+  readonly complete: Promise<MemoryArrival>;
 }
+
+/** How the memory of a VM that ran before it was there has come. */
+export interface MemoryArrival {
+  /** 0: all of it was there before the VM ran. */
+  readonly pages: number;
+  /** Of these, those that the guest had to wait for. */
+  readonly demandedPages: number;
+  /** How long it waited for one, microseconds. */
+  readonly faultP50Us: number;
+  readonly faultP99Us: number;
+}
+
+const ALL_THERE: MemoryArrival = { pages: 0, demandedPages: 0, faultP50Us: 0, faultP99Us: 0 };
 
 /**
  * Restores a VM, and settles when it runs.
@@ -73,54 +96,115 @@ export interface RestoredVm {
 export const restoreCheckpoint = async (options: RestoreOptions): Promise<RestoredVm> => {
   const beganMs = performance.now();
   const root = resolve(options.dir);
-  const log = options.logger ?? NOTHING_LOGGED;
-  await using _claim = await claimReading(root);
-  const listing = await listCheckpoints(root);
-  const { entry, layers } = selectCheckpoint(listing, root, options.at);
-  const refuse = (error: unknown): never => {
-    const failure = toHoldfastError(error);
-    throw isDamage(failure.code) ? damagedCheckpoint(entry.epoch, failure, listing.entries) : failure;
-  };
-  const { binary, argv } = commandLineOf(options, entry);
-  const stream = await checkDevice(entry).catch(refuse);
-  const placed = await placeDisks(entry, options).catch(refuse);
-  let vm: LaunchedVm | undefined;
+  const claim = await claimReading(root);
   try {
-    await native.assembleRam({ layers: layerFilesOf(layers), path: options.ramPath }).catch(refuse);
-    const startMs = performance.now();
+    const listing = await listCheckpoints(root);
+    const selected = selectCheckpoint(listing, root, options.at);
+    const { entry } = selected;
+    const explain = (error: unknown): HoldfastError => {
+      const failure = toHoldfastError(error);
+      return isDamage(failure.code) ? damagedCheckpoint(entry.epoch, failure, listing.entries) : failure;
+    };
+    try {
+      const started = await start(options, selected);
+      const complete = arrive(started)
+        .catch((error: unknown) => {
+          throw explain(error);
+        })
+        .finally(() => claim.release());
+      complete.catch(() => {}); // whoever waits learns of it
+      const { pid, identity, exited } = started.vm;
+      return {
+        vm: { pid, identity, exited },
+        commandLine: options.commandLine ?? [entry.manifest.vm.binary, ...entry.manifest.vm.argv],
+        epoch: entry.epoch,
+        startMs: started.ranMs - started.startedMs,
+        loadMs: started.loadMs,
+        totalMs: started.ranMs - beganMs,
+        complete,
+      };
+    } catch (error) {
+      throw explain(error);
+    }
+  } catch (error) {
+    await claim.release();
+    throw error;
+  }
+};
+
+interface StartedVm {
+  readonly vm: LaunchedVm;
+  readonly ram: OnDemandRam | undefined;
+  readonly startedMs: number;
+  readonly ranMs: number;
+  readonly loadMs: number;
+}
+
+/** Settles when the VM runs; leaves nothing if it fails. */
+const start = async (options: RestoreOptions, { entry, layers }: SelectedCheckpoint): Promise<StartedVm> => {
+  const { ramPath, onDemand = true, logger = NOTHING_LOGGED } = options;
+  const { binary, argv } = commandLineOf(options, entry);
+  const stream = await checkDevice(entry);
+  const placed = await placeDisks(entry, options);
+  let vm: LaunchedVm | undefined;
+  let ram: OnDemandRam | undefined;
+  try {
+    const files = layerFilesOf(layers);
+    if (!onDemand) await native.assembleRam({ layers: files, path: ramPath });
+    const startedMs = performance.now();
     vm = await launchVm({
-      binary,
-      argv,
-      qmpPath: options.qmpPath,
-      logPath: options.logPath,
+      ...{ binary, argv, qmpPath: options.qmpPath, logPath: options.logPath, signal: options.signal },
       sendWithFd: native.sendWithFd,
       peerPid: native.peerPid,
-      signal: options.signal,
     });
     refuseOlderQemu(entry, versionText(vm.qmp.greeting.version));
-    const loadMs = await load(vm, stream, options);
+    if (onDemand) {
+      const { ramBytes } = entry.manifest.vm;
+      ram = await OnDemandRam.start({ pid: vm.pid, ramBytes, ramPath }, files);
+    }
+    const loadMs = await Promise.race([
+      load(vm, stream, options),
+      ...(ram === undefined ? [] : [failureOf(ram)]),
+    ]);
     const ranMs = performance.now();
-    log.info({ epoch: entry.epoch, pid: vm.pid, loadMs }, 'the checkpoint runs');
+    logger.info({ epoch: entry.epoch, pid: vm.pid, loadMs }, 'the checkpoint runs');
     await announceSelf(vm.qmp);
     await vm.qmp.close();
-    const { pid, identity, exited } = vm;
-    return {
-      vm: { pid, identity, exited },
-      commandLine: options.commandLine ?? [entry.manifest.vm.binary, ...entry.manifest.vm.argv],
-      epoch: entry.epoch,
-      startMs: ranMs - startMs,
-      loadMs,
-      totalMs: ranMs - beganMs,
-    };
+    return { vm, ram, startedMs, ranMs, loadMs };
   } catch (error) {
     if (vm !== undefined) {
       await killVm(vm.identity);
       await vm.qmp.close();
     }
-    await rm(options.ramPath, { force: true });
+    await ram?.[Symbol.asyncDispose]().catch(() => {}); // what it was in is gone
+    await rm(ramPath, { force: true });
     await placed.remove();
-    throw toHoldfastError(error);
+    throw error;
   }
+};
+
+/** Never settles but by rejecting: QEMU may wait for a page while it loads. */
+const failureOf = (ram: OnDemandRam): Promise<never> =>
+  new Promise((_, reject) => {
+    ram.complete.catch(reject);
+  });
+
+/** Settles when the VM needs nobody any more. */
+const arrive = async ({ vm, ram }: StartedVm): Promise<MemoryArrival> => {
+  if (ram === undefined) return ALL_THERE;
+  try {
+    await Promise.race([ram.complete, vm.exited]);
+  } catch (error) {
+    if (await isAlive(vm.identity)) {
+      // It would wait for that page for ever, and must not run without it.
+      await killVm(vm.identity);
+      await ram[Symbol.asyncDispose]();
+      throw error;
+    }
+  }
+  const { pages, demandedPages, faultP50Us, faultP99Us } = ram.stats();
+  await ram[Symbol.asyncDispose]();
+  return { pages, demandedPages, faultP50Us, faultP99Us };
 };
 
 const isDamage = (code: string): boolean => code === 'HOLDFAST_E_CHECKSUM' || code === 'HOLDFAST_E_DAMAGED';

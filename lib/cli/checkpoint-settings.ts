@@ -50,6 +50,7 @@ export const restoreCommandSettings = z.strictObject({
   at: z.number().int().min(1).optional(),
   name: primarySettings.shape.name.unwrap().default('restored'),
   replace: primarySettings.shape.replace,
+  onDemand: z.boolean().default(true),
   overwriteDisks: z.boolean().default(false),
   ramDir: z.string().startsWith('/', 'must be an absolute path').default('/dev/shm'),
   runDir: primarySettings.shape.runDir,
@@ -63,6 +64,12 @@ export const restoreFlags = {
   replace: {
     ...primaryFlags.replace,
     help: 'what has another name now (image path, tap device); repeatable',
+  },
+  onDemand: {
+    flag: '--on-demand <on|off>',
+    help: 'on: the VM runs at once, and its memory follows as it is needed; off: all of it is put there first',
+    parse: parseSwitch,
+    show: switchText,
   },
   overwriteDisks: {
     flag: '--overwrite-disks <on|off>',

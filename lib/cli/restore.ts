@@ -1,5 +1,6 @@
 /** `holdfast restore`: starts a VM from a checkpoint. */
 import type { Command } from 'commander';
+import type { MemoryArrival } from '../checkpoint/restore.js';
 import { timeText } from '../migrate/words.js';
 import { type RestoreCommandSettings, restoreCommandSettings, restoreFlags } from './checkpoint-settings.js';
 import { jsonOption, loadDataPlane, onStopSignals, teach, usageExitCode } from './command.js';
@@ -14,8 +15,9 @@ export const addRestoreCommand = (program: Command, finish: Finish): void => {
     .command('restore')
     .summary('start a VM from a checkpoint')
     .description(
-      'Starts a VM as it was when the checkpoint was taken: memory, devices, disks. Everything is checked before ' +
-        'it is used; a damaged checkpoint is refused by its number. The VM outlives this process, and can be ' +
+      'Starts a VM as it was when the checkpoint was taken: memory, devices, disks. It runs at once; its memory ' +
+        'follows, first what it touches, and this process ends when all is there. Everything is checked before it ' +
+        'is used; a damaged checkpoint is refused by its number. The VM outlives this process, and can be ' +
         'checkpointed, protected and migrated like any that Holdfast launches.',
     )
     .usage('[options] DIR [-- qemu-system-x86_64 …]')
@@ -56,17 +58,21 @@ const restore = async (
   qemu: readonly string[],
   json: boolean,
 ): Promise<void> => {
-  const { dir, at, name, replace, overwriteDisks, ramDir, runDir, logLevel } = settings;
+  const { dir, at, name, replace, onDemand, overwriteDisks, ramDir, runDir, logLevel } = settings;
   const console = new CommandConsole({ json });
   const logger = makeLogger(logLevel, console);
   const { restoreCheckpoint } = await loadDataPlane(() => import('../checkpoint/restore.js'));
   const stop = new AbortController();
-  const releaseSignals = onStopSignals(() => stop.abort());
+  const releaseSignals = onStopSignals((signal) => {
+    stop.abort();
+    if (arriving !== undefined) console.hint(`${signal}: the VM runs; ending when its memory is there`);
+  });
+  let arriving: Promise<MemoryArrival> | undefined;
   try {
     const commandLine = qemu.length === 0 ? undefined : qemu;
     await LaunchedVm.restoring({ runDir, ramDir, name }, async (paths) => {
       const restored = await restoreCheckpoint({
-        ...{ dir, at, commandLine, replace, overwriteDisks, logger },
+        ...{ dir, at, commandLine, replace, onDemand, overwriteDisks, logger },
         ...{ ramPath: paths.ramPath, qmpPath: paths.qmpPath, logPath: paths.logPath },
         scratchDir: paths.dir,
         signal: stop.signal,
@@ -80,9 +86,17 @@ const restore = async (
           ...{ startMs, loadMs, totalMs },
         },
       );
+      arriving = restored.complete;
       return { process: vm.identity, commandLine: restored.commandLine };
     });
+    const arrival = await arriving;
+    if (onDemand && arrival !== undefined) {
+      console.tell(arrivalText(arrival), { event: 'complete', ...arrival });
+    }
   } finally {
     releaseSignals();
   }
 };
+
+const arrivalText = ({ pages, demandedPages, faultP99Us }: MemoryArrival): string =>
+  `its memory is there: ${pages} pages, of which it waited for ${demandedPages} (99 % of them within ${timeText(faultP99Us / 1_000)})`;

@@ -35,7 +35,10 @@ beforeAll(async () => {
   guest = await startWriter(lab, { pagesPerSecond: 4_000, workingSetPages: 4_096, randomOrder: true });
 });
 afterEach(async () => {
-  for (const { vm } of restored.splice(0)) await killOrphan(vm.pid);
+  for (const { vm, complete } of restored.splice(0)) {
+    await killOrphan(vm.pid);
+    await complete.catch(() => {});
+  }
 });
 afterAll(async () => {
   await lab.close();
@@ -72,7 +75,7 @@ const damagedOnes = async (dir: string): Promise<number[]> => {
 };
 
 let restores = 0;
-const restore = async (dir: string, at?: number) => {
+const restore = async (dir: string, at?: number, onDemand = true) => {
   const id = ++restores;
   const paths = {
     ramPath: lab.sharedMemoryPath(`restored-${id}`),
@@ -80,7 +83,7 @@ const restore = async (dir: string, at?: number) => {
     serialPath: lab.path(`restored-serial-${id}`),
   };
   const vm = await restoreCheckpoint({
-    ...{ dir, at, ramPath: paths.ramPath, qmpPath: paths.qmpPath },
+    ...{ dir, at, onDemand, ramPath: paths.ramPath, qmpPath: paths.qmpPath },
     logPath: lab.path(`restored-log-${id}`),
     scratchDir: lab.dir,
     replace: [{ from: guest.serialPath, to: paths.serialPath }],
@@ -132,24 +135,30 @@ describe('01 a chain', () => {
 
   test('the VM runs on, untracked', expectRuns);
 
-  test('a guest that was restored finds its memory as it left it, and reboots', async () => {
-    const before = await writerReport(ramAt(3));
-    const { ramPath, qmpPath, serialPath, epoch } = await restore(dir, 3);
-    expect(epoch).toBe(3);
+  test.each([
+    { at: 3, onDemand: true },
+    { at: 4, onDemand: false },
+  ])('a guest that was restored finds its memory as it left it, on demand: $onDemand', async (one) => {
+    const before = await writerReport(ramAt(one.at));
+    const { ramPath, serialPath, epoch, complete } = await restore(dir, one.at, one.onDemand);
+    expect(epoch).toBe(one.at);
+    const { pages, demandedPages } = await complete;
+    // It was the guest who asked for some of them.
+    expect(demandedPages > 0 && pages > demandedPages).toBe(one.onDemand);
     const after = await writerProgress(ramPath, 5_000);
     expect(after.errors).toBe(0);
     expect(after.written).toBeGreaterThan(before!.written);
     expect(countInFile(serialPath, guestReadyText)).toBe(0);
+  });
+
+  test('it reboots, and can be checkpointed again', async () => {
+    const { qmpPath, serialPath, complete } = await restore(dir, 3);
+    await complete;
     await withQmp(qmpPath, (qmp) => qmp.execute('system_reset'));
     await waitForText(serialPath, guestReadyText, { timeoutMs: 60_000 });
-    // And it can be checkpointed again.
-    const again = await Checkpointing.start({
-      qmp: qmpPath,
-      dir: lab.path('again'),
-      runDir: runDirOf(lab, 'a'),
-    });
+    const options = { qmp: qmpPath, dir: lab.path('again'), runDir: runDirOf(lab, 'a') };
+    await using again = await Checkpointing.start(options);
     expect(await again.take()).toMatchObject({ epoch: 1, full: true });
-    await again.close();
   });
 
   test('a damaged one is refused by its number, the others are not', async () => {
@@ -160,9 +169,12 @@ describe('01 a chain', () => {
     bytes[page * pageBytes]! ^= 1;
     writeFileSync(path, bytes);
     expect(await damagedOnes(dir)).toEqual([5]);
-    const refused = restore(dir);
+    const refused = restore(dir, 5, false);
     await expect(refused).rejects.toMatchObject({ code: 'HOLDFAST_E_DAMAGED', exitCode: 14 });
     await expect(refused).rejects.toThrow(`checkpoint 5 is refused: ${path}: page ${page}`);
+    // On demand it may be found late; the guest never sees it.
+    const found = restore(dir).then(({ complete }) => complete);
+    await expect(found).rejects.toThrow(`checkpoint 5 is refused: ${path}: page ${page}`);
     const device = join(dir, 'epoch-000004', 'device');
     const state = readFileSync(device);
     writeFileSync(device, state.subarray(1));
