@@ -87,6 +87,9 @@ export interface MemoryArrival {
   readonly faultP99Us: number;
 }
 
+/** Of a timer that does nothing but keep Node's event loop going. */
+const HOLD_MS = 60_000;
+
 const ALL_THERE: MemoryArrival = { pages: 0, demandedPages: 0, faultP50Us: 0, faultP99Us: 0 };
 
 /**
@@ -192,6 +195,8 @@ const failureOf = (ram: OnDemandRam): Promise<never> =>
 /** Settles when the VM needs nobody any more. */
 const arrive = async ({ vm, ram }: StartedVm): Promise<MemoryArrival> => {
   if (ram === undefined) return ALL_THERE;
+  // Nothing else may keep this process, and the guest waits for what it still lacks.
+  const held = setInterval(() => {}, HOLD_MS);
   try {
     await Promise.race([ram.complete, vm.exited]);
   } catch (error) {
@@ -201,6 +206,8 @@ const arrive = async ({ vm, ram }: StartedVm): Promise<MemoryArrival> => {
       await ram[Symbol.asyncDispose]();
       throw error;
     }
+  } finally {
+    clearInterval(held);
   }
   const { pages, demandedPages, faultP50Us, faultP99Us } = ram.stats();
   await ram[Symbol.asyncDispose]();

@@ -242,7 +242,10 @@ test('02 the commands', { timeout: 120_000 }, async () => {
       'again',
     ],
   ];
-  const [vm] = (await run('restore', ...asRestored, dir)).of('restored');
+  const restoring = await run('restore', ...asRestored, dir);
+  // It has ended when all of the memory was there, not before.
+  expect(restoring).toMatchObject({ code: 0, said: [{ event: 'restored' }, { event: 'complete' }] });
+  const [vm] = restoring.of('restored');
   expect(vm).toMatchObject({ epoch: epochs.at(-1), name: 'again' });
   const pid = Number(vm?.pid);
   try {

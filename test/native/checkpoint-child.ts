@@ -7,7 +7,7 @@
  */
 import { copyFileSync } from 'node:fs';
 import { join } from 'node:path';
-import type { NativeCheckpointer } from '../../lib/checkpoint/binding.js';
+import type { FinishedLayer, NativeCheckpointer } from '../../lib/checkpoint/binding.js';
 import { Checkpointing } from '../../lib/checkpoint/checkpointing.js';
 import { native } from '../../lib/native.js';
 import type { CrashPoint } from './checkpoint-points.js';
@@ -24,6 +24,13 @@ const reach = (reached: CrashPoint): void => {
 
 const { mergeLayers, copySparse, Checkpointer } = native;
 Object.assign(native, {
+  Checkpointer: class extends Checkpointer {
+    override async finish(options: Parameters<NativeCheckpointer['finish']>[0]): Promise<FinishedLayer> {
+      const finished = await super.finish(options);
+      reach('finished');
+      return finished;
+    }
+  },
   mergeLayers: async (options: Parameters<typeof mergeLayers>[0]) => {
     // In the middle: it is cut off wherever it happens to be.
     if (point === 'merging') setImmediate(() => reach('merging'));
@@ -37,14 +44,6 @@ Object.assign(native, {
     return copied;
   },
 });
-const prototype: NativeCheckpointer = Checkpointer.prototype;
-const { finish } = prototype;
-prototype.finish = async function (this: NativeCheckpointer, options) {
-  const finished = await finish.call(this, options);
-  reach('finished');
-  return finished;
-};
-
 const running = await Checkpointing.start({
   ...{ qmp, dir, keep: 2, runDir: scratch },
   whileStopped: async (epoch) => {
