@@ -188,6 +188,12 @@ export class DiskForeignError extends HoldfastError {
   override readonly exitCode = 13;
 }
 
+/** What lies in a checkpoint is not what was written there; the message names checkpoint, file and place. */
+export class DamagedError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_DAMAGED';
+  override readonly exitCode = 14;
+}
+
 /** The operation was cancelled (AbortSignal, close, Ctrl-C). */
 export class CancelledError extends HoldfastError {
   override readonly code = 'HOLDFAST_E_CANCELLED';
@@ -222,6 +228,7 @@ const byCode: Readonly<
   HOLDFAST_E_TIMEOUT: TimeoutError,
   HOLDFAST_E_DISK: DiskError,
   HOLDFAST_E_DISK_FOREIGN: DiskForeignError,
+  HOLDFAST_E_DAMAGED: DamagedError,
   HOLDFAST_E_CANCELLED: CancelledError,
 };
 

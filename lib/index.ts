@@ -4,6 +4,7 @@
  *   Primary   protects a running VM onto a backup     (docs/embedding.md)
  *   Backup    keeps its checkpoints, and takes over
  *   Migration moves a running VM to where a Backup waits  (docs/migration.md)
+ *   Checkpointing saves a running VM to disk, restoreCheckpoint starts it from there  (docs/checkpoints.md)
  *
  *   recordTrace                which core ran which vCPU (docs/trace.md)
  *   openSender, openReceiver   move pages of a file between processes (docs/transfer.md)
@@ -36,6 +37,27 @@ export {
   checkBackupSettings,
 } from './backup/options.js';
 export type { ReplicaDiskStatus } from './backup/replica-disks.js';
+// Checkpoints on disk
+export type { LayerRound } from './checkpoint/binding.js';
+export type { Upkeep } from './checkpoint/chain.js';
+export {
+  Checkpointing,
+  type CheckpointingOptions,
+  type CheckpointReport,
+} from './checkpoint/checkpointing.js';
+export {
+  type Entry as CheckpointEntry,
+  type Listing as CheckpointListing,
+  listCheckpoints,
+} from './checkpoint/directory.js';
+export type { Manifest as CheckpointManifest } from './checkpoint/manifest.js';
+export {
+  type CheckpointSettings,
+  type CheckpointSettingsInput,
+  checkpointSettings,
+} from './checkpoint/options.js';
+export { type RestoredVm, type RestoreOptions, restoreCheckpoint } from './checkpoint/restore.js';
+export { type Verified, verifyCheckpoints } from './checkpoint/verify.js';
 // Key and log
 export { readKeyFile } from './control/auth.js';
 // Hosts
@@ -54,6 +76,7 @@ export {
   ChecksumError,
   ConfigError,
   ConnectError,
+  DamagedError,
   DiskError,
   DiskForeignError,
   FencedError,
@@ -120,7 +143,6 @@ export type {
   MeasuredPart,
 } from './primary/epoch-report.js';
 export type { IoErrorStop } from './primary/io-error-watch.js';
-export type { DiskPages, DisksIndexed } from './primary/page-disks.js';
 export type {
   BackupLostPolicy,
   CaptureMode,
@@ -138,6 +160,7 @@ export {
 export { describeOutcome, outcomeError } from './primary/outcome.js';
 export type { PaceMode } from './primary/pace.js';
 export type { Budget, PacingExplanation } from './primary/pacing-report.js';
+export type { DiskPages, DisksIndexed } from './primary/page-disks.js';
 export { Primary, type PrimaryOptions, type PrimaryStatus, type RunsEarly } from './primary/primary.js';
 // VMs
 export { QmpClient, type QmpConnectOptions } from './qmp/client.js';

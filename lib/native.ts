@@ -13,6 +13,7 @@
  */
 
 import { createRequire } from 'node:module';
+import type { CheckpointBinding } from './checkpoint/binding.js';
 import type {
   EarlyGuest,
   EarlyGuestOptions,
@@ -709,7 +710,7 @@ export interface DiskStore {
   close(): Promise<void>;
 }
 
-export interface NativeBinding extends PlugBinding, TraceBinding {
+export interface NativeBinding extends PlugBinding, TraceBinding, CheckpointBinding {
   probeKernel(): Promise<KernelProbe>;
   /** Takes well under a millisecond and waits for nothing. */
   probeSenders(): SenderProbe;

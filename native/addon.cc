@@ -1,9 +1,11 @@
 // The exports, nothing else: NativeBinding of lib/native.ts, TransferBinding of
-// lib/transfer/binding.ts, TraceBinding of lib/trace/binding.ts.
+// lib/transfer/binding.ts, TraceBinding of lib/trace/binding.ts,
+// CheckpointBinding of lib/checkpoint/binding.ts.
 
 #include <napi.h>
 
 #include "js/bridge.h"
+#include "js/checkpointer.h"
 #include "js/disk_store.h"
 #include "js/early_guest.h"
 #include "js/functions.h"
@@ -33,6 +35,11 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   exports.Set("compareFiles", Napi::Function::New(env, js::CompareFilesAsync, "compareFiles"));
   exports.Set("readTracefs", Napi::Function::New(env, js::ReadTracefsSync, "readTracefs"));
   exports.Set("debugCounters", Napi::Function::New(env, js::DebugCounters, "debugCounters"));
+  exports.Set("verifyLayers", Napi::Function::New(env, js::VerifyLayersAsync, "verifyLayers"));
+  exports.Set("assembleRam", Napi::Function::New(env, js::AssembleRamAsync, "assembleRam"));
+  exports.Set("mergeLayers", Napi::Function::New(env, js::MergeLayersAsync, "mergeLayers"));
+  exports.Set("copySparse", Napi::Function::New(env, js::CopySparseAsync, "copySparse"));
+  exports.Set("Checkpointer", js::CheckpointerObject::Define(env));
   exports.Set("DiskStore", js::DiskStoreObject::Define(env));
   exports.Set("EarlyGuest", js::EarlyGuestObject::Define(env));
   exports.Set("GuestClock", js::GuestClockObject::Define(env));

@@ -24,7 +24,7 @@ import type { PrimarySettings } from '../primary/options.js';
 import { forPrimary } from '../vm/command-line.js';
 import { launchVm, quitVm } from '../vm/launch.js';
 import { type NetdevRefusal, overRelays, type RelayedTap } from '../vm/netdevs.js';
-import { isAlive, waitForExit } from '../vm/process.js';
+import { isAlive, type ProcessIdentity, waitForExit } from '../vm/process.js';
 
 /** From QEMU's last word on its monitor to the end of its process: freeing the RAM of a large VM takes a while. */
 const EXIT_TIMEOUT_MS = 10_000;
@@ -115,6 +115,60 @@ export class LaunchedVm {
     }
     if (earlier !== undefined) await removeFiles(dir, earlier);
     return await LaunchedVm.#launch(dir, options);
+  }
+
+  /**
+   * A VM that `start` starts from files it makes: over `ramPath`, with its monitor at `qmpPath`.
+   * @throws ConfigError (another VM of this name runs), and what `start` throws
+   */
+  static async restoring(
+    options: {
+      readonly runDir: string;
+      readonly ramDir: string;
+      readonly name: string;
+    },
+    start: (paths: {
+      readonly dir: string;
+      readonly ramPath: string;
+      readonly qmpPath: string;
+      readonly logPath: string;
+    }) => Promise<{ readonly process: ProcessIdentity; readonly commandLine: readonly string[] }>,
+  ): Promise<LaunchedVm> {
+    const { runDir, ramDir, name } = options;
+    const dir = join(runDir, `vm-${name}`);
+    const earlier = await readRecord(dir);
+    if (earlier !== undefined && (await runs(earlier))) {
+      throw new ConfigError(`name: the VM '${name}' runs already (process ${earlier.process?.pid})`, {
+        cure: 'End it, or choose another --name for the restored VM.',
+      });
+    }
+    if (earlier !== undefined) await removeFiles(dir, earlier);
+    await mkdir(dir, { recursive: true, mode: 0o700 });
+    const qmpPath = join(dir, 'qmp.sock');
+    const ramPath = join(ramDir, `vm-${name}-${randomBytes(4).toString('hex')}.holdfast.ram`);
+    const planned: LaunchRecord = {
+      process: null,
+      commandLine: ['(being restored)'],
+      qmpPath,
+      ramPath,
+      relays: [],
+      disks: [],
+    };
+    // Written before the start too: what is killed in between leaves no RAM file that nobody knows of.
+    await writeRecord(dir, planned);
+    try {
+      const started = await start({ dir, ramPath, qmpPath, logPath: join(dir, 'qemu.log') });
+      // No daemon waits for its end: without a name its RAM goes with the process.
+      await rm(ramPath, { force: true });
+      const { ramPath: _, ...nameless } = planned;
+      const record = { ...nameless, process: { ...started.process }, commandLine: [...started.commandLine] };
+      await writeRecord(dir, record);
+      return new LaunchedVm(dir, record, true);
+    } catch (error) {
+      await rm(ramPath, { force: true });
+      await rm(join(dir, 'launched.json'), { force: true }); // the log stays: the error names it
+      throw error;
+    }
   }
 
   /** The launched VM that listens on a QMP socket; undefined if it was not launched by Holdfast. */

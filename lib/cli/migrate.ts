@@ -87,8 +87,7 @@ may hold its QMP socket. One that is protected moves with \`holdfast switchover\
       { code: 4, meaning: 'QEMU ended, or failed' },
       {
         code: 5,
-        meaning:
-          'the destination was not reached, or lost; the message says where the VM is',
+        meaning: 'the destination was not reached, or lost; the message says where the VM is',
       },
       { code: 6, meaning: 'the keys of the two sides differ' },
       { code: 7, meaning: 'given up at a limit, or no space there; the VM runs on here' },

@@ -2,6 +2,8 @@
 import { Command, CommanderError } from 'commander';
 import { ConfigError } from '../errors.js';
 import { addBackupCommand } from './backup.js';
+import { addCheckpointCommand } from './checkpoint.js';
+import { addCheckpointsCommand } from './checkpoints.js';
 import { asHoldfastError } from './command.js';
 import { CommandConsole } from './console.js';
 import { addDetachCommand } from './detach.js';
@@ -9,10 +11,12 @@ import { addDoctorCommand } from './doctor.js';
 import { addMigrateCommand } from './migrate.js';
 import { addPrimaryCommand } from './primary.js';
 import { addRelayCommand } from './relay.js';
+import { addRestoreCommand } from './restore.js';
 import { addStatusCommand } from './status.js';
 import { addSwitchoverCommand } from './switchover.js';
 import { addTakeoverCommand } from './takeover.js';
 import { addTraceCommand } from './trace.js';
+import { addVerifyCommand } from './verify.js';
 import { packageVersion } from './version.js';
 
 /** A command's own result is its exit code; what it throws has one too. */
@@ -41,6 +45,10 @@ export const buildProgram = (finish: Finish): Command => {
   addDetachCommand(program, finish);
   addTakeoverCommand(program, finish);
   addTraceCommand(program, finish);
+  addCheckpointCommand(program, finish);
+  addCheckpointsCommand(program, finish);
+  addRestoreCommand(program, finish);
+  addVerifyCommand(program, finish);
   program.addHelpText(
     'after',
     `

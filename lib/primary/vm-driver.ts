@@ -17,17 +17,17 @@ import type { GuestClock } from './guest-clock.js';
 
 export type DeviceStatePath = 'xen-save' | 'migrate-fd';
 
-export interface PauseRequest {
+export interface PauseRequest<Captured = CaptureResult> {
   readonly epoch: number;
   readonly installGate: boolean;
   readonly takePrefix: boolean;
   /** Starts when the VM has stopped; runs beside the saving of the device state. */
-  readonly capture: () => Promise<CaptureResult>;
+  readonly capture: () => Promise<Captured>;
 }
 
 /** The paused VM, captured; times in milliseconds of performance.now() or durations. */
-export interface Paused {
-  readonly captured: CaptureResult;
+export interface Paused<Captured = CaptureResult> {
+  readonly captured: Captured;
   readonly pauseStartMs: number;
   readonly stopMs: number;
   readonly deviceMs: number;
@@ -104,7 +104,7 @@ export class VmDriver {
    * Stops the VM and captures it: device state and output boundary by QEMU,
    * RAM by `capture`. The VM stays stopped, also when this throws.
    */
-  pause(request: PauseRequest): Promise<Paused> {
+  pause<Captured>(request: PauseRequest<Captured>): Promise<Paused<Captured>> {
     return this.#exclusively(() => this.#pause(request));
   }
 
@@ -192,7 +192,7 @@ export class VmDriver {
     await this.#gate.boundary().catch(() => {});
   }
 
-  async #pause(request: PauseRequest): Promise<Paused> {
+  async #pause<Captured>(request: PauseRequest<Captured>): Promise<Paused<Captured>> {
     const { deviceState, scratchDir, guestClock, disks } = this.#options;
     // Two files in turn: the sender may still read the last epoch's when this one is written.
     const devicePath = join(scratchDir, `d${request.epoch % 2}`);

@@ -3,11 +3,14 @@
 #include <mutex>
 #include <string>
 #include <utility>
+#include <vector>
 
+#include "checkpoint/chain_origin.h"
 #include "js/bridge.h"
 #include "js/core.h"
 #include "js/event_queue.h"
 #include "js/fields.h"
+#include "js/layer_fields.h"
 #include "js/receiver.h"
 #include "js/result_object.h"
 #include "postcopy/early_guest.h"
@@ -69,6 +72,13 @@ EarlyGuest::OriginMaker ToOriginMaker(Napi::Env env, Fields& outer) {
     if (links == nullptr) outer.Wrong("origin", 0);
     return [links](uint64_t ram_pages, uint32_t page_size) {
       return AsOrigin(LinkOrigin::Create(links, ram_pages, page_size));
+    };
+  }
+  if (fields.Has("layers")) {
+    const std::vector<LayerFiles> layers = ToLayers(env, fields);
+    if (layers.empty()) outer.Wrong("origin", 0);
+    return [layers](uint64_t ram_pages, uint32_t page_size) {
+      return MakeChainOrigin(layers, ram_pages, page_size);
     };
   }
   const std::string path = fields.Text("image");

@@ -1,0 +1,88 @@
+/** The copies of disks that lie in a checkpoint: checked, and copied to where a restored VM has them. */
+import { rename, rm, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { ConfigError, DamagedError, toHoldfastError } from '../errors.js';
+import { native } from '../native.js';
+import type { Replacement } from '../vm/command-line.js';
+import type { Entry } from './directory.js';
+
+/** Reads them all. @throws DamagedError */
+export const checkDisks = async ({ dir, manifest }: Pick<Entry, 'dir' | 'manifest'>): Promise<void> => {
+  for (const { file, bytes, digest } of manifest.disks) {
+    const path = join(dir, file);
+    const { size } = await stat(path).catch((error: unknown) => {
+      throw toHoldfastError(error, 'a disk of the checkpoint');
+    });
+    if (size !== bytes) {
+      throw new DamagedError(`${path} is damaged: it has ${size} bytes instead of ${bytes}`);
+    }
+    if ((await native.hashFile(path, bytes)) !== digest) {
+      throw new DamagedError(`${path} is damaged: its checksum does not match`);
+    }
+  }
+};
+
+export interface PlaceDisksOptions {
+  readonly replace?: readonly Replacement[] | undefined;
+  readonly overwriteDisks?: boolean | undefined;
+}
+
+export interface PlacedDisks {
+  readonly paths: readonly string[];
+  /** Takes them away again: the VM did not start. */
+  remove(): Promise<void>;
+}
+
+/**
+ * Copies a checkpoint's disks, checked, to where the VM's command line has them.
+ * @throws ConfigError if something is there already; DamagedError; NoSpaceError
+ */
+export const placeDisks = async (
+  entry: Pick<Entry, 'dir' | 'epoch' | 'manifest'>,
+  { replace = [], overwriteDisks = false }: PlaceDisksOptions,
+): Promise<PlacedDisks> => {
+  const { disks } = entry.manifest;
+  const targets = disks.map(({ image }) => replaced(image, replace));
+  for (const target of targets) {
+    if (overwriteDisks || !(await exists(target))) continue;
+    throw new ConfigError(`the image ${target} is there already; checkpoint ${entry.epoch} has its own`, {
+      cure: `--replace ${target}=/another/place puts the checkpoint's there; --overwrite-disks on replaces it, if no VM uses it.`,
+    });
+  }
+  await checkDisks(entry);
+  const done: string[] = [];
+  const remove = async (): Promise<void> => {
+    // What was overwritten is gone either way: an image of the checkpoint is better than none.
+    if (overwriteDisks) return;
+    for (const path of done) await rm(path, { force: true });
+  };
+  try {
+    for (const [index, { file }] of disks.entries()) {
+      const target = targets[index]!;
+      const aside = `${target}.holdfast-restoring`;
+      await rm(aside, { force: true });
+      await native.copySparse({ from: join(entry.dir, file), to: aside });
+      await rename(aside, target);
+      done.push(target);
+    }
+  } catch (error) {
+    await remove();
+    throw toHoldfastError(error, 'a disk of the checkpoint');
+  }
+  return { paths: done, remove };
+};
+
+const exists = (path: string): Promise<boolean> =>
+  stat(path).then(
+    () => true,
+    () => false,
+  );
+
+/** As QEMU's command line is changed: the first match counts. */
+const replaced = (path: string, replacements: readonly Replacement[]): string => {
+  for (const { from, to } of replacements) {
+    if (path === from) return to;
+    if (path.startsWith(`${from}/`)) return to + path.slice(from.length);
+  }
+  return path;
+};

@@ -1,0 +1,245 @@
+/**
+ * The disks of a VM that is checkpointed: copied as they were in the pause, while the VM goes on writing.
+ *
+ *   prepare     an empty qcow2 overlay beside each image, known to QEMU
+ *   paused      one transaction: from here on the overlays take the writes, and the images stand still
+ *   copyTo      images ─► checkpoint, by reference where the file system can
+ *   commit      overlays ─► images, in the background; the guest is back on its image, the overlay is gone
+ *
+ * Whoever is killed in between leaves a VM that runs on over its overlay; the next run finds and commits it.
+ */
+import { execFile } from 'node:child_process';
+import { rm, stat } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
+import { promisify } from 'node:util';
+import { z } from 'zod';
+import { DiskError, toHoldfastError } from '../errors.js';
+import { native } from '../native.js';
+import type { QmpClient } from '../qmp/client.js';
+import type { VmDescription } from '../vm/describe.js';
+import { imagePathOf } from '../vm/drives.js';
+import type { DiskEntry } from './manifest.js';
+
+const OVERLAY_SUFFIX = '.holdfast-overlay';
+const NODE_PREFIX = 'holdfast-overlay-';
+/** A whole image may have to be written, where everything was overwritten meanwhile. */
+const COMMIT_TIMEOUT_MS = 3_600_000;
+
+export interface CheckpointDisk {
+  readonly name: string;
+  /** Absolute. */
+  readonly image: string;
+  readonly format: DiskEntry['format'];
+  /** Of the device, without an overlay. */
+  readonly node: string;
+  /** Virtual size. */
+  readonly bytes: number;
+  readonly cache: { readonly direct: boolean; readonly noFlush: boolean };
+}
+
+/** query-block, as far as it matters here. */
+const blockDevices = z.array(
+  z.object({
+    device: z.string().default(''),
+    qdev: z.string().optional(),
+    inserted: z
+      .object({
+        'node-name': z.string(),
+        ro: z.boolean(),
+        drv: z.string(),
+        file: z.string(),
+        cache: z.object({ direct: z.boolean(), 'no-flush': z.boolean() }),
+        image: z.object({
+          'virtual-size': z.number(),
+          'full-backing-filename': z.string().optional(),
+          'backing-filename': z.string().optional(),
+        }),
+      })
+      .optional(),
+  }),
+);
+type Inserted = NonNullable<z.infer<typeof blockDevices>[number]['inserted']>;
+
+const queryBlock = async (qmp: QmpClient) => blockDevices.parse(await qmp.executeAny('query-block', {}));
+
+/**
+ * The disks of a VM that preflight.ts has let through.
+ * @throws DiskError if an image stands on another one
+ */
+export const findDisks = async (qmp: QmpClient, vm: VmDescription): Promise<readonly CheckpointDisk[]> => {
+  const disks: CheckpointDisk[] = [];
+  for (const { device, qdev, inserted } of await queryBlock(qmp)) {
+    if (inserted === undefined || inserted.ro) continue;
+    const path = imagePathOf(inserted.file);
+    const backing = inserted.image['backing-filename'];
+    if (path === undefined || (inserted.drv !== 'raw' && inserted.drv !== 'qcow2')) {
+      throw new DiskError(`drive ${device || qdev}: ${inserted.file} is no raw or qcow2 image of this host`);
+    }
+    if (backing !== undefined) {
+      throw new DiskError(`the image ${path} stands on another one (${backing})`, {
+        cure: 'Make it whole first (qemu-img rebase -b "" IMAGE, or QMP block-stream).',
+      });
+    }
+    disks.push({
+      name: device || qdev || inserted['node-name'],
+      image: resolve(vm.cwd, path),
+      format: inserted.drv,
+      node: inserted['node-name'],
+      bytes: inserted.image['virtual-size'],
+      cache: { direct: inserted.cache.direct, noFlush: inserted.cache['no-flush'] },
+    });
+  }
+  return disks;
+};
+
+/** Overlays that a killed run left in QEMU, committed. @returns how many */
+export const commitLeftOverlays = async (qmp: QmpClient, cwd: string): Promise<number> => {
+  const left = (await queryBlock(qmp)).flatMap(({ inserted }) =>
+    inserted !== undefined && isOverlay(inserted) ? [inserted] : [],
+  );
+  for (const { 'node-name': node, file } of left) {
+    await commitOverlay(qmp, node, resolve(cwd, imagePathOf(file)!));
+  }
+  // Prepared, and never put to use.
+  for (const node of await unusedOverlayNodes(qmp)) {
+    await qmp.executeAny('blockdev-del', { 'node-name': node.name });
+    await rm(resolve(cwd, node.path), { force: true });
+  }
+  return left.length;
+};
+
+const isOverlay = ({ drv, file, 'node-name': node }: Inserted): boolean =>
+  drv === 'qcow2' && node.startsWith(NODE_PREFIX) && (imagePathOf(file)?.endsWith(OVERLAY_SUFFIX) ?? false);
+
+const unusedOverlayNodes = async (qmp: QmpClient): Promise<{ name: string; path: string }[]> =>
+  (await qmp.execute('query-named-block-nodes')).flatMap(({ 'node-name': name = '', drv, file }) => {
+    const path = imagePathOf(file);
+    return drv === 'qcow2' && name.startsWith(NODE_PREFIX) && path !== undefined ? [{ name, path }] : [];
+  });
+
+interface Overlay {
+  readonly disk: CheckpointDisk;
+  readonly node: string;
+  readonly path: string;
+}
+
+let overlaysNamed = 0;
+
+export class DiskOverlays {
+  readonly #qmp: QmpClient;
+  readonly #disks: readonly CheckpointDisk[];
+  #prepared: Overlay[] = [];
+  #inUse: Overlay[] = [];
+
+  constructor(qmp: QmpClient, disks: readonly CheckpointDisk[]) {
+    this.#qmp = qmp;
+    this.#disks = disks;
+  }
+
+  /** The VM runs. @throws DiskError if something is in the overlays' place */
+  async prepare(): Promise<void> {
+    for (const disk of this.#disks) {
+      overlaysNamed += 1;
+      const overlay = {
+        disk,
+        node: `${NODE_PREFIX}${process.pid}-${overlaysNamed}`, // QEMU allows 31 characters
+        path: `${disk.image}${OVERLAY_SUFFIX}`,
+      };
+      await createOverlay(overlay);
+      this.#prepared.push(overlay);
+      const cache = { direct: disk.cache.direct, 'no-flush': disk.cache.noFlush };
+      await this.#qmp.executeAny('blockdev-add', {
+        ...{ driver: 'qcow2', 'node-name': overlay.node, cache, discard: 'unmap', backing: null },
+        file: { driver: 'file', filename: overlay.path, cache, discard: 'unmap' },
+      });
+    }
+  }
+
+  /** The VM stands still: what it writes from here on goes to the overlays. */
+  async switchOver(): Promise<void> {
+    if (this.#prepared.length === 0) return;
+    await this.#qmp.executeAny('transaction', {
+      actions: this.#prepared.map(({ disk, node }) => ({
+        type: 'blockdev-snapshot',
+        data: { node: disk.node, overlay: node },
+      })),
+    });
+    this.#inUse = this.#prepared;
+    this.#prepared = [];
+  }
+
+  /** Into a checkpoint's directory; on stable storage when it settles. */
+  async copyTo(dir: string): Promise<readonly DiskEntry[]> {
+    const entries: DiskEntry[] = [];
+    for (const [index, { disk }] of this.#inUse.entries()) {
+      const file = `disk-${index}.${disk.format}`;
+      const to = join(dir, file);
+      const { bytes } = await native.copySparse({ from: disk.image, to });
+      const digest = await native.hashFile(to, bytes);
+      entries.push({ name: disk.name, file, image: disk.image, format: disk.format, bytes, digest });
+    }
+    return entries;
+  }
+
+  /** Back to the images, whatever was reached before. Idempotent. */
+  async commit(): Promise<void> {
+    for (const overlay of this.#prepared.splice(0)) {
+      // Not known to QEMU where preparing it failed.
+      await this.#qmp.executeAny('blockdev-del', { 'node-name': overlay.node }).catch(() => {});
+      await rm(overlay.path, { force: true });
+    }
+    while (this.#inUse[0] !== undefined) {
+      const { node, path } = this.#inUse[0];
+      await commitOverlay(this.#qmp, node, path);
+      this.#inUse = this.#inUse.slice(1);
+    }
+  }
+}
+
+const createOverlay = async ({ disk, path }: Overlay): Promise<void> => {
+  const found = await stat(path).catch(() => undefined);
+  if (found !== undefined) {
+    throw new DiskError(`${path} is there already: writes of a VM that ended while it was checkpointed`, {
+      cure: `With no VM running on it: qemu-img commit ${path}, which puts them into ${disk.image}; then remove it. If they are not wanted, remove it.`,
+    });
+  }
+  // -u: the image is in use, and is not opened. The overlay names it, for `qemu-img commit`.
+  const args = ['create', '-q', '-u', '-f', 'qcow2', '-b', disk.image, '-F', disk.format, path];
+  try {
+    await promisify(execFile)('qemu-img', [...args, String(disk.bytes)]);
+  } catch (cause) {
+    await rm(path, { force: true });
+    throw new DiskError(`an overlay for ${disk.image} could not be made: ${(cause as Error).message}`, {
+      cause,
+      cure: 'Install qemu-img (package qemu-utils); its directory must be writable.',
+    });
+  }
+};
+
+/** Settles when the device is back on its image, and the overlay is gone. */
+const commitOverlay = async (qmp: QmpClient, node: string, path: string): Promise<void> => {
+  const job = `${node}-job`;
+  const limits = { timeoutMs: COMMIT_TIMEOUT_MS };
+  const ofJob = { ...limits, where: ({ data }: { data: Record<string, unknown> }) => data.device === job };
+  const ready = qmp.once('BLOCK_JOB_READY', ofJob);
+  const completed = qmp.once('BLOCK_JOB_COMPLETED', ofJob);
+  ready.catch(() => {});
+  completed.catch(() => {}); // awaited last
+  try {
+    await qmp.executeAny('block-commit', { 'job-id': job, device: node });
+    // A job that fails is never ready.
+    await Promise.race([ready, completed]);
+    await qmp.executeAny('job-complete', { id: job });
+    const { data } = await completed;
+    if (typeof data.error === 'string') throw new DiskError(data.error);
+  } catch (error) {
+    const { message, code } = toHoldfastError(error);
+    throw new DiskError(`${path} could not be committed to its image: ${message}`, {
+      cause: error,
+      cure: 'The VM runs on over it, and nothing is lost; the next `holdfast checkpoint` tries again.',
+      details: { code },
+    });
+  }
+  await qmp.executeAny('blockdev-del', { 'node-name': node });
+  await rm(path, { force: true });
+};

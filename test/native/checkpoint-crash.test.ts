@@ -1,0 +1,164 @@
+/** Checkpoints whose writer is killed anywhere: those that were there stay, the VM too, and the next run tidies up. */
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import {
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { Checkpointing } from '../../lib/checkpoint/checkpointing.js';
+import { listCheckpoints } from '../../lib/checkpoint/directory.js';
+import { layerFilesOf, selectCheckpoint } from '../../lib/checkpoint/select.js';
+import { verifyCheckpoints } from '../../lib/checkpoint/verify.js';
+import { native } from '../../lib/native.js';
+import { repositoryRoot } from '../lab/guest.js';
+import { crashPoints } from './checkpoint-points.js';
+import { pageBytes, SmallQemu } from './primary-qemu.js';
+
+const RAM_MIB = 16;
+const IMAGE_BYTES = 4 << 20;
+const KEPT = 2;
+
+let scratch: string;
+let dir: string;
+let image: string;
+let qmpPath: string;
+let qemu: SmallQemu;
+beforeAll(async () => {
+  scratch = mkdtempSync(join(tmpdir(), 'holdfast-crash-'));
+  dir = join(scratch, 'checkpoints');
+  image = join(scratch, 'disk.raw');
+  qmpPath = join(scratch, 'qmp');
+  writeFileSync(image, '');
+  truncateSync(image, IMAGE_BYTES);
+  qemu = await SmallQemu.start(RAM_MIB, [
+    ...['-drive', `file=${image},format=raw,if=none,id=d0`, '-device', 'virtio-blk-pci,drive=d0'],
+    ...['-qmp', `unix:${qmpPath},server=on,wait=off`],
+  ]);
+});
+afterAll(async () => {
+  await qemu.kill();
+  rmSync(scratch, { recursive: true, force: true });
+  expect(native.debugCounters()).toEqual({ threads: 0, engines: 0, descriptors: 0 });
+});
+
+/** Memory and disk get something new. */
+let written = 0;
+const write = async (): Promise<void> => {
+  written += 1;
+  qemu.writePages([500 + (written % 7), 600], written);
+  qemu.clearPages([500 + ((written + 3) % 7)]);
+  await writeDisk(written % 200, (written % 60) << 16);
+};
+const writeDisk = async (pattern: number, at: number): Promise<void> => {
+  const said = await qemu.qmp('human-monitor-command', {
+    'command-line': `qemu-io d0 "write -P ${pattern + 1} ${at} 64k"`,
+  });
+  expect(String(said)).not.toContain('rror');
+};
+
+/** @returns how it ended: a signal's name, or an exit code. */
+const run = async (count: number, crash = ''): Promise<string | number | null> => {
+  const child = spawn(
+    process.execPath,
+    [
+      join(repositoryRoot(), 'dist/test/native/checkpoint-child.js'),
+      qmpPath,
+      dir,
+      scratch,
+      String(count),
+      crash,
+    ],
+    {
+      stdio: ['ignore', 'ignore', 'pipe'],
+      env: { ...process.env, HOLDFAST_TEST_COPY: `${qemu.ramPath}:${image}` },
+    },
+  );
+  let said = '';
+  child.stderr.on('data', (text: Buffer) => {
+    said += text.toString();
+  });
+  const [code, signal] = (await once(child, 'exit')) as [number | null, string | null];
+  if (code !== null && code !== 0) throw new Error(said);
+  return signal ?? code;
+};
+
+const kept = async (): Promise<number[]> =>
+  existsSync(dir)
+    ? (await listCheckpoints(dir)).entries.filter(({ isRetired }) => !isRetired).map(({ epoch }) => epoch)
+    : [];
+
+/** All that are kept are what memory and disk were in their pauses. */
+const expectAllWhole = async (): Promise<void> => {
+  for await (const { damage } of verifyCheckpoints(dir)) expect(damage).toEqual([]);
+  const listing = await listCheckpoints(dir);
+  for (const epoch of await kept()) {
+    const { entry, layers } = selectCheckpoint(listing, dir, epoch);
+    const path = join(scratch, 'assembled');
+    await native.assembleRam({ layers: layerFilesOf(layers), path });
+    const ram = join(scratch, `ram-at-${epoch}`);
+    expect(await native.compareFiles(path, ram, RAM_MIB << 20, pageBytes, 5)).toEqual([]);
+    rmSync(path);
+    const [disk] = entry.manifest.disks;
+    const copy = readFileSync(join(entry.dir, disk!.file));
+    expect(copy.equals(readFileSync(join(scratch, `disk-at-${epoch}`)))).toBe(true);
+  }
+};
+
+test('01 killed at any point', { timeout: 120_000 }, async () => {
+  await write();
+  expect(await run(3)).toBe(0);
+  expect(await kept()).toEqual([2, 3]);
+  await expectAllWhole();
+  for (const crash of crashPoints.flatMap((point) => (point === 'round' ? [point] : [point, `${point}:2`]))) {
+    const before = await kept();
+    await write();
+    // Its first checkpoint is a full one; those after it are increments, and merge what was there.
+    const end = await run(4, crash);
+    expect(end, crash).toBe('SIGKILL');
+    const after = await kept();
+    expect(after.length, crash).toBeGreaterThanOrEqual(KEPT);
+    expect(after.at(-1), crash).toBeGreaterThanOrEqual(before.at(-1)!);
+    await expectAllWhole();
+  }
+  await write();
+  expect(await run(1)).toBe(0);
+  await expectAllWhole();
+  expect(await kept()).toHaveLength(KEPT);
+  expect(readdirSync(dir).toSorted()).toHaveLength(KEPT + 1);
+  expect(existsSync(`${image}.holdfast-overlay`)).toBe(false);
+  expect(await qemu.qmp('query-status')).toMatchObject({ running: true });
+  expect(qemu.userfaults()).toBe(0);
+});
+
+test('02 what is written after the pause is in the image, and not in the checkpoint', async () => {
+  const another = join(scratch, 'another');
+  await using running = await Checkpointing.start({
+    ...{ qmp: qmpPath, dir: another, runDir: scratch },
+    whileStopped: async () => writeDisk(76, 1 << 20),
+  });
+  await writeDisk(70, 1 << 20);
+  await running.take();
+  await writeDisk(80, 2 << 20);
+  await running.idle();
+  expect(existsSync(`${image}.holdfast-overlay`)).toBe(false);
+  const copied = readFileSync(join(another, 'epoch-000001', 'disk-0.raw'));
+  expect([copied[1 << 20], copied[2 << 20]]).toEqual([71, expect.not.stringMatching('81')]);
+  await qemu.qmp('human-monitor-command', { 'command-line': 'qemu-io d0 "flush"' });
+  const now = readFileSync(image);
+  expect([now[1 << 20], now[2 << 20]]).toEqual([77, 81]);
+});
+
+test('03 one directory, one writer', async () => {
+  const another = join(scratch, 'claimed');
+  await using _running = await Checkpointing.start({ qmp: qmpPath, dir: another, runDir: scratch });
+  const claim = await import('../../lib/checkpoint/claims.js');
+  await expect(claim.claimWriting(another)).rejects.toThrow(`process ${process.pid} writes checkpoints`);
+});
