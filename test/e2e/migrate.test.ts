@@ -210,6 +210,7 @@ test('a hand-over that comes to nothing: the guest runs here again, or stands st
   await mute.until('the takeover', () => mute.messages.at(-1)?.event === 'taking-over');
   process.kill(mute.pid, 'SIGKILL');
   await held.message('waiting');
+  await sleep(200); // until the load has told of its last answers
   const acknowledged = load.acknowledged;
   await sleep(500);
   expect(load.acknowledged).toBe(acknowledged);
