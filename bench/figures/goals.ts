@@ -182,16 +182,19 @@ const ratios: Readonly<Record<string, Ratio>> = {
     goal: { atMost: 0.7 },
   },
   migrateDowntimeVsQemuIdle: { meaning: 'the same, downtime', goal: { atMost: 0.5 } },
+  migrateClientGapVsQemuIdle: { meaning: 'the same, as a client sees it: without an answer' },
   migrateTotalVsQemuRedis: {
     meaning: 'total time, redis under load, `auto`, Holdfast’s engine ÷ QEMU’s',
     goal: { atMost: 0.7 },
   },
   migrateDowntimeVsQemuRedis: { meaning: 'the same, downtime', goal: { atMost: 0.5 } },
+  migrateClientGapVsQemuRedis: { meaning: 'the same, as a client sees it: without an answer' },
   migrateTotalVsQemuWriter: {
     meaning: 'total time of the writer’s migration over the limited link, `mp`, Holdfast’s engine ÷ QEMU’s',
     goal: { atMost: 0.7 },
   },
   migrateDowntimeVsQemuWriter: { meaning: 'the same, downtime', goal: { atMost: 0.5 } },
+  migrateClientGapVsQemuWriter: { meaning: 'the same, as a client sees it: without an answer' },
   migrateIdleDowntimeMs: {
     meaning: 'downtime of an idle 512 MB guest in ms, Holdfast’s engine, median',
     goal: { atMost: 15 },

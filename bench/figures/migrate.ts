@@ -63,7 +63,7 @@ export const migrateFigures: SuiteFigures = {
       table(
         'A guest that writes memory faster than the link',
         'writer',
-        'memwriter stamps pages of its working set in random order. `fixed` with the default downtime never arrives; relaxed, the downtime it is allowed is just above what the remainder comes down to in the long run.',
+        'memwriter stamps pages of its working set in random order. `fixed` with the default downtime never arrives; relaxed, it is allowed a tenth more than what its rounds had come down to when it was given up.',
       ),
       table(
         'A guest whose memory is full of a file',

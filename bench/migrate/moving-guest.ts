@@ -120,7 +120,7 @@ export class MovingGuest {
       runDir: await this.#runDir(source.host),
       ...(this.#options.disks === undefined
         ? {}
-        : { moveDisks: 'on', diskDir: lab.path(`disks-${source.host}`) }),
+        : { moveDisks: true, diskDir: lab.path(`disks-${source.host}`) }),
     });
     if (report.event === 'stayed') {
       backup.say('close');

@@ -6,6 +6,7 @@ export const ratiosOf = (results: readonly BenchResult[]): Record<string, number
     results.find((result) => result.name === name)?.metrics[key] ?? Number.NaN;
   const total = (name: string): number => metric(name, 'totalMsP50');
   const downtime = (name: string): number => metric(name, 'downtimeMsP50');
+  const gap = (name: string): number => metric(name, 'clientGapMsP50');
   const bytes = (name: string): number => metric(name, 'linkBytesP50');
   const arrivedShare = (name: string): number => metric(name, 'arrived') / metric(name, 'trials');
   const least = (...shares: readonly number[]): number => Math.min(...shares);
@@ -28,10 +29,13 @@ export const ratiosOf = (results: readonly BenchResult[]): Record<string, number
     migrateMpVsRelaxedDataQemu: bytes('writer-mp-qemu') / bytes('writer-fixed-relaxed-qemu'),
     migrateTotalVsQemuIdle: engines(total, 'idle-fixed'),
     migrateDowntimeVsQemuIdle: engines(downtime, 'idle-fixed'),
+    migrateClientGapVsQemuIdle: engines(gap, 'idle-fixed'),
     migrateTotalVsQemuRedis: engines(total, 'redis-auto'),
     migrateDowntimeVsQemuRedis: engines(downtime, 'redis-auto'),
+    migrateClientGapVsQemuRedis: engines(gap, 'redis-auto'),
     migrateTotalVsQemuWriter: engines(total, 'writer-mp'),
     migrateDowntimeVsQemuWriter: engines(downtime, 'writer-mp'),
+    migrateClientGapVsQemuWriter: engines(gap, 'writer-mp'),
     migrateIdleDowntimeMs: downtime('idle-fixed-holdfast'),
     migrateEarlyRunsAfterMs: metric('idle-fixed-early-holdfast', 'runsThereMsP50'),
     migrateSkipVsWithoutTotal: total('cache-fixed-skip-holdfast') / total('cache-fixed-holdfast'),

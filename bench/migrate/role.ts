@@ -9,6 +9,7 @@ import { Migration, type MigrationOptions, QmpClient } from '../../lib/index.js'
 import { type MigrationPolicyName, migrationPolicy } from '../../lib/migrate/policies.js';
 import { migrateWithQemu } from '../../lib/migrate/qemu-engine.js';
 import { openQemuTarget } from '../../lib/migrate/qemu-target.js';
+import { percentile } from '../../lib/stats.js';
 
 /** A migration by QEMU's own engine. */
 export interface QemuMove {
@@ -35,6 +36,8 @@ export interface Moved {
 export interface Stayed {
   readonly event: 'stayed';
   readonly rounds: number;
+  /** The downtime that its rounds had come down to: the median over the second half of them, if there were any. */
+  readonly remainderMs?: number;
   readonly totalMs: number;
   readonly code: string;
   readonly message: string;
@@ -46,26 +49,30 @@ const say = (value: MoveReport | { readonly event: 'error'; readonly message: st
   process.stdout.write(`${JSON.stringify(value)}\n`);
 };
 
+const roundsOf = (expectedMs: readonly number[]) => ({
+  rounds: expectedMs.length,
+  ...(expectedMs.length === 0
+    ? {}
+    : { remainderMs: percentile(expectedMs.slice(Math.floor(expectedMs.length / 2)), 50) }),
+});
+
+const reasonOf = ({ code, message }: { readonly code: string; readonly message: string }) => ({
+  code,
+  message,
+});
+
 const byHoldfast = async ({ key, ...options }: Omit<MigrationOptions, 'key'> & { key: string }) => {
   const beginMs = performance.now();
-  let rounds = 0;
+  const expectedMs: number[] = [];
   const migration = await Migration.start({ ...options, key: Buffer.from(key, 'hex') });
-  migration.on('round', ({ round }) => {
-    rounds = round;
-  });
+  migration.on('round', ({ decision }) => expectedMs.push(decision.expectedDowntimeMs));
   const outcome = await migration.ended;
   const totalMs = performance.now() - beginMs;
   switch (outcome.kind) {
     case 'moved':
       return say({ event: 'moved', ...outcome, parts: { ...outcome.downtimeParts } });
     case 'stayed':
-      return say({
-        event: 'stayed',
-        rounds,
-        totalMs,
-        code: outcome.failure.code,
-        message: outcome.failure.message,
-      });
+      return say({ event: 'stayed', ...roundsOf(expectedMs), totalMs, ...reasonOf(outcome.failure) });
     default:
       throw new Error(`the migration ended as ${outcome.kind}`);
   }
@@ -76,22 +83,21 @@ const byQemu = async (move: QemuMove): Promise<void> => {
   const qmp = await QmpClient.connect(move.qmp);
   const there = await QmpClient.connect(move.targetQmp);
   const beginMs = performance.now();
-  let rounds = 0;
+  const expectedMs: number[] = [];
   try {
     await using target = await openQemuTarget({ qmp: there, address: move.address });
     const moved = await migrateWithQemu({
       ...{ qmp, target, downtimeMs, policy: migrationPolicy(policy) },
       limit: { roundsMax, totalMsMax: timeMaxMs },
-      onRound: ({ number }) => {
-        rounds = number;
-      },
+      onRound: ({ decision }) => void expectedMs.push(decision.expectedDowntimeMs),
     });
     await qmp.execute('quit');
     say({ event: 'moved', ...moved, rounds: moved.rounds.length, parts: {} });
   } catch (error) {
-    const { code, message } = error as Error & { readonly code?: string };
-    if (code !== 'HOLDFAST_E_LIMIT') throw error;
-    say({ event: 'stayed', rounds, totalMs: performance.now() - beginMs, code, message });
+    const reason = reasonOf(error as Error & { readonly code: string });
+    if (reason.code !== 'HOLDFAST_E_LIMIT') throw error;
+    const totalMs = performance.now() - beginMs;
+    say({ event: 'stayed', ...roundsOf(expectedMs), totalMs, ...reason });
   }
 };
 

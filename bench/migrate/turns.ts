@@ -9,13 +9,26 @@ import { limitLink } from '../../test/lab/limit-link.js';
 import type { BenchResult, Progress } from '../report.js';
 import type { Move } from './moving-guest.js';
 import { OutsideWatch } from './outside.js';
-import type { CasePlan, WorkloadPlan } from './plan.js';
+import { type CasePlan, RELAXED, type WorkloadPlan } from './plan.js';
 import { bootWorker } from './workloads.js';
 
-/** A VM that has just arrived has no translated code: until it does its work again. */
-const SETTLE_MS = 1_500;
+/** For the answers to the last of a client's requests. */
+const ANSWER_MS = 300;
 
-type Measured = Move & { readonly clientGapMs: number | undefined };
+type Measured = Move & { readonly allowedMs: number; readonly clientGapMs: number | undefined };
+type Moves = ReadonlyMap<CasePlan, Measured[]>;
+
+const median = (values: readonly number[]): number => percentile(values, 50);
+
+/** As planned, but for a case that is to be just relaxed enough. */
+const allowedMs = ({ move, relaxes }: CasePlan, moves: Moves): number => {
+  const [, stayed = []] = [...moves].find(([{ name }]) => name === relaxes) ?? [];
+  const remainders = stayed.flatMap((each) => (each.event === 'stayed' ? (each.remainderMs ?? []) : []));
+  return remainders.length === 0 ? move.downtimeMs : Math.ceil(RELAXED * median(remainders));
+};
+
+const of = <Name extends string>(moves: readonly Readonly<Record<Name, number>>[], name: Name): number[] =>
+  moves.map((each) => each[name]);
 
 const resultOf = (
   { workload, size }: WorkloadPlan,
@@ -23,53 +36,33 @@ const resultOf = (
   moves: readonly Measured[],
 ): BenchResult => {
   const arrived = moves.filter((each) => each.event === 'moved');
-  const spread = (stem: string, values: readonly number[], ends: readonly number[] = [50, 100]) =>
-    Object.fromEntries(
-      ends
-        .filter(() => values.length > 0)
-        .map((p) => [`${stem}${p === 100 ? 'Max' : p === 0 ? 'Min' : `P${p}`}`, percentile(values, p)]),
-    );
+  const spread = (stem: string, values: readonly number[]) =>
+    values.length === 0 ? {} : { [`${stem}P50`]: median(values), [`${stem}Max`]: percentile(values, 100) };
   const gaps = arrived.flatMap(({ clientGapMs }) => clientGapMs ?? []);
   const parts = [...new Set(arrived.flatMap(({ parts }) => Object.keys(parts)))];
   const writes = workload === 'writer';
   return {
     name,
     params: {
-      ...{ workload, engine, policy: move.policy, allowedDowntimeMs: move.downtimeMs },
+      ...{
+        workload,
+        engine,
+        policy: move.policy,
+        allowedDowntimeMs: median(moves.map(({ allowedMs }) => allowedMs)),
+      },
       linkMbitPerS: size.mbitPerS ?? 'not limited',
       ...(writes ? { pagesPerSecond: size.pagesPerSecond, workingSetPages: size.workingSetPages } : {}),
       ...{ ramMb: Math.round(size.ramMb), accelerator: 'tcg' },
     },
     metrics: {
-      trials: moves.length,
-      arrived: arrived.length,
-      ...spread(
-        'totalMs',
-        arrived.map(({ totalMs }) => totalMs),
-      ),
-      ...spread(
-        'downtimeMs',
-        arrived.map(({ downtimeMs }) => downtimeMs),
-      ),
+      ...{ trials: moves.length, arrived: arrived.length },
+      ...spread('totalMs', of(arrived, 'totalMs')),
+      ...spread('downtimeMs', of(arrived, 'downtimeMs')),
       ...spread('clientGapMs', gaps),
-      ...spread(
-        'linkBytes',
-        moves.map(({ linkBytes }) => linkBytes),
-        [50],
-      ),
-      ...spread(
-        'rounds',
-        moves.map(({ rounds }) => rounds),
-        [50],
-      ),
+      linkBytesP50: median(of(moves, 'linkBytes')),
+      roundsP50: median(of(moves, 'rounds')),
       ...Object.fromEntries(
-        parts.map((part) => [
-          `${part}P50`,
-          percentile(
-            arrived.flatMap(({ parts }) => parts[part] ?? []),
-            50,
-          ),
-        ]),
+        parts.map((part) => [`${part}P50`, median(arrived.flatMap(({ parts }) => parts[part] ?? []))]),
       ),
     },
   };
@@ -81,15 +74,16 @@ export const measureWorkload = async (plan: WorkloadPlan, progress: Progress): P
   await using lab = await Lab.create({ tag: 'move' });
   const { guest, finish } = await bootWorker(lab, workload, size);
   if (size.mbitPerS !== undefined) await limitLink(lab, size.mbitPerS);
-  const moves = new Map<CasePlan, Measured[]>(cases.map((each) => [each, []]));
+  const moves: Moves = new Map(cases.map((each) => [each, []]));
   const turns = Math.max(...cases.map((each) => each.turns));
   for (let turn = 1; turn <= turns; turn += 1) {
     for (const each of cases.filter(({ turns }) => turn <= turns)) {
-      await sleep(SETTLE_MS);
+      await sleep(size.settleMs);
       const outside = await OutsideWatch.start(lab);
-      const move = await guest.move(each.engine, each.move);
-      await sleep(SETTLE_MS / 3); // until it answers again
-      moves.get(each)!.push({ ...move, clientGapMs: await outside.stop() });
+      const downtimeMs = allowedMs(each, moves);
+      const move = await guest.move(each.engine, { ...each.move, downtimeMs });
+      await sleep(ANSWER_MS);
+      moves.get(each)!.push({ ...move, allowedMs: downtimeMs, clientGapMs: await outside.stop() });
       progress(`${each.name}: turn ${turn} of ${each.turns}: ${describeMove(move)}`);
     }
   }
@@ -100,4 +94,4 @@ export const measureWorkload = async (plan: WorkloadPlan, progress: Progress): P
 const describeMove = (move: Move): string =>
   move.event === 'moved'
     ? `${move.totalMs.toFixed(0)} ms, ${move.rounds} rounds, stood still for ${move.downtimeMs.toFixed(1)} ms`
-    : `stayed after ${move.rounds} rounds: ${move.message}`;
+    : `stayed after ${move.rounds} rounds, ${move.remainderMs?.toFixed(0) ?? '?'} ms left: ${move.message}`;

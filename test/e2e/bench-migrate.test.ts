@@ -9,13 +9,13 @@ import { repositoryRoot } from '../lab/guest.js';
 
 const run = promisify(execFile);
 
-test('migrate, smoke size: an idle guest by both engines, and a writer under three policies', {
+test('migrate, smoke size: an idle guest by both engines, and a writer under two policies', {
   timeout: 120_000,
 }, async () => {
   const file = `/tmp/holdfast-bench-migrate-${process.pid}.json`;
   try {
     const bench = join(repositoryRoot(), 'dist/bench/main.js');
-    const only = 'idle-*,writer-fixed-holdfast,writer-mp-*,writer-auto-holdfast';
+    const only = 'idle-*,writer-fixed-holdfast,writer-mp-*';
     await run(process.execPath, [bench, 'migrate', '--smoke', '--only', only, '--json', file]);
     const { suite, results } = JSON.parse(await readFile(file, 'utf8')) as {
       readonly suite: string;
@@ -24,13 +24,7 @@ test('migrate, smoke size: an idle guest by both engines, and a writer under thr
     expect(suite).toBe('migrate');
     const of = (name: string): BenchResult['metrics'] =>
       results.find((result) => result.name === name)?.metrics ?? {};
-    for (const name of [
-      'idle-fixed-holdfast',
-      'idle-fixed-qemu',
-      'writer-mp-holdfast',
-      'writer-mp-qemu',
-      'writer-auto-holdfast',
-    ]) {
+    for (const name of ['idle-fixed-holdfast', 'idle-fixed-qemu', 'writer-mp-holdfast', 'writer-mp-qemu']) {
       const { trials, arrived, totalMsP50 = 0, downtimeMsP50 = 0, linkBytesP50, roundsP50 } = of(name);
       expect({ name, trials, arrived }).toEqual({ name, trials: 1, arrived: 1 });
       expect(downtimeMsP50, name).toBeGreaterThan(0);
