@@ -1,5 +1,5 @@
 /** Which guests are moved, by which engine and policy, how often, and over what link; after `--smoke` and `--only`. */
-import { type MigrationSettingsInput, migrationSettings } from '../../lib/index.js';
+import type { MigrationSettingsInput } from '../../lib/index.js';
 import type { MigrationPolicyName } from '../../lib/migrate/policies.js';
 import type { WantedCases } from '../report.js';
 import type { Engine, MoveSettings } from './moving-guest.js';
@@ -97,10 +97,6 @@ const casePlan = (variant: Variant): CasePlan => {
   };
 };
 
-/** Settings of Holdfast's engine alone that not every revision has: their cases are offered where it does. */
-const optional = (name: string, variant: Variant): Variant[] =>
-  name in migrationSettings.shape ? [{ ...variant, extra: { [name]: true } }] : [];
-
 const variantsOf = ({ turns, trials, fixedMsMax, downtimeMs, relaxedDowntimeMs }: Size): Variant[] => {
   const engines = ['holdfast', 'qemu'] as const;
   const both = (variant: Omit<Variant, 'engine'>): Variant[] =>
@@ -108,9 +104,10 @@ const variantsOf = ({ turns, trials, fixedMsMax, downtimeMs, relaxedDowntimeMs }
   const asked = { downtimeMs, turns };
   return [
     ...both({ workload: 'idle', policy: 'fixed', ...asked }),
-    ...optional('resumeEarly', {
+    {
       ...{ workload: 'idle', policy: 'fixed', engine: 'holdfast', suffix: 'early', ...asked },
-    }),
+      extra: { resumeEarly: 'now' },
+    },
     ...(['fixed', 'mp', 'auto'] as const).flatMap((policy) => both({ workload: 'redis', policy, ...asked })),
     ...both({
       ...{ workload: 'writer', policy: 'fixed', downtimeMs },
@@ -122,9 +119,10 @@ const variantsOf = ({ turns, trials, fixedMsMax, downtimeMs, relaxedDowntimeMs }
     ...both({ workload: 'writer', policy: 'mp', downtimeMs, turns: trials }),
     ...both({ workload: 'writer', policy: 'auto', downtimeMs, turns: trials }),
     { workload: 'cache', policy: 'fixed', engine: 'holdfast', ...asked },
-    ...optional('skipDiskPages', {
+    {
       ...{ workload: 'cache', policy: 'fixed', engine: 'holdfast', suffix: 'skip', ...asked },
-    }),
+      extra: { skipDiskPages: true },
+    },
   ];
 };
 

@@ -65,12 +65,20 @@ const byHoldfast = async ({ key, ...options }: Omit<MigrationOptions, 'key'> & {
   const beginMs = performance.now();
   const expectedMs: number[] = [];
   const migration = await Migration.start({ ...options, key: Buffer.from(key, 'hex') });
+  let runsThereMs: number | undefined;
+  migration.on('runs-early', () => {
+    runsThereMs = performance.now() - beginMs;
+  });
   migration.on('round', ({ decision }) => expectedMs.push(decision.expectedDowntimeMs));
   const outcome = await migration.ended;
   const totalMs = performance.now() - beginMs;
   switch (outcome.kind) {
     case 'moved':
-      return say({ event: 'moved', ...outcome, parts: { ...outcome.downtimeParts } });
+      return say({
+        event: 'moved',
+        ...outcome,
+        parts: { ...outcome.downtimeParts, ...(runsThereMs === undefined ? {} : { runsThereMs }) },
+      });
     case 'stayed':
       return say({ event: 'stayed', ...roundsOf(expectedMs), totalMs, ...reasonOf(outcome.failure) });
     default:
