@@ -111,7 +111,6 @@ export type {
   MeasuredPart,
 } from './primary/epoch-report.js';
 export type { IoErrorStop } from './primary/io-error-watch.js';
-export type { DiskPages, DisksIndexed } from './primary/page-disks.js';
 export type {
   BackupLostPolicy,
   CaptureMode,
@@ -129,6 +128,7 @@ export {
 export { describeOutcome, outcomeError } from './primary/outcome.js';
 export type { PaceMode } from './primary/pace.js';
 export type { Budget, PacingExplanation } from './primary/pacing-report.js';
+export type { DiskPages, DisksIndexed } from './primary/page-disks.js';
 export { Primary, type PrimaryOptions, type PrimaryStatus } from './primary/primary.js';
 // VMs
 export { QmpClient, type QmpConnectOptions } from './qmp/client.js';
