@@ -69,7 +69,7 @@ may hold its QMP socket. One that is protected moves with \`holdfast switchover\
       {
         code: 5,
         meaning:
-          'the destination was not reached, or lost; the VM runs on here, or with --resume-early is stopped here, as the message says',
+          'the destination was not reached, or lost; the VM runs on here, or stands still (--resume-early)',
       },
       { code: 6, meaning: 'the keys of the two sides differ' },
       { code: 7, meaning: 'given up at a limit, or no space there; the VM runs on here' },
