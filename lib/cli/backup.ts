@@ -52,8 +52,7 @@ between, fix --bulk-port; open it, the port after it, and that of --listen.`,
       { code: 3, meaning: 'this host lacks something' },
       {
         code: 5,
-        meaning:
-          'cannot listen on the address; or the source of a VM that ran here early (--resume-early) was lost',
+        meaning: 'cannot listen on the address; or the source of a VM that was resumed early was lost',
       },
       { code: 8, meaning: 'ended by a signal after a takeover that failed; the replica is kept' },
       { code: 130, meaning: 'ended by a second Ctrl-C' },

@@ -100,7 +100,7 @@ test('while memory follows: who dies takes the VM along, a cut link is waited fo
     await expect.poll(() => shell.stdout, { timeout: 10_000 }).toContain(`${word}\n`);
   };
   await echo('before');
-  await limitLink(lab, 'a', '200mbit');
+  await limitLink(lab, 'a', '300mbit');
   const toB = await startBackupFor(lab, onA);
   const there = await migrate(lab, onA, ['--resume-early']);
   const early = await there.message('runs-early');
