@@ -161,15 +161,7 @@ export { describeOutcome, outcomeError } from './primary/outcome.js';
 export type { PaceMode } from './primary/pace.js';
 export type { Budget, PacingExplanation } from './primary/pacing-report.js';
 export type { DiskPages, DisksIndexed } from './primary/page-disks.js';
-export {
-  Primary,
-  Primary,
-  type PrimaryOptions,
-  type PrimaryOptions,
-  type PrimaryStatus,
-  type PrimaryStatus,
-  type RunsEarly,
-} from './primary/primary.js';
+export { Primary, type PrimaryOptions, type PrimaryStatus, type RunsEarly } from './primary/primary.js';
 // VMs
 export { QmpClient, type QmpConnectOptions } from './qmp/client.js';
 // Senders
