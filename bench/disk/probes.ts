@@ -22,6 +22,8 @@ export interface Probe {
   readonly params: BenchResult['params'];
   /** The figure of which a share remains when the guest is protected. */
   readonly rate: string;
+  /** It waits for its own flushes, and is nothing without them. */
+  readonly flushes: boolean;
   measure(client: LabHost, size: ProbeSize): Promise<Sample>;
 }
 
@@ -75,6 +77,7 @@ const loadProbe = ({ op, order, blockKiB, depth }: Load): Probe => ({
   name: `${order}-${op}-${blockName(blockKiB)}`,
   params: { probe: `${order} ${op}`, blockKiB, depth },
   rate: 'rateMbPerS',
+  flushes: false,
   measure: async (client, { seconds, spanMiB }) => {
     const { operations, bytes, micros, latency } = await diskload(
       client,
@@ -95,6 +98,7 @@ const fsyncProbe: Probe = {
   name: 'fsync',
   params: { probe: 'random write, then fsync', blockKiB: 4, depth: 1 },
   rate: 'operationsPerS',
+  flushes: true,
   measure: async (client, { seconds, spanMiB }) => {
     const { operations, micros, latency, sync } = await diskload(
       client,
@@ -133,6 +137,7 @@ const bonnieProbe: Probe = {
   name: 'bonnie',
   params: { probe: 'bonnie++, ext4' },
   rate: 'writeMbPerS',
+  flushes: false,
   measure: async (client, { bonnieMiB }) => {
     const bonnie = `bonnie++ -q -f -n 0 -u 0:0 -s ${bonnieMiB} -r ${bonnieMiB / 2} -d ${MOUNT_POINT} 2> /run/bonnie.log`;
     return parseBonnie(await guestOutput(client, bonnie, { timeoutMs: 10 * PATIENCE_MS }));

@@ -12,10 +12,10 @@ const mean = (values: readonly number[]): number => {
 
 export const ratiosOf = (results: readonly BenchResult[]): Record<string, number> => {
   const of = (name: string, key?: string): number => share(results, name, key);
-  const reads = (setUp: string): number =>
+  const reads = (setUp: string, key?: string): number =>
     mean(
       ['sequential-read-1m', 'sequential-read-4k', 'random-read-1m', 'random-read-4k'].map((probe) =>
-        of(`${probe}-${setUp}`),
+        of(`${probe}-${setUp}`, key),
       ),
     );
   const rate = (name: string): number => share(results, name, 'dataMbPerSP50');
@@ -24,6 +24,12 @@ export const ratiosOf = (results: readonly BenchResult[]): Record<string, number
     diskReadShare: reads('protected'),
     diskCopiesPerWrittenByte: share(results, 'copies', 'copiesPerWrittenByte'),
     diskBaseCopyVsPeers: rate('base-copy') / Math.max(rate('nbdcopy'), rate('qemu-img')),
+    diskSequentialWriteFloorShare: of('sequential-write-1m-floor'),
+    diskSequentialWriteOfFloorShare: of('sequential-write-1m-protected', 'rateOfFloorShare'),
+    diskSequentialWriteApartShare: of('sequential-write-1m-apart'),
+    diskReadFloorShare: reads('floor'),
+    diskReadOfFloorShare: reads('protected', 'rateOfFloorShare'),
+    diskReadApartShare: reads('apart'),
     diskSequentialWrite4kShare: of('sequential-write-4k-protected'),
     diskRandomWrite4kShare: of('random-write-4k-protected'),
     diskRandomWrite1mShare: of('random-write-1m-protected'),

@@ -2,98 +2,36 @@
  * The same probes on two guests in turns, so that a machine that grows slower or faster during the run
  * falls on all alike:
  *
- *   guest 1, QEMU's raw file driver            raw          raw          raw
- *   guest 2, disk servers                server protected server protected server …
+ *   guest 1, QEMU's raw file driver     raw                                              raw
+ *   guest 2, disk servers                  server │ floor  protected  alone  apart server    │ floor …
+ *                                          pass 0 │ pass 1                                   │
  *
- * A protected turn is compared with the unprotected ones around it, those with the raw ones.
+ * A turn is compared with those of its baselines (plan.ts) in its pass and in the one before.
  */
+import { availableParallelism } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { PrimaryStatus } from '../../lib/primary/primary.js';
-import { percentile } from '../../lib/stats.js';
 import { Lab } from '../../test/lab/lab.js';
 import { endPair, type MeasuredEpoch, type Pair, startPair } from '../pair.js';
 import type { BenchResult, Progress } from '../report.js';
+import { BareEpochs, clockShare } from './bare-epochs.js';
 import { bootGuest, type DiskGuest, replicaSettings } from './guests.js';
-import { caseName, INTERVAL_MS, type SetUp, setUpParams, type TurnPlan } from './plan.js';
+import { meterCores, pinHost } from './host-cpu.js';
+import { Measurement, type Pause, ratesByClock } from './measurement.js';
+import { baselines, caseName, INTERVAL_MS, type SetUp, setUpParams, setUps, type TurnPlan } from './plan.js';
 import { type Probe, prepareGuest, type Sample } from './probes.js';
 
 /** Until the first epochs, which are larger, are over; and until the primary, which asks the servers once a second, knows their counts. */
 const SETTLE_MS = 1_500;
 
-type Turn = ReadonlyMap<Probe, Sample>;
+/** What each pass consists of. */
+const firstPass: readonly SetUp[] = ['raw', 'server'];
+const laterPasses: readonly SetUp[] = ['floor', 'protected', 'alone', 'apart', 'raw', 'server'];
 
-const mean = (values: readonly number[]): number =>
-  values.reduce((sum, value) => sum + value, 0) / values.length;
-
-/** The more, the better: what can be compared as a share. */
-const ratesOf = (sample: Sample): string[] => Object.keys(sample).filter((name) => name.endsWith('PerS'));
-
-/** `writeMbPerS` → `writeShare`. */
-const shareName = (rate: string): string => rate.replace(/(Mb)?PerS$/, 'Share');
-
-class Measurement {
-  readonly #setUp: SetUp;
-  readonly #probe: Probe;
-  readonly #samples: Sample[] = [];
-  readonly #epochs: MeasuredEpoch[] = [];
-  /** Of each turn, what remained of the figures of the turns it is compared with. */
-  readonly #shares: Record<string, number>[] = [];
-
-  constructor(setUp: SetUp, probe: Probe) {
-    this.#setUp = setUp;
-    this.#probe = probe;
-  }
-
-  add(sample: Sample, epochs: readonly MeasuredEpoch[]): void {
-    this.#samples.push(sample);
-    this.#epochs.push(...epochs);
-  }
-
-  compare(during: Sample, around: readonly Sample[]): void {
-    if (around.length === 0) return;
-    this.#shares.push(
-      Object.fromEntries(
-        ratesOf(during).map((name) => [name, during[name]! / mean(around.map((sample) => sample[name]!))]),
-      ),
-    );
-  }
-
-  result(): BenchResult {
-    const first = this.#samples[0] ?? {};
-    const median = (of: readonly Sample[], name: string): number =>
-      percentile(
-        of.map((sample) => sample[name]!),
-        50,
-      );
-    return {
-      name: caseName(this.#probe, this.#setUp),
-      params: { ...this.#probe.params, ...setUpParams[this.#setUp], accelerator: 'tcg' },
-      metrics: {
-        turns: this.#samples.length,
-        // Each turn has percentiles of its own: the median of the turns.
-        ...Object.fromEntries(Object.keys(first).map((name) => [name, median(this.#samples, name)])),
-        ...Object.fromEntries(ratesOf(first).map((name) => [shareName(name), median(this.#shares, name)])),
-        ...this.#epochMetrics(),
-      },
-    };
-  }
-
-  #epochMetrics(): Record<string, number> {
-    if (this.#epochs.length === 0) return {};
-    const of = (part: 'pauseMs' | 'ackMs' | 'intervalMs', p: number): number =>
-      percentile(
-        this.#epochs.map((epoch) => epoch[part]),
-        p,
-      );
-    return {
-      epochs: this.#epochs.length,
-      measuredIntervalMsP50: of('intervalMs', 50),
-      pauseMsP50: of('pauseMs', 50),
-      pauseMsP99: of('pauseMs', 99),
-      ackMsP50: of('ackMs', 50),
-      ackMsP99: of('ackMs', 99),
-    };
-  }
+interface Turn {
+  readonly setUp: SetUp;
+  readonly pass: number;
+  readonly samples: ReadonlyMap<Probe, Sample>;
 }
 
 const epochsOf = (pair: Pair | undefined): readonly MeasuredEpoch[] =>
@@ -110,6 +48,7 @@ class Turns {
   readonly #plan: TurnPlan;
   readonly #progress: Progress;
   readonly #measurements = new Map<string, Measurement>();
+  readonly #turns: Turn[] = [];
   readonly #logged: Logged[] = [];
 
   constructor(plan: TurnPlan, progress: Progress) {
@@ -120,58 +59,104 @@ class Turns {
   async run(rawLab: Lab, serverLab: Lab): Promise<BenchResult[]> {
     const { probes, size, passes } = this.#plan;
     const needsRaw = probes.raw.length > 0;
-    const needsServer = probes.server.length > 0;
+    const needsServer = setUps.some((setUp) => setUp !== 'raw' && probes[setUp].length > 0);
     const [raw, server] = await Promise.all([
       needsRaw ? bootGuest(rawLab, 'raw', size) : undefined,
       needsServer ? bootGuest(serverLab, 'server', size) : undefined,
     ]);
     for (const guest of [raw, server]) if (guest !== undefined) await prepareGuest(guest.lab.client, size);
-    let rawBefore = await this.#turn('raw', raw, 'first turn');
-    let serverBefore = await this.#turn('server', server, 'first turn');
-    this.#compare('server', serverBefore, [rawBefore]);
-    for (let pass = 1; pass <= passes; pass += 1) {
-      const text = `turn ${pass} of ${passes}`;
-      const protectedTurn = await this.#protectedTurn(server, text);
-      const rawAfter = await this.#turn('raw', raw, text);
-      const serverAfter = await this.#turn('server', server, text);
-      this.#compare('protected', protectedTurn, [serverBefore, serverAfter]);
-      this.#compare('server', serverAfter, [rawBefore, rawAfter]);
-      [rawBefore, serverBefore] = [rawAfter, serverAfter];
+    for (let pass = 0; pass <= passes; pass += 1) {
+      for (const setUp of pass === 0 ? firstPass : laterPasses) {
+        const guest = setUp === 'raw' ? raw : server;
+        if (guest !== undefined && probes[setUp].length > 0) await this.#turn(setUp, guest, pass);
+      }
     }
+    this.#compare();
     const results = [...this.#measurements.values()].map((measurement) => measurement.result());
     return [...results, ...this.#copies()];
   }
 
-  async #protectedTurn(guest: DiskGuest | undefined, text: string): Promise<Turn> {
-    if (guest === undefined || this.#plan.probes.protected.length === 0) return new Map();
+  async #turn(setUp: SetUp, guest: DiskGuest, pass: number): Promise<void> {
+    switch (setUp) {
+      case 'raw':
+      case 'server':
+        return await this.#probe(setUp, guest, pass);
+      case 'floor':
+        return await this.#floorTurn(guest, pass);
+      case 'protected':
+        return await this.#protectedTurn(setUp, guest, pass);
+      case 'alone':
+        return await pinned(guest, () => this.#probe(setUp, guest, pass));
+      case 'apart':
+        return await this.#protectedTurn(setUp, guest, pass);
+    }
+  }
+
+  async #floorTurn(guest: DiskGuest, pass: number): Promise<void> {
+    const bare = await BareEpochs.start(guest.qmpPath, guest.lab.sharedMemoryPath('floor'), INTERVAL_MS);
+    await this.#probe('floor', guest, pass, {
+      epochs: () => bare.epochs,
+      correct: (sample, first) => ratesByClock(sample, clockShare(bare.epochs.slice(first))),
+      // A guest that asks for none has those of `stop` left out; to one that waits for its own they cost little.
+      before: async ({ flushes }) => await bare.flushes(flushes),
+    });
+    await bare.flushes(true);
+    await bare.end();
+  }
+
+  async #protectedTurn(setUp: 'protected' | 'apart', guest: DiskGuest, pass: number): Promise<void> {
     const backup = replicaSettings(guest);
     const pair = await startPair(guest.lab, guest, { intervalMs: INTERVAL_MS }, { backup });
-    await sleep(SETTLE_MS);
-    const before = await statusOf(pair, 1);
-    const turn = await this.#turn('protected', guest, text, pair);
-    await sleep(SETTLE_MS);
-    this.#logged.push(loggedBetween(before, await statusOf(pair, 2)));
+    const probe = async (): Promise<void> => {
+      await sleep(SETTLE_MS);
+      const before = await statusOf(pair, 1);
+      await this.#probe(setUp, guest, pass, { epochs: () => epochsOf(pair) });
+      await sleep(SETTLE_MS);
+      this.#logged.push(loggedBetween(before, await statusOf(pair, 2)));
+    };
+    await (setUp === 'apart' ? pinned(guest, probe) : probe());
     await endPair(pair);
-    return turn;
   }
 
-  async #turn(setUp: SetUp, guest: DiskGuest | undefined, text: string, pair?: Pair): Promise<Turn> {
+  async #probe(
+    setUp: SetUp,
+    guest: DiskGuest,
+    pass: number,
+    {
+      epochs = () => [],
+      before,
+      correct = (sample) => sample,
+    }: {
+      epochs?: () => readonly Pause[];
+      before?: (probe: Probe) => Promise<void>;
+      correct?: (sample: Sample, firstEpoch: number) => Sample;
+    } = {},
+  ): Promise<void> {
     const samples = new Map<Probe, Sample>();
-    if (guest === undefined) return samples;
     for (const probe of this.#plan.probes[setUp]) {
+      const text = pass === 0 ? 'first turn' : `turn ${pass} of ${this.#plan.passes}`;
       this.#progress(`${caseName(probe, setUp)}: ${text}`);
-      const first = epochsOf(pair).length;
-      const sample = await probe.measure(guest.lab.client, this.#plan.size);
+      await before?.(probe);
+      const first = epochs().length;
+      const coresUsed = meterCores(guest.lab);
+      const sample = correct(await probe.measure(guest.lab.client, this.#plan.size), first);
       samples.set(probe, sample);
-      this.#measurement(setUp, probe).add(sample, epochsOf(pair).slice(first));
+      this.#measurement(setUp, probe).add(sample, epochs().slice(first), coresUsed());
     }
-    return samples;
+    this.#turns.push({ setUp, pass, samples });
   }
 
-  #compare(setUp: SetUp, during: Turn, around: readonly Turn[]): void {
-    for (const [probe, sample] of during) {
-      const others = around.map((turn) => turn.get(probe)).filter((sample) => sample !== undefined);
-      this.#measurement(setUp, probe).compare(sample, others);
+  #compare(): void {
+    for (const { setUp, pass, samples } of this.#turns) {
+      for (const { setUp: baseline, of } of baselines[setUp]) {
+        const around = this.#turns.filter(
+          (turn) => turn.setUp === baseline && (turn.pass === pass || turn.pass === pass - 1),
+        );
+        for (const [probe, sample] of samples) {
+          const others = around.map((turn) => turn.samples.get(probe)).filter((other) => other !== undefined);
+          this.#measurement(setUp, probe).compare(sample, others, of);
+        }
+      }
     }
   }
 
@@ -208,6 +193,17 @@ class Turns {
     ];
   }
 }
+
+/** Each host on a processor of its own, while `work` runs; then on all of them again. */
+const pinned = async ({ lab }: DiskGuest, work: () => Promise<void>): Promise<void> => {
+  await Promise.all([pinHost(lab, 'a', '0'), pinHost(lab, 'b', '1')]);
+  try {
+    await work();
+  } finally {
+    const all = `0-${availableParallelism() - 1}`;
+    await Promise.all([pinHost(lab, 'a', all), pinHost(lab, 'b', all)]);
+  }
+};
 
 const statusOf = async ({ primary }: Pair, count: number): Promise<PrimaryStatus> => {
   primary.say('status');

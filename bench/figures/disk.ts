@@ -2,7 +2,7 @@
 import type { BenchResult } from '../report.js';
 import { barChart, pivotBarChart, present } from './chart.js';
 import type { SuiteFigures } from './suites.js';
-import { presentTables, tableOfAny } from './table.js';
+import { pivotTable, presentTables, tableOfAny } from './table.js';
 
 const isBonnie = ({ name }: BenchResult): boolean => name.startsWith('bonnie-');
 const isFsync = ({ name }: BenchResult): boolean => name.startsWith('fsync-');
@@ -16,12 +16,14 @@ const isBlock =
 
 /** `random-read-4k-server` → `server`. */
 const setUpOf = ({ name }: BenchResult): string => name.slice(name.lastIndexOf('-') + 1);
+/** `random-read-4k-server` → `random-read-4k`. */
+const probeName = ({ name }: BenchResult): string => name.slice(0, name.lastIndexOf('-'));
 const probeOf = ({ params }: BenchResult): string => String(params.probe);
 
 export const diskFigures: SuiteFigures = {
   title: 'Disks: what replication leaves of them',
   about:
-    'A Linux guest on TCG with two disks, in turns: through QEMU’s own raw file driver (raw), through disk servers (server), and through disk servers while it is protected with an epoch every 20 ms (protected). On the bare device diskload reads and writes past the guest’s page cache, four operations at a time, and one at a time with an fsync after each; bonnie++ has ext4. A share in percent is what remains of the same figure, of raw for server and of server for protected. Both hosts share this machine: the replica’s journal and image take their part of its two cores and of its disk, which they would not on a host of their own.',
+    'A Linux guest on TCG with two disks, in turns: through QEMU’s own raw file driver (raw), through disk servers (server), through disk servers while it is protected with an epoch every 20 ms (protected), and, as the floor beside it, through disk servers with nothing but stop, xen-save-devices-state and cont every 20 ms (floor; what QEMU flushes at each stop is left out there, for a protected guest does not wait for it). On the bare device diskload reads and writes past the guest’s page cache, four operations at a time, and one at a time with an fsync after each; bonnie++ has ext4. A share in percent is what remains of the same figure: of raw for server, of server for floor and protected, and of floor where it says so. Both hosts share this machine: the replica’s journal and image take their part of its two cores and of its disk, which they would not on a host of their own. So there are two more: all of the primary’s host on one processor, unprotected (alone), and protected with the backup’s host on the other one (apart; a share of alone). They still share the disk.',
   charts: (report) =>
     present([
       pivotBarChart(report, {
@@ -64,7 +66,17 @@ export const diskFigures: SuiteFigures = {
   tables: (report) => {
     const table = (title: string, of: (result: BenchResult) => boolean, casesAsColumns = false) =>
       tableOfAny(report, report.results.filter(of), { title, casesAsColumns });
+    const probes = report.results.filter((result) => result.params.probe !== undefined && !isBonnie(result));
+    const pivot = (title: string, note: string, metrics: readonly string[]) =>
+      pivotTable(report, probes, { title, note, corner: 'probe', row: probeName, column: setUpOf, metrics });
     return presentTables([
+      pivot('What remains, beside the floor', 'Of the unprotected operations, and of the floor’s.', [
+        'operationsShare',
+        'operationsOfFloorShare',
+      ]),
+      pivot('Whose processor time', 'A core’s time is 1; a machine of two has 2.', [
+        ...['primaryHostCores', 'backupHostCores', 'otherCores'],
+      ]),
       table('1 MiB operations', isBlock(1024)),
       table('4 KiB operations', isBlock(4)),
       table('fsync', isFsync, true),

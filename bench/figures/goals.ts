@@ -144,6 +144,18 @@ const ratios: Readonly<Record<string, Ratio>> = {
     meaning: 'rate of a disk’s first copy, Holdfast ÷ the better of nbdcopy and qemu-img convert',
     goal: { atLeast: 0.8 },
   },
+  diskSequentialWriteFloorShare: {
+    meaning:
+      'sequential 1 MiB writes, bare stop, xen-save-devices-state and cont every 20 ms ÷ unprotected: what is left before anything is replicated',
+  },
+  diskSequentialWriteOfFloorShare: { meaning: 'sequential 1 MiB writes, protected ÷ that floor' },
+  diskSequentialWriteApartShare: {
+    meaning:
+      'sequential 1 MiB writes, each host on one processor of its own, protected ÷ unprotected on that one processor',
+  },
+  diskReadFloorShare: { meaning: 'reads, the mean of four kinds, that floor ÷ unprotected' },
+  diskReadOfFloorShare: { meaning: 'reads, protected ÷ that floor' },
+  diskReadApartShare: { meaning: 'reads, each host on one processor of its own, protected ÷ unprotected' },
   diskSequentialWrite4kShare: { meaning: 'sequential 4 KiB writes, protected ÷ unprotected' },
   diskRandomWrite4kShare: { meaning: 'random 4 KiB writes, protected ÷ unprotected' },
   diskRandomWrite1mShare: { meaning: 'random 1 MiB writes, protected ÷ unprotected' },

@@ -169,7 +169,7 @@ Status Aside::Merge(DiskFile& image, const std::atomic<bool>& stop) const {
     const uint64_t bytes = BlockEnd(end - 1) - offset;
     switch (state) {
       case Block::kImage: break;
-      case Block::kData: HF_TRY(image.CopyFrom(*data_, offset, bytes)); break;
+      case Block::kData: HF_TRY(image.CopyFrom(*data_, offset, offset, bytes)); break;
       case Block::kZeros: HF_TRY(image.Zero(offset, bytes, false)); break;
       case Block::kHole: HF_TRY(image.Zero(offset, bytes, true)); break;
     }

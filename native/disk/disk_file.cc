@@ -111,24 +111,29 @@ Status DiskFile::WriteZeros(uint64_t offset, uint64_t bytes) {
   return {};
 }
 
-Status DiskFile::CopyFrom(const DiskFile& from, uint64_t offset, uint64_t bytes) {
-  auto in = static_cast<off_t>(offset);
+Status DiskFile::CopyFrom(const DiskFile& from, uint64_t from_offset, uint64_t offset,
+                          uint64_t bytes) {
+  const uint64_t end = offset + bytes;
+  auto in = static_cast<off_t>(from_offset);
   auto out = static_cast<off_t>(offset);
-  while (bytes > 0) {
-    const ssize_t put = ::copy_file_range(from.fd(), &in, fd(), &out, bytes, 0);
+  while (static_cast<uint64_t>(out) < end) {
+    const ssize_t put =
+        ::copy_file_range(from.fd(), &in, fd(), &out, end - static_cast<uint64_t>(out), 0);
     if (put < 0 && errno == EINTR) continue;
-    if (put < 0 && !CannotBeDone(errno)) return Failed("copy_file_range", "writing", offset);
+    if (put < 0 && !CannotBeDone(errno)) {
+      return Failed("copy_file_range", "writing", static_cast<uint64_t>(out));
+    }
     if (put <= 0) break;
-    offset += static_cast<uint64_t>(put);
-    bytes -= static_cast<uint64_t>(put);
   }
-  std::vector<std::byte> buffer(std::min(bytes, kCopyBytes));
-  while (bytes > 0) {
-    const auto part = std::span(buffer).first(std::min<uint64_t>(buffer.size(), bytes));
-    HF_TRY(from.Read(offset, part));
+  offset = static_cast<uint64_t>(out);
+  from_offset = static_cast<uint64_t>(in);
+  std::vector<std::byte> buffer(std::min(end - offset, kCopyBytes));
+  while (offset < end) {
+    const auto part = std::span(buffer).first(std::min<uint64_t>(buffer.size(), end - offset));
+    HF_TRY(from.Read(from_offset, part));
     HF_TRY(Write(offset, part));
+    from_offset += part.size();
     offset += part.size();
-    bytes -= part.size();
   }
   return {};
 }

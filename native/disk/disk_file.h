@@ -39,8 +39,9 @@ class DiskFile {
   // The range reads as zeros. A hole gives its space back where that can be done;
   // otherwise the range stays allocated.
   virtual Status Zero(uint64_t offset, uint64_t bytes, bool hole);
-  // The same range of another file.
-  virtual Status CopyFrom(const DiskFile& from, uint64_t offset, uint64_t bytes);
+  // What another file has at `from_offset`, without a copy of it in this process.
+  virtual Status CopyFrom(const DiskFile& from, uint64_t from_offset, uint64_t offset,
+                          uint64_t bytes);
   virtual Status Sync();
   // The kernel is asked to begin writing; nothing is promised.
   void StartWriteback(uint64_t offset, uint64_t bytes) const;

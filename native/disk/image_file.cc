@@ -104,6 +104,8 @@ int ImageFile::Punch(uint64_t offset, uint64_t length) const {
 
 int ImageFile::Flush() const { return ::fdatasync(file_.get()) == 0 ? 0 : errno; }
 
+void ImageFile::StartWriteback() const { ::sync_file_range(file_.get(), 0, 0, SYNC_FILE_RANGE_WRITE); }
+
 ImageFile::Range ImageFile::Punchable(uint64_t offset, uint64_t length) const {
   const uint64_t first = (offset + sector_bytes_ - 1) / sector_bytes_ * sector_bytes_;
   const uint64_t end = (offset + length) / sector_bytes_ * sector_bytes_;

@@ -41,6 +41,9 @@ class ImageFile {
   // Reads as zeros and is a hole, or EOPNOTSUPP.
   int Punch(uint64_t offset, uint64_t length) const;
   int Flush() const;
+  // What of it is in memory only begins its way to the disk. A hint; what fails,
+  // the next Flush() tells.
+  void StartWriteback() const;
 
   // The part of a range that Punch() takes: on a block device whole sectors only.
   struct Range {

@@ -180,6 +180,17 @@ Status Journal::Readable(uint64_t from, uint64_t to) const {
   return {};
 }
 
+Status Journal::CopyTo(DiskFile& target, uint64_t offset, uint64_t lsn, uint64_t bytes) const {
+  while (bytes > 0) {
+    const uint64_t piece = std::min(bytes, InOnePiece(lsn));
+    HF_TRY(target.CopyFrom(*file_, OffsetOf(lsn), offset, piece));
+    offset += piece;
+    lsn += piece;
+    bytes -= piece;
+  }
+  return {};
+}
+
 bool Journal::RecordsAreSound(const JournalSlot& slot) const {
   const uint64_t end = slot.committed_lsn;
   if (slot.applied_lsn > end || end - slot.applied_lsn > circle_bytes_) return false;

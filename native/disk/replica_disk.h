@@ -164,6 +164,7 @@ class ReplicaDisk {
   bool BeforeFirstCommit() const { return stream_ == Stream::kBase || stream_ == Stream::kSynced; }
   Status ApplyRecord(const JournalRecord& record, bool to_aside);
   Status ApplyRecords(ApplyPlan& plan, const std::atomic<bool>& stop);
+  void Save(uint64_t applied_bytes);
   void SetAll(uint64_t lsn);
   void Rewind();
 
@@ -190,6 +191,7 @@ class ReplicaDisk {
   bool rewind_ = false;   // a sync failed: what it was for is to be written once more
   bool forgone_ = false;  // applied without waiting for the journal
   uint64_t applying_to_ = 0;
+  uint64_t unsaved_bytes_ = 0;  // applied since the image's writeback was last begun; of who applies
   // As in the picture above. Before a stream's first commit they are the
   // stream's, and `committed` to `freed` no part of any checkpoint.
   uint64_t received_ = 0;

@@ -22,7 +22,8 @@ Result<std::unique_ptr<DiskServer>> DiskServer::Open(const Options& options) {
 }
 
 void DiskServer::Begin() {
-  debt_.emplace(log_.ring().header(), [this] { FlushNow(); });
+  debt_.emplace(
+      log_.ring().header(), [this] { FlushNow(); }, [this] { image_.StartWriteback(); });
 }
 
 Status DiskServer::Close() {
@@ -89,8 +90,11 @@ int DiskServer::Write(std::span<const std::byte> bytes, uint64_t offset, bool fu
   counters_.write_bytes.fetch_add(bytes.size(), std::memory_order_relaxed);
   return Mutate(offset, bytes.size(), fua, [&] {
     const int failed = image_.Write(bytes, offset);
-    if (failed == 0) log_.Append(RecordKind::kWrite, offset, bytes.size(), bytes);
-    return failed;
+    if (failed != 0) return failed;
+    // Unprotected it is left to the kernel: nobody will owe.
+    if (log_.logging()) debt_->Wrote(bytes.size());
+    log_.Append(RecordKind::kWrite, offset, bytes.size(), bytes);
+    return 0;
   });
 }
 

@@ -111,9 +111,10 @@ class PoweredFile : public DiskFile {
   Status Zero(uint64_t offset, uint64_t bytes, bool) override {
     return Write(offset, Bytes(bytes));
   }
-  Status CopyFrom(const DiskFile& from, uint64_t offset, uint64_t bytes) override {
+  Status CopyFrom(const DiskFile& from, uint64_t from_offset, uint64_t offset,
+                  uint64_t bytes) override {
     Bytes content(bytes);
-    HF_TRY(from.Read(offset, content));
+    HF_TRY(from.Read(from_offset, content));
     return Write(offset, content);
   }
   Status Sync() override {

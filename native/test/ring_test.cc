@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <latch>
+#include <semaphore>
 
 #include "nbdkit/flush_debt.h"
 #include "nbdkit/log_writer.h"
@@ -268,11 +269,12 @@ TEST("flush debt: who comes after an early answer waits until it is paid, once f
   RingHeader shared{};
   std::latch begun(1), may_pay(1);
   std::atomic<int> payments{0};
-  std::optional<FlushDebt> debt(std::in_place, shared, [&] {
+  const auto pay = [&] {
     if (payments++ > 0) return;
     begun.count_down();
     may_pay.wait();
-  });
+  };
+  std::optional<FlushDebt> debt(std::in_place, shared, pay, [] {});
   debt->WaitUntilPaid();  // nothing is owed
   debt->Owe();
   begun.wait();
@@ -293,6 +295,32 @@ TEST("flush debt: who comes after an early answer waits until it is paid, once f
   debt->Owe();
   debt.reset();  // not before that one is paid
   CHECK_EQ(shared.flushes_paid.load(), 4);
+}
+
+TEST("flush debt: what is written is saved for by the MiB, and nobody waits for that") {
+  RingHeader shared{};
+  std::binary_semaphore saved(0), may_go_on(0);
+  std::atomic<int> payments{0};
+  const auto save = [&] {
+    saved.release();
+    may_go_on.acquire();
+  };
+  std::optional<FlushDebt> debt(std::in_place, shared, [&] { payments++; }, save);
+  const uint64_t mib = uint64_t{1} << 20;
+  debt->Wrote(mib - 1);  // not yet
+  debt->Wrote(1);  // counts as more
+  saved.acquire();
+  debt->WaitUntilPaid();  // while it saves
+  debt->Wrote(3 * mib);   // this too is for the next time
+  may_go_on.release();
+  saved.acquire();
+  debt->Owe();
+  may_go_on.release();
+  debt->WaitUntilPaid();
+  CHECK_EQ(payments.load(), 1);
+  CHECK_EQ(shared.flushes_paid.load(), 1);
+  debt.reset();
+  CHECK(!saved.try_acquire());
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 import { execFile } from 'node:child_process';
 import { readdirSync } from 'node:fs';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { expect, test } from 'vitest';
@@ -39,9 +39,9 @@ const labs = (): string[] =>
 
 test('a disk unprotected and protected, and whole disks copied', { timeout: 240_000 }, async () => {
   const before = labs();
-  // Without a second guest for QEMU's own driver, which has no part that the others have not, and without
-  // bonnie++, which takes its time whatever its size.
-  const cases = ['*-write-1m-server', '*-write-1m-protected', 'fsync-server', 'fsync-protected'];
+  // Protected brings its floor, and apart what it is a share of. Without a second guest for QEMU's own driver,
+  // which has no part that the others have not, and without bonnie++, which takes its time whatever its size.
+  const cases = ['*-write-1m-server', '*-write-1m-protected', '*-write-1m-apart', 'fsync-protected'];
   const { report, page } = await runDisk('--only', [...cases, 'base-copy', 'nbdcopy', 'qemu-img'].join(','));
   expect(report.suite).toBe('disk');
   const metricsOf = (name: string): Record<string, number> => {
@@ -49,19 +49,32 @@ test('a disk unprotected and protected, and whole disks copied', { timeout: 240_
     expect(found, name).toBeDefined();
     return found!.metrics;
   };
-  for (const setUp of ['server', 'protected']) {
-    expect(metricsOf(`sequential-write-1m-${setUp}`).rateMbPerS).toBeGreaterThan(0);
+  expect(metricsOf('fsync-floor').operationsPerS).toBeGreaterThan(0);
+  for (const setUp of ['server', 'protected'])
     expect(metricsOf(`fsync-${setUp}`).fsyncMsP99).toBeGreaterThan(0);
-    // Whoever is protected has epochs, and nobody else.
-    const { epochs } = metricsOf(`sequential-write-1m-${setUp}`);
-    if (setUp === 'server') expect(epochs).toBeUndefined();
-    else expect(epochs).toBeGreaterThan(0);
+  // One processor is not divided among two hosts.
+  const hasTwo = availableParallelism() > 1;
+  for (const setUp of ['server', 'floor', 'protected', ...(hasTwo ? ['alone', 'apart'] : [])]) {
+    const { rateMbPerS, epochs, ackMsP50, backupHostCores } = metricsOf(`sequential-write-1m-${setUp}`);
+    expect(rateMbPerS, setUp).toBeGreaterThan(0);
+    // Whoever is protected has epochs and a backup at work; the floor has epochs that nobody acknowledges.
+    const isProtected = setUp === 'protected' || setUp === 'apart';
+    if (isProtected || setUp === 'floor') expect(epochs, setUp).toBeGreaterThan(0);
+    else expect(epochs, setUp).toBeUndefined();
+    if (isProtected) expect(ackMsP50, setUp).toBeGreaterThan(0);
+    else expect(ackMsP50, setUp).toBeUndefined();
+    if (isProtected) expect(backupHostCores, setUp).toBeGreaterThan(0);
+    else expect(backupHostCores, setUp).toBe(0);
   }
   for (const name of ['base-copy', 'nbdcopy', 'qemu-img'])
     expect(metricsOf(name).dataMbPerSP50, name).toBeGreaterThan(0);
   expect(metricsOf('copies').writtenBytes).toBeGreaterThan(0);
-  for (const name of ['diskSequentialWriteShare', 'diskCopiesPerWrittenByte', 'diskBaseCopyVsPeers'])
+  const shares = ['Share', 'FloorShare', 'OfFloorShare', ...(hasTwo ? ['ApartShare'] : [])].map(
+    (share) => `diskSequentialWrite${share}`,
+  );
+  for (const name of [...shares, 'diskCopiesPerWrittenByte', 'diskBaseCopyVsPeers'])
     expect(report.ratios[name], name).toBeGreaterThan(0);
-  expect(page).toContain('A whole disk to another host');
+  for (const title of ['A whole disk to another host', 'beside the floor', 'Whose processor time'])
+    expect(page).toContain(title);
   expect(labs()).toEqual(before);
 });

@@ -3,7 +3,7 @@
  * local image fails, a daemon dies in the middle of a takeover. The guest's clients judge what is lost: nothing.
  */
 
-import { mkdirSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
@@ -26,7 +26,15 @@ import type { JsonProcess } from '../lab/json-process.js';
 import type { Lab } from '../lab/lab.js';
 import { execToEnd } from '../lab/process.js';
 import { waitFor } from '../lab/wait.js';
-import { calm, killOrphan, otherHost, type RunningVm, serialReplacement, withQmp } from './support/lab.js';
+import {
+  calm,
+  killOrphan,
+  otherHost,
+  type RunningVm,
+  redisGuestArgs,
+  serialReplacement,
+  withQmp,
+} from './support/lab.js';
 import { labPerTest } from './support/lab-test.js';
 
 const makeLab = labPerTest('dfault');
@@ -87,6 +95,29 @@ const protectedVm = async (service: DiskService, primary: JsonProcess): Promise<
 
 const vmStatus = async (qmpPath: string): Promise<string> =>
   await withQmp(qmpPath, async (qmp) => (await qmp.execute('query-status')).status);
+
+test('nobody listens where the backup should be: the VM that was launched for it is gone, with all its servers', {
+  timeout: 60_000,
+}, async () => {
+  const lab = await makeLab();
+  const image = await createDisk(diskPath(lab, 'a'), 64);
+  const qemu = ['qemu-system-x86_64', ...redisGuestArgs(lab, { disks: [{ path: image }] })];
+  const primary = await protectFrom(lab, 'a', ['--', ...qemu], ['--disk-dir', lab.path('disks-a')]);
+  const { pid, relays, disks } = await primary.message('launched', { timeoutMs: PATIENCE_MS });
+  expect(await primary.ended()).toEqual({ code: 5, signal: null });
+  expect(primary.failure).toMatchObject({
+    code: 'HOLDFAST_E_CONNECT',
+    exitCode: 5,
+    cure: expect.stringContaining('holdfast backup'),
+  });
+  // They were there, and each of them lived in this host.
+  expect(pid).toBeGreaterThan(0);
+  expect([relays, disks]).toMatchObject([[{ netdev: 'net0' }], [{ id: 'disk0', image }]]);
+  await waitFor('host a to be empty', () => lab.host('a').pids.length === 0);
+  // Nor RAM, sockets or logs. Who was active in which term stays known until the host's next boot.
+  const left = readdirSync(lab.sharedMemoryDir, { recursive: true, encoding: 'utf8' });
+  expect(left.filter((path) => !path.startsWith('run-a/vms/'))).toEqual(['run-a', 'run-a/vms']);
+});
 
 test('a replica without room: protection ends, the checkpoint stays, and both come back with room', {
   timeout: 300_000,

@@ -1,6 +1,9 @@
 /** The suite `disk`, as far as it is arithmetic. */
 import { describe, expect, test } from 'vitest';
-import { parseBonnie } from '../../bench/disk/probes.js';
+import { CaseFilter } from '../../bench/case-filter.js';
+import { Measurement, ratesByClock } from '../../bench/disk/measurement.js';
+import { setUps, turnPlan } from '../../bench/disk/plan.js';
+import { parseBonnie, probes } from '../../bench/disk/probes.js';
 import { ratiosOf } from '../../bench/disk/ratios.js';
 
 describe('bonnie++', () => {
@@ -34,4 +37,49 @@ test('ratios are of what was measured', () => {
   expect(ratios.diskReadShare).toBeCloseTo(0.95);
   expect(ratios.diskBaseCopyVsPeers).toBe(0.9);
   expect(ratios.diskFsyncShare).toBeNaN();
+});
+
+describe('what is measured', () => {
+  const plannedFor = (only: string, processors = 2): Record<string, string[]> => {
+    const plan = turnPlan(false, new CaseFilter(only), processors);
+    return Object.fromEntries(
+      setUps.flatMap((setUp) => {
+        const names = plan?.probes[setUp].map(({ name }) => name) ?? [];
+        return names.length === 0 ? [] : [[setUp, names]];
+      }),
+    );
+  };
+
+  test('a case brings what it is compared with', () => {
+    const probe = ['random-read-4k'];
+    expect(plannedFor('random-read-4k-protected')).toEqual({ server: probe, floor: probe, protected: probe });
+    expect(plannedFor('random-read-4k-floor')).toEqual({ server: probe, floor: probe });
+    expect(plannedFor('random-read-4k-apart')).toEqual({ alone: probe, apart: probe });
+    expect(plannedFor('random-read-4k-server')).toEqual({ server: probe });
+    expect(plannedFor('copies')).toEqual({});
+  });
+
+  test('one processor is not divided among two hosts', () => {
+    expect(Object.keys(plannedFor('*', 1))).toEqual(['raw', 'server', 'floor', 'protected']);
+    expect(plannedFor('*').apart).not.toContain('bonnie');
+  });
+});
+
+test('a turn is compared with each of its baselines, and turns are told by their median', () => {
+  const [probe] = probes;
+  const measurement = new Measurement('protected', probe!);
+  const cores = { primaryHostCores: 1, backupHostCores: 0.5, otherCores: 0 };
+  for (const [rateMbPerS, unprotected, floor] of [
+    [10, 20, 40],
+    [10, 100, 20],
+    [10, 40, 20],
+  ] as const) {
+    measurement.add({ rateMbPerS }, [{ pauseMs: 3, intervalMs: 20 }], cores);
+    measurement.compare({ rateMbPerS }, [{ rateMbPerS: unprotected }], '');
+    measurement.compare({ rateMbPerS }, [{ rateMbPerS: floor }], 'OfFloor');
+  }
+  const { metrics } = measurement.result();
+  expect(metrics).toMatchObject({ turns: 3, rateMbPerS: 10, rateShare: 0.25, rateOfFloorShare: 0.5 });
+  expect(ratesByClock({ rateMbPerS: 40, latencyMsP50: 1 }, 0.5)).toEqual({ rateMbPerS: 20 });
+  expect(metrics).toMatchObject({ epochs: 3, pauseMsP50: 3, backupHostCores: 0.5 });
 });
