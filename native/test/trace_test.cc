@@ -351,10 +351,12 @@ TEST("10 the scheduler's events of a thread, taken while the recorder reads them
   count();
   const SchedRecorderStats stats = recorder.Stats();
   CHECK_EQ(lost, stats.lost);
-  // As the kernel counts them; Stop adds some of its own.
+  // As the kernel counts them; Stop adds some of its own. Switches away from the
+  // idle task may be missing (Linux 6.18), so nothing exact is said of coming.
   CHECK(switches > 0);
-  CHECK(left + lost >= switches && came + lost >= switches);
+  CHECK(left + lost >= switches);
   CHECK(left <= switches + 100);
+  CHECK(came > 0);
   CHECK(stats.wakeups > 1);
   CHECK_EQ(stats.discarded, uint64_t{0});
   recorder.Stop();
