@@ -117,7 +117,7 @@ test('01 killed at any point', { timeout: 120_000 }, async () => {
   expect(await run(3)).toBe(0);
   expect(await kept()).toEqual([2, 3]);
   await expectAllWhole();
-  for (const crash of crashPoints.flatMap((point) => (point === 'round' ? [point] : [point, `${point}:2`]))) {
+  for (const crash of [...crashPoints, 'paused:2', 'merging:2', 'merged:2']) {
     const before = await kept();
     await write();
     // Its first checkpoint is a full one; those after it are increments, and merge what was there.
