@@ -169,6 +169,19 @@ test('03 a VM that is restored from it has that disk, elsewhere', async () => {
     ...{ logPath: join(scratch, 'restored-log'), scratchDir: scratch },
   };
   await expect(restoreCheckpoint(options)).rejects.toThrow(`the image ${image} is there already`);
+  const commandLine = ['qemu-system-x86_64', '-M', 'q35', '-nodefaults', '-m', String(RAM_MIB), '-machine'];
+  const ram = [
+    'memory-backend=ram',
+    '-object',
+    `memory-backend-file,id=ram,size=${RAM_MIB}M,share=on,mem-path=x`,
+  ];
+  const diskless = {
+    ...options,
+    commandLine: [...commandLine, ...ram],
+    replace: [{ from: image, to: place }],
+  };
+  await expect(restoreCheckpoint(diskless)).rejects.toThrow(`no drive over ${place}`);
+  expect(existsSync(place)).toBe(false);
   const { vm, complete } = await restoreCheckpoint({ ...options, replace: [{ from: image, to: place }] });
   try {
     await complete;
