@@ -4,6 +4,7 @@
  *   Primary   protects a running VM onto a backup     (docs/embedding.md)
  *   Backup    keeps its checkpoints, and takes over
  *   Migration moves a running VM to where a Backup waits  (docs/migration.md)
+ *   handOff   gives a running VM to another QEMU of this host  (docs/handoff.md)
  *
  *   openSender, openReceiver   move pages of a file between processes (docs/transfer.md)
  */
@@ -78,6 +79,15 @@ export {
   VersionError,
   VmGoneError,
 } from './errors.js';
+// Hand-off to another QEMU of this host
+export { handOff } from './handoff/handoff.js';
+export type {
+  HandoffOptions,
+  HandoffParts,
+  HandoffProgress,
+  HandoffResult,
+  HandoffSide,
+} from './handoff/options.js';
 export type { Logger } from './log.js';
 // Migration
 export { Migration, type MigrationOptions, type MigrationProgress, migrate } from './migrate/migration.js';

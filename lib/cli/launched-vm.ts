@@ -24,7 +24,7 @@ import type { PrimarySettings } from '../primary/options.js';
 import { forPrimary } from '../vm/command-line.js';
 import { launchVm, quitVm } from '../vm/launch.js';
 import { type NetdevRefusal, overRelays, type RelayedTap } from '../vm/netdevs.js';
-import { isAlive, waitForExit } from '../vm/process.js';
+import { isAlive, type ProcessIdentity, waitForExit } from '../vm/process.js';
 
 /** From QEMU's last word on its monitor to the end of its process: freeing the RAM of a large VM takes a while. */
 const EXIT_TIMEOUT_MS = 10_000;
@@ -46,7 +46,7 @@ type LaunchRecord = z.infer<typeof launchRecord>;
 
 export class LaunchedVm {
   readonly #dir: string;
-  readonly #record: LaunchRecord;
+  #record: LaunchRecord;
   /** False if it ran before this daemon started. */
   readonly isNew: boolean;
   /** Why it was not launched over relays, where that was tried. */
@@ -182,6 +182,12 @@ export class LaunchedVm {
       await rm(join(dir, 'launched.json'), { force: true }); // the log stays: the error names it
       throw error;
     }
+  }
+
+  /** It runs in another process from now on (holdfast handoff). */
+  async moveTo(process: ProcessIdentity): Promise<void> {
+    this.#record = { ...this.#record, process: { ...process } };
+    await writeRecord(this.#dir, this.#record);
   }
 
   /** Ends it, and removes its files. */

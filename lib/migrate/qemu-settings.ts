@@ -23,6 +23,13 @@ const SOURCE = { ...PLAIN, events: true, 'return-path': true } as const;
 /** With `late-block-activate` the disks stay the source's until the VM runs on the destination. */
 const TARGET = { ...PLAIN, events: true, 'return-path': true, 'late-block-activate': true } as const;
 
+export interface IgnoreShared {
+  /** RAM in a file that both sides have mapped stays where it is (default false). */
+  readonly ignoreShared?: boolean;
+}
+
+const ignoring = ({ ignoreShared = false }: IgnoreShared) => ({ 'x-ignore-shared': ignoreShared });
+
 export interface QemuMigrationSettings {
   readonly capabilities: MigrationCapabilities;
   readonly parameters: { readonly 'max-bandwidth': number; readonly 'downtime-limit': number };
@@ -44,11 +51,11 @@ const setCapabilities = async (
 export const prepareSource = async (
   qmp: QmpClient,
   parameters: QemuMigrationSettings['parameters'],
-  options: RecipeOptions = {},
+  options: RecipeOptions & IgnoreShared = {},
 ): Promise<QemuMigrationSettings> => {
   const before = await qmp.execute('query-migrate-parameters', undefined, options);
   // Refused while another migration is under way, which so is left alone.
-  const capabilities = await setCapabilities(qmp, SOURCE, options);
+  const capabilities = await setCapabilities(qmp, { ...SOURCE, ...ignoring(options) }, options);
   const settings = { capabilities, parameters: before };
   try {
     await qmp.execute('migrate-set-parameters', parameters, options);
@@ -69,6 +76,8 @@ export const restoreSource = async (
   await qmp.execute('migrate-set-capabilities', { capabilities: before.capabilities }, options);
 };
 
-export const prepareTarget = async (qmp: QmpClient, options: RecipeOptions = {}): Promise<void> => {
-  await setCapabilities(qmp, TARGET, options);
-};
+/** @returns how the capabilities stood before. */
+export const prepareTarget = async (
+  qmp: QmpClient,
+  options: RecipeOptions & IgnoreShared = {},
+): Promise<MigrationCapabilities> => await setCapabilities(qmp, { ...TARGET, ...ignoring(options) }, options);
