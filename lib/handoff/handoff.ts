@@ -123,7 +123,16 @@ class Handoff {
   async #launch(binary: string): Promise<HandoffTarget> {
     const { vm, wasRunning, line, qmpPath, ram } = this.#examined;
     const { signal } = this.#options;
-    return await HandoffTarget.launch({ vm, wasRunning, binary, line, qmpPath, ram, native: this.#native, signal });
+    return await HandoffTarget.launch({
+      vm,
+      wasRunning,
+      binary,
+      line,
+      qmpPath,
+      ram,
+      native: this.#native,
+      signal,
+    });
   }
 
   /** From here on nobody can cancel: it takes some milliseconds. */

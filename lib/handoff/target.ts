@@ -68,7 +68,10 @@ export class HandoffTarget {
     const target = new HandoffTarget(launched, `${qmpPath}.in`);
     try {
       refuseOlder(vm.qemuVersion, target.version);
-      target.#before = await prepareTarget(launched.qmp, { ignoreShared: true, isPaused: !options.wasRunning });
+      target.#before = await prepareTarget(launched.qmp, {
+        ignoreShared: true,
+        isPaused: !options.wasRunning,
+      });
       await launched.qmp.execute('migrate-incoming', { uri: target.uri });
       return target;
     } catch (error) {

@@ -76,8 +76,18 @@ export const restoreSource = async (
   await qmp.execute('migrate-set-capabilities', { capabilities: before.capabilities }, options);
 };
 
+export interface TargetState extends IgnoreShared {
+  /** The VM is paused, and may stay so (default false). */
+  readonly isPaused?: boolean;
+}
+
 /** @returns how the capabilities stood before. */
 export const prepareTarget = async (
   qmp: QmpClient,
-  options: RecipeOptions & IgnoreShared = {},
-): Promise<MigrationCapabilities> => await setCapabilities(qmp, { ...TARGET, ...ignoring(options) }, options);
+  options: RecipeOptions & TargetState = {},
+): Promise<MigrationCapabilities> => {
+  // Disks that wait for a `cont` must not be given away once more: bdrv_inactivate_recurse() asserts it, and
+  // QEMU aborts. A paused VM has to be able to go on to the next.
+  const late = { 'late-block-activate': options.isPaused !== true };
+  return await setCapabilities(qmp, { ...TARGET, ...ignoring(options), ...late }, options);
+};

@@ -3,8 +3,10 @@
  * while redis is incremented and its memory is verified; another one has its tap itself. And, with guests that only
  * have firmware, what is left where a hand-off fails: always one VM.
  */
-import { existsSync, readdirSync, truncateSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { runningDiskServer } from '../../lib/disk/disk-files.js';
+import { planDisks, startDiskServers } from '../../lib/disk/launch-disks.js';
 import { CancelledError, HoldfastError, UnsupportedVmError, VmGoneError } from '../../lib/errors.js';
 import { handOff } from '../../lib/handoff/handoff.js';
 import type { HandoffOptions, HandoffProgress, HandoffResult } from '../../lib/handoff/options.js';
@@ -19,7 +21,7 @@ import { type GuestOptions, guestArgs, guestReadyText, repositoryRoot } from '..
 import { checkMemwriter, guestBootId, rebootGuest, startMemwriter } from '../lab/guest-shell.js';
 import { Lab } from '../lab/lab.js';
 import { RedisLoad } from '../lab/redis-load-process.js';
-import { waitForText } from '../lab/wait.js';
+import { waitFor, waitForText } from '../lab/wait.js';
 import { isRunning, remainsOf, withQmp } from './support/lab.js';
 
 const RAM_MB = 192;
@@ -152,27 +154,28 @@ describe('03 a hand-off that fails leaves one VM', { timeout: 30_000 }, () => {
   let made = 0;
   let qmpPath: string;
 
-  const launch = async (more: readonly string[] = []): Promise<void> => {
+  const bareGuest = (ramPath: string, qmp: string, backend?: readonly string[]): string[] => [
+    ...['-M', 'q35', '-accel', 'tcg', '-m', '64M', '-nodefaults', '-vga', 'none', '-display', 'none'],
+    ...(backend ?? ['-object', `memory-backend-file,id=ram,size=64M,share=on,mem-path=${ramPath}`]),
+    ...['-machine', 'memory-backend=ram', '-qmp', `unix:${qmp},server=on,wait=off`],
+  ];
+
+  const launch = async (backend?: readonly string[]): Promise<void> => {
     made += 1;
     qmpPath = lab.path(`bare${made}.qmp`);
     const image = lab.path(`bare${made}.img`);
     writeFileSync(image, '');
     truncateSync(image, 1 << 20);
-    const ram = lab.sharedMemoryPath(`bare${made}.ram`);
     vm = await launchVm({
       binary: 'qemu-system-x86_64',
       argv: [
-        ...['-M', 'q35', '-accel', 'tcg', '-m', '64M', '-nodefaults', '-vga', 'none', '-display', 'none'],
+        ...bareGuest(lab.sharedMemoryPath(`bare${made}.ram`), qmpPath, backend),
         ...[
           '-drive',
           `if=none,id=vda,format=raw,file=${image}`,
           '-device',
           'virtio-blk-pci,drive=vda,id=blk',
         ],
-        ...(more.length > 0
-          ? more
-          : ['-object', `memory-backend-file,id=ram,size=64M,share=on,mem-path=${ram}`]),
-        ...['-machine', 'memory-backend=ram', '-qmp', `unix:${qmpPath},server=on,wait=off`],
       ],
       qmpPath,
       logPath: lab.path(`bare${made}.log`),
@@ -230,6 +233,37 @@ describe('03 a hand-off that fails leaves one VM', { timeout: 30_000 }, () => {
       expect(downtimeMs).toBeGreaterThan(0);
       expect((await withQmp(qmpPath, stateOf)).pid).toBe(to.pid);
     }
+  });
+
+  test('a disk on a server, which stays', async () => {
+    const image = lab.path('served.img');
+    writeFileSync(image, '');
+    truncateSync(image, 1 << 20);
+    qmpPath = lab.path('served.qmp');
+    const argv = [
+      ...bareGuest(lab.sharedMemoryPath('served.ram'), qmpPath),
+      ...['-drive', `if=none,id=vda,format=raw,file=${image}`, '-device', 'virtio-blk-pci,drive=vda,id=blk'],
+    ];
+    const placement = { dir: lab.dir, diskDir: lab.dir, ringBytes: 1 << 20 };
+    const disks = await planDisks(argv, '/', placement);
+    const servers = await startDiskServers(disks.specs);
+    const logPath = lab.path('served.log');
+    const beside = (identity: ProcessIdentity): Promise<void> => servers.bind(identity);
+    vm = await launchVm({ binary: 'qemu-system-x86_64', argv: disks.argv, qmpPath, logPath, beside });
+    started.push(vm.identity);
+    await vm.qmp.close();
+    const { socket } = disks.specs[0]!;
+    const before = await runningDiskServer(socket);
+    const { to } = await give();
+    const after = await runningDiskServer(socket);
+    expect(after).toEqual({ ...before, vm: { pid: to.pid, startTicks: to.startTicks } });
+    await withQmp(qmpPath, async (qmp) => {
+      const command = `qemu-io -d blk "write -P 7 0 4k"`;
+      await qmp.execute('human-monitor-command', { 'command-line': command });
+      await qmp.execute('quit');
+    });
+    expect(readFileSync(image).subarray(0, 4096)).toEqual(Buffer.alloc(4096, 7));
+    await waitFor('the disk server to end with its QEMU', async () => !(await runningDiskServer(socket)));
   });
 
   test('the new QEMU dies before the VM is stopped, or while it loads', async () => {
