@@ -9,11 +9,12 @@ import { UnsupportedVmError } from '../errors.js';
 import type { VmRelay } from '../output/relay-files.js';
 import type { Device, VmDescription } from '../vm/describe.js';
 import type { Refusal } from '../vm/preflight.js';
+import { changedDrives } from './block-files.js';
 import type { HandoffCommandLine } from './command-line.js';
 
 export interface HandoffFacts {
   readonly vm: VmDescription;
-  readonly line: Pick<HandoffCommandLine, 'moves' | 'refused'>;
+  readonly line: Pick<HandoffCommandLine, 'known' | 'moves' | 'refused'>;
   readonly relays: readonly VmRelay[];
   /** Ids of output filters of a daemon, and whether a dirty tracker is in QEMU: it is protected, or was until a daemon was killed. */
   readonly traces: { readonly filters: readonly string[]; readonly tracker: boolean };
@@ -27,6 +28,7 @@ export const handoffRefusals = (facts: HandoffFacts): readonly Refusal[] => [
   ...memoryRefusals(facts.vm),
   ...deviceRefusals(facts.vm),
   ...wholeVmRefusals(facts.vm),
+  ...changedDrives(facts.vm.drives, facts.line.known, facts.vm.cwd),
   ...facts.line.refused,
   ...relayRefusals(facts),
   ...placeRefusals(facts),

@@ -47,7 +47,7 @@ const vm: VmDescription = {
 
 const facts: HandoffFacts = {
   vm,
-  line: { moves: [], refused: [] },
+  line: { known: [], moves: [], refused: [] },
   relays: [],
   traces: { filters: [], tracker: false },
   sameNetwork: true,
@@ -92,9 +92,34 @@ describe('what cannot be handed over', () => {
     ]);
   });
 
+  it('is a disk that is not what the command line says', () => {
+    const drive = { name: 'vda', readOnly: false, format: 'raw', file: '/vm/a.raw' };
+    const knowing = (...known: readonly string[]) => ({ line: { known, moves: [], refused: [] } });
+    for (const known of [
+      ['-drive', 'file=a.raw,format=raw,id=vda'],
+      ['-blockdev', 'driver=raw,node-name=x,file.driver=file,file.filename=/vm/a.raw'],
+      ['-blockdev', '{"driver":"file","node-name":"x","filename":"/vm/a.raw"}'],
+      ['-hda', 'a.raw'],
+      ['-drive', 'file=file:a.raw,format=raw'],
+    ]) {
+      expect(refused({ cwd: '/vm', drives: [drive] }, knowing(...known))).toEqual([]);
+      const overlay = { ...drive, format: 'qcow2', file: '/vm/a.raw.overlay' };
+      expect(refused({ cwd: '/vm', drives: [overlay] }, knowing(...known))).toEqual([
+        'drive vda (/vm/a.raw.overlay)',
+      ]);
+      // Moved to a server beneath the guest.
+      const served = { ...drive, file: 'nbd+unix://?socket=/run/vda.sock' };
+      expect(refused({ cwd: '/vm', drives: [served] }, knowing(...known))).toHaveLength(1);
+    }
+    const server = 'file.driver=nbd,file.server.type=unix,file.server.path=/run/vda.sock,format=raw';
+    const served = { ...drive, file: 'nbd+unix://?socket=/run/vda.sock' };
+    expect(refused({ drives: [served] }, knowing('-drive', server))).toEqual([]);
+    expect(refused({ drives: [{ ...drive, file: 'null-co://' }] })).toEqual([]);
+  });
+
   it('is a stream socket without a relay of ours', () => {
     const move = { kind: 'socket', path: '/n', temporary: '/n.new', netdev: 'net0' } as const;
-    const line = { moves: [move], refused: [] };
+    const line = { known: [], moves: [move], refused: [] };
     expect(refused({}, { line })).toEqual(['netdev net0 (stream)']);
     const relay = {
       netdev: 'net0',
