@@ -10,6 +10,7 @@
  */
 import { resolve } from 'node:path';
 import { ConfigError } from '../errors.js';
+import { blockOption, isTree, textOf } from '../vm/block-nodes.js';
 import {
   type CommandOption,
   isJson,
@@ -58,6 +59,10 @@ export interface HandoffCommandOptions {
   /** With its version: what the alias means in the new QEMU may be another one. */
   readonly machineType: string;
   readonly tapNameOf: (netdev: string) => string;
+  /** Overlays that the new QEMU has over images at first, by the image's absolute path. */
+  readonly overlays?: ReadonlyMap<string, string>;
+  /** Relative paths are meant from here. */
+  readonly cwd?: string;
 }
 
 /** What starts, ends or loads the VM, and is the launcher's to say. */
@@ -79,6 +84,15 @@ export const forHandoff = (argv: readonly string[], options: HandoffCommandOptio
   if (missing.length > 0) {
     throw new ConfigError(`the command line has no memory backend ${missing.join(', ')}, where guest RAM is`);
   }
+  const notOverlaid = [...(options.overlays ?? [])].filter(([, overlay]) => !plan.overlaid.has(overlay));
+  for (const [image] of notOverlaid) {
+    const cure = 'Name it as -drive file=…,format=raw.';
+    plan.refused.push({
+      what: image,
+      reason: 'It cannot be put beneath an overlay on the command line.',
+      cure,
+    });
+  }
   return {
     argv: renderArguments([...started, { name: 'S' }, { name: 'incoming', value: 'defer' }]),
     known: renderArguments(known),
@@ -99,6 +113,7 @@ class Plan {
   readonly taps: TapBackend[] = [];
   readonly refused: Refusal[] = [];
   readonly backends = new Set<string>();
+  readonly overlaid = new Set<string>();
   readonly #options: HandoffCommandOptions;
   #files = 0;
 
@@ -126,6 +141,9 @@ class Plan {
         return [{ name, value: this.#netdev(value) }];
       case 'pidfile':
         return [{ name, value: this.#move('pidfile', value) }];
+      case 'drive':
+        this.#refuseWhatIsUnique(name, value);
+        return [this.#drive(option)];
       case 'nic':
       case 'net':
         if (value !== 'none')
@@ -286,6 +304,18 @@ class Plan {
     }
     this.taps.push({ netdev, tap });
     return renderList(setKey(parseList(value), 'ifname', this.#options.tapNameOf(netdev)));
+  }
+
+  #drive(option: CommandOption): CommandOption {
+    const { overlays = new Map<string, string>(), cwd = '/' } = this.#options;
+    const block = blockOption(option);
+    const file = block?.tree.file;
+    const image = isTree(file) ? textOf(file.filename) : undefined;
+    const overlay = image === undefined ? undefined : overlays.get(resolve(cwd, image));
+    if (block === undefined || overlay === undefined) return option;
+    this.overlaid.add(overlay);
+    Object.assign(block.tree, { file: { filename: overlay }, format: 'qcow2' });
+    return block.render();
   }
 
   #refuseWhatIsUnique(name: string, value: string): void {

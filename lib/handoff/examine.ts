@@ -1,11 +1,12 @@
 /** What a hand-off has to know about a running VM before it touches anything. */
 import { readdir, readFile, readlink } from 'node:fs/promises';
-import { ConfigError, QmpError } from '../errors.js';
+import { ConfigError, QmpError, UnsupportedVmError } from '../errors.js';
 import type { NativeBinding } from '../native.js';
 import { relaysOf, type VmRelay } from '../output/relay-files.js';
 import type { QmpClient } from '../qmp/client.js';
 import { describeVm, type VmDescription } from '../vm/describe.js';
 import { forHandoff, type HandoffCommandLine, temporaryOf } from './command-line.js';
+import type { HandoffApart } from './options.js';
 import { assertHandoff } from './preflight.js';
 import { openRamFile, type RamFile } from './ram-file.js';
 import { HandoffTaps, tapNameFor } from './taps.js';
@@ -24,11 +25,12 @@ export interface Examined {
 export interface ExamineOptions {
   readonly qmp: QmpClient;
   readonly argv?: readonly string[] | undefined;
+  readonly apart?: HandoffApart | undefined;
   readonly native: Pick<NativeBinding, 'peerPid' | 'findRamMappings'>;
 }
 
 /** @throws UnsupportedVmError with all reasons; ConfigError, QmpError, RamMappingError */
-export const examine = async ({ qmp, argv, native }: ExamineOptions): Promise<Examined> => {
+export const examine = async ({ qmp, argv, apart, native }: ExamineOptions): Promise<Examined> => {
   const vm = await describeVm({
     qmp,
     pid: native.peerPid(qmp.socketFd),
@@ -43,10 +45,14 @@ export const examine = async ({ qmp, argv, native }: ExamineOptions): Promise<Ex
   const ram = isShared ? await openRamFile(backend!, vm) : undefined;
   const tapNameOf = (netdev: string): string => tapNameFor(pid, netdev);
   try {
+    if (apart !== undefined && ram !== undefined && ram.inherit.length > 0) throw hasNoName();
+    const overlays = await apart?.overlaysFor(vm);
     const line = forHandoff(argv ?? vm.argv, {
-      ram: new Map(ram === undefined ? [] : [[backend!.id, ram.path]]),
+      ram: new Map(ram === undefined ? [] : [[backend!.id, apart?.ramTo ?? ram.path]]),
       machineType: vm.machineType,
       tapNameOf,
+      cwd: vm.cwd,
+      ...(overlays === undefined ? {} : { overlays }),
     });
     const relays = await relaysOf(vm);
     assertHandoff({
@@ -62,6 +68,7 @@ export const examine = async ({ qmp, argv, native }: ExamineOptions): Promise<Ex
     const taps = await HandoffTaps.examine(line.taps, tapNameOf);
     return { vm, wasRunning: running, line, qmpPath, ram: ram!, relays, taps };
   } catch (error) {
+    await apart?.giveUp();
     await ram?.[Symbol.asyncDispose]();
     throw error;
   }
@@ -75,6 +82,14 @@ const notHere = (status: string): QmpError =>
         : 'Only a VM that runs, or is paused, can be handed over.',
     details: { status },
   });
+
+const hasNoName = (): UnsupportedVmError =>
+  new UnsupportedVmError(
+    'guest RAM is in a file without a name, so it cannot become a checkpoint; nothing was changed',
+    {
+      cure: 'Start the VM with -object memory-backend-file,share=on,mem-path=…',
+    },
+  );
 
 const notItsMonitor = (path: string): ConfigError =>
   new ConfigError(

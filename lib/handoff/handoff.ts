@@ -16,7 +16,14 @@
 import { DiskControl } from '../disk/disk-control.js';
 import { diskServerFiles } from '../disk/disk-files.js';
 import { bindDiskServer } from '../disk/disk-process.js';
-import { CancelledError, type HoldfastError, QmpError, toHoldfastError, VmGoneError } from '../errors.js';
+import {
+  CancelledError,
+  type HoldfastError,
+  QmpConnectionError,
+  QmpError,
+  toHoldfastError,
+  VmGoneError,
+} from '../errors.js';
 import type { NativeBinding } from '../native.js';
 import { QmpClient } from '../qmp/client.js';
 import { killVm } from '../vm/launch.js';
@@ -46,7 +53,7 @@ export const handOff = async (options: HandoffOptions): Promise<HandoffResult> =
     timeoutMs: CONNECT_TIMEOUT_MS,
     signal: options.signal,
   });
-  const examined = await examine({ qmp, argv: options.argv, native });
+  const examined = await examine({ qmp, argv: options.argv, apart: options.apart, native });
   await using _ram = examined.ram;
   return await new Handoff(options, qmp, examined, native, beganMs).run();
 };
@@ -90,7 +97,7 @@ class Handoff {
     try {
       await taps.make();
       target = await this.#launch(binary);
-      await this.#source.prepare();
+      await this.#source.prepare(this.#options.apart === undefined);
       await this.#names.keep();
       this.#options.signal?.throwIfAborted();
     } catch (error) {
@@ -121,18 +128,10 @@ class Handoff {
   }
 
   async #launch(binary: string): Promise<HandoffTarget> {
-    const { vm, wasRunning, line, qmpPath, ram } = this.#examined;
-    const { signal } = this.#options;
-    return await HandoffTarget.launch({
-      vm,
-      wasRunning,
-      binary,
-      line,
-      qmpPath,
-      ram,
-      native: this.#native,
-      signal,
-    });
+    const { signal, apart } = this.#options;
+    const ignoreShared = apart === undefined;
+    const native = this.#native;
+    return await HandoffTarget.launch({ ...this.#examined, ignoreShared, binary, native, signal });
   }
 
   /** From here on nobody can cancel: it takes some milliseconds. */
@@ -171,7 +170,8 @@ class Handoff {
   /** Q has everything, or this throws. P may have ended: then Q is all there is, and is asked itself. */
   async #moveState(target: HandoffTarget): Promise<void> {
     try {
-      await this.#source.giveStateTo(target.uri, target.lost);
+      const ramBytes = this.#options.apart === undefined ? 0 : this.#examined.vm.ramBytes;
+      await this.#source.giveStateTo(target.uri, target.lost, ramBytes);
     } catch (error) {
       if (!isLost(error, this.#source.qmp)) throw error;
       if (await target.hasLoaded()) {
@@ -189,6 +189,12 @@ class Handoff {
       return toHoldfastError(error, `${toHoldfastError(cause).message}; then`);
     }
     if (this.#source.qmp.open) return toHoldfastError(cause);
+    if (await isAlive(this.#from)) {
+      return new QmpConnectionError(
+        `the monitor of the VM's QEMU (process ${this.#from.pid}) was lost: ${toHoldfastError(cause).message}`,
+        { cause, cure: 'The VM is in that QEMU, perhaps stopped: `cont` there.' },
+      );
+    }
     return new VmGoneError(
       `the VM's QEMU (process ${this.#from.pid}) ended before it had handed the VM over: ${toHoldfastError(cause).message}`,
       { cause, cure: 'The VM is lost with it, as without a hand-off. Start it anew.' },
@@ -199,6 +205,7 @@ class Handoff {
   async #back(target: HandoffTarget | undefined): Promise<void> {
     await target?.kill();
     await this.#names.giveBack();
+    await this.#options.apart?.giveUp();
     if (this.#source.qmp.open) {
       await this.#relays.giveBack().catch((error: unknown) => this.#warn(error)); // it connects by itself, too
       await this.#source.goOn();
@@ -214,10 +221,11 @@ class Handoff {
     const steps = [
       () => this.#relays.bind(identity),
       () => this.#bindDisks(target),
+      () => target.settle(),
+      async () => this.#options.apart?.whileBoth(this.#source.qmp, this.#examined.ram.path),
       () => killVm(this.#from),
       () => taps.settle(),
       () => this.#names.settle(),
-      () => target.settle(),
     ];
     for (const step of steps) await step().catch((error: unknown) => this.#warn(error));
   }

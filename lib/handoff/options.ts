@@ -1,6 +1,8 @@
 /** What a hand-off is told, what it tells meanwhile, and what it took. */
 import type { HoldfastError } from '../errors.js';
 import type { NativeBinding } from '../native.js';
+import type { QmpClient } from '../qmp/client.js';
+import type { VmDescription } from '../vm/describe.js';
 import type { ProcessIdentity } from '../vm/process.js';
 
 export interface HandoffOptions {
@@ -12,9 +14,22 @@ export interface HandoffOptions {
   readonly argv?: readonly string[] | undefined;
   /** Gives up, as long as the VM was not stopped. */
   readonly signal?: AbortSignal | undefined;
+  readonly apart?: HandoffApart | undefined;
   readonly onProgress?: ((progress: HandoffProgress) => void) | undefined;
   /** The addon; default: loaded. */
   readonly native?: Pick<NativeBinding, 'peerPid' | 'findRamMappings'> | undefined;
+}
+
+/** The two QEMUs share nothing: the one that had the VM stays as it was when it was stopped (coordinator.ts). */
+export interface HandoffApart {
+  /** File for the new QEMU's RAM; RAM is sent to it while the VM stands still. */
+  readonly ramTo: string;
+  /** Before the new QEMU starts: overlay, a qcow2 image, by the image beneath it. */
+  readonly overlaysFor: (vm: VmDescription) => Promise<ReadonlyMap<string, string>>;
+  /** The VM is where it was, and the new QEMU has ended. */
+  readonly giveUp: () => Promise<void>;
+  /** When the new QEMU runs, before the old one ends. Must not throw. */
+  readonly whileBoth: (stopped: QmpClient, ramPath: string) => Promise<void>;
 }
 
 export interface HandoffSide extends ProcessIdentity {

@@ -12,6 +12,8 @@ import type { CommandAnswer, QmpEvent } from '../qmp/commands.js';
 
 /** The state of the devices is some hundred kilobytes, over a socket of this host. */
 const MIGRATE_TIMEOUT_MS = 15_000;
+/** Where RAM goes along; a busy host copies ten times as much. */
+const RAM_BYTES_PER_MS_MIN = 50_000;
 const CANCEL_MS_MAX = 10_000;
 const POLL_MS = 1;
 /** As good as none: QEMU's limits are meant for networks. */
@@ -23,30 +25,35 @@ export class HandoffSource {
   readonly qmp: QmpClient;
   readonly wasRunning: boolean;
   #before: QemuMigrationSettings | undefined;
+  /** What was not, is an operator's: a migration under way, a VM that is paused. */
+  #touched = false;
 
   constructor(qmp: QmpClient, wasRunning: boolean) {
     this.qmp = qmp;
     this.wasRunning = wasRunning;
   }
 
-  async prepare(): Promise<void> {
-    this.#before = await prepareSource(this.qmp, UNLIMITED, { ignoreShared: true });
+  /** @param ignoreShared RAM is in a file that both have mapped */
+  async prepare(ignoreShared: boolean): Promise<void> {
+    this.#before = await prepareSource(this.qmp, UNLIMITED, { ignoreShared });
   }
 
   async stop(): Promise<void> {
+    this.#touched = true;
     if (this.wasRunning) await this.qmp.execute('stop');
   }
 
   /**
    * Settles when the other side has loaded everything (capability return-path).
    *
+   * @param ramBytes of RAM that goes along
    * @param targetLost settles when the other side has ended
    * @throws QmpError, StandbyError the state did not arrive; QmpConnectionError this QEMU was lost.
    */
-  async giveStateTo(uri: string, targetLost: Promise<unknown>): Promise<void> {
+  async giveStateTo(uri: string, targetLost: Promise<unknown>, ramBytes = 0): Promise<void> {
     const waiting = new AbortController();
     const ended = this.qmp.once('MIGRATION', {
-      timeoutMs: MIGRATE_TIMEOUT_MS,
+      timeoutMs: MIGRATE_TIMEOUT_MS + ramBytes / RAM_BYTES_PER_MS_MIN,
       signal: waiting.signal,
       where: (event) => hasEnded(event.data.status),
     });
@@ -65,9 +72,11 @@ export class HandoffSource {
 
   /** The VM goes on here, as it was. Only when the other side has certainly ended. @throws TimeoutError, QmpError */
   async goOn(): Promise<void> {
-    const status = await this.#endMigration();
-    // QEMU doesn't resume by itself a VM that was stopped before.
-    if (this.wasRunning && status !== 'running') await this.qmp.execute('cont');
+    if (this.#touched) {
+      const status = await this.#endMigration();
+      // QEMU doesn't resume by itself a VM that was stopped before.
+      if (this.wasRunning && status !== 'running') await this.qmp.execute('cont');
+    }
     if (this.#before !== undefined) await restoreSource(this.qmp, this.#before);
     this.#before = undefined;
   }

@@ -28,6 +28,7 @@ const ANNOUNCE = { initial: 50, max: 550, rounds: 5, step: 100 } as const;
 export interface HandoffTargetOptions {
   readonly vm: VmDescription;
   readonly wasRunning: boolean;
+  readonly ignoreShared: boolean;
   readonly binary: string;
   readonly line: HandoffCommandLine;
   /** Where its monitor is until it has the VM's. */
@@ -69,7 +70,7 @@ export class HandoffTarget {
     try {
       refuseOlder(vm.qemuVersion, target.version);
       target.#before = await prepareTarget(launched.qmp, {
-        ignoreShared: true,
+        ignoreShared: options.ignoreShared,
         isPaused: !options.wasRunning,
       });
       await launched.qmp.execute('migrate-incoming', { uri: target.uri });

@@ -3,11 +3,22 @@
  * while redis is incremented and its memory is verified; another one has its tap itself. And, with guests that only
  * have firmware, what is left where a hand-off fails: always one VM.
  */
-import { existsSync, readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
+import { copyFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { runningDiskServer } from '../../lib/disk/disk-files.js';
 import { planDisks, startDiskServers } from '../../lib/disk/launch-disks.js';
 import { CancelledError, HoldfastError, UnsupportedVmError, VmGoneError } from '../../lib/errors.js';
+import { checkpointByHandoff } from '../../lib/handoff/coordinator.js';
 import { handOff } from '../../lib/handoff/handoff.js';
 import type { HandoffOptions, HandoffProgress, HandoffResult } from '../../lib/handoff/options.js';
 import { native } from '../../lib/native.js';
@@ -264,6 +275,44 @@ describe('03 a hand-off that fails leaves one VM', { timeout: 30_000 }, () => {
     });
     expect(readFileSync(image).subarray(0, 4096)).toEqual(Buffer.alloc(4096, 7));
     await waitFor('the disk server to end with its QEMU', async () => !(await runningDiskServer(socket)));
+  });
+
+  test('a checkpoint by the coordinator: the old one stands still and is saved, the disk is whole', async () => {
+    const [ramTo, saved] = [lab.sharedMemoryPath('coordinated.ram'), lab.path('saved')];
+    mkdirSync(saved);
+    const image = lab.path(`bare${made}.img`);
+    const write = (byte: number) =>
+      withQmp(qmpPath, (qmp) =>
+        qmp.execute('human-monitor-command', { 'command-line': `qemu-io -d blk "write -P ${byte} 0 4k"` }),
+      );
+    await write(1);
+    const result = await checkpointByHandoff({
+      qmp: qmpPath,
+      ramTo,
+      onProgress: (progress) => {
+        if ('to' in progress) started.push({ pid: progress.to.pid, startTicks: progress.to.startTicks });
+      },
+      saveState: async ({ qmp, ramPath }) => {
+        expect(await qmp.execute('query-status')).toMatchObject({ running: false });
+        await saveDeviceState(qmp, join(saved, 'devices'));
+        await copyFile(ramPath, join(saved, 'ram'));
+      },
+      copyFiles: async ({ images }) => {
+        expect(images).toEqual([image]);
+        await write(2); // by the VM, which runs on
+        await copyFile(image, join(saved, 'disk'));
+      },
+    });
+    const { allMs, handoff, commitMs, ...phases } = result;
+    expect(Object.values(phases).every((ms) => ms > 0) && commitMs > 0).toBe(true);
+    expect(allMs).toBeGreaterThan(handoff.downtimeMs);
+    expect(readFileSync(join(saved, 'disk'))[0]).toBe(1);
+    expect(readFileSync(image)[0]).toBe(2);
+    expect(statSync(join(saved, 'devices')).size).toBeGreaterThan(1024);
+    expect(statSync(join(saved, 'ram')).size).toBe(64 << 20);
+    // And it is as any VM: its disk is the image, and it can be handed over.
+    expect(existsSync(`${image}.holdfast-overlay`)).toBe(false);
+    expect((await give()).running).toBe(true);
   });
 
   test('the new QEMU dies before the VM is stopped, or while it loads', async () => {

@@ -166,3 +166,27 @@ describe('03 what cannot be had twice, nor renamed, is refused', () => {
     expect(refused('-nographic -serial null -monitor none')).toEqual([]);
   });
 });
+
+describe('04 a checkpoint by hand-off', () => {
+  const overlays = new Map([['/vm/a.raw', '/vm/a.raw.over']]);
+  const over = (line: string) =>
+    forHandoff(`${MACHINE} ${RAM} ${line}`.split(' '), {
+      ram: new Map([['ram', '/dev/shm/b']]),
+      machineType: 'pc-q35-7.2',
+      tapNameOf: String,
+      overlays,
+      cwd: '/vm',
+    });
+
+  it('gives the new QEMU RAM of its own, and disks on overlays, which are its images afterwards', () => {
+    const { argv, known, refused } = over('-drive file=a.raw,format=raw,id=vda,if=none');
+    expect(refused).toEqual([]);
+    expect(argv).toContain('file.filename=/vm/a.raw.over,format=qcow2,id=vda,if=none');
+    expect(known).toContain('file=a.raw,format=raw,id=vda,if=none');
+    expect(argv.join(' ')).toContain('mem-path=/dev/shm/b');
+  });
+
+  it('refuses a disk that it does not find there', () => {
+    expect(over('-drive file=b.raw,format=raw').refused).toMatchObject([{ what: '/vm/a.raw' }]);
+  });
+});
