@@ -80,6 +80,13 @@ export {
   VmGoneError,
 } from './errors.js';
 // Hand-off to another QEMU of this host
+export {
+  type CoordinatedOptions,
+  type CoordinatedPhases,
+  type CoordinatedResult,
+  checkpointByHandoff,
+  type StandingVm,
+} from './handoff/coordinator.js';
 export { handOff } from './handoff/handoff.js';
 export type {
   HandoffOptions,

@@ -22,6 +22,7 @@ import { checkpointByHandoff } from '../../lib/handoff/coordinator.js';
 import { handOff } from '../../lib/handoff/handoff.js';
 import type { HandoffOptions, HandoffProgress, HandoffResult } from '../../lib/handoff/options.js';
 import { native } from '../../lib/native.js';
+import { RelayControl } from '../../lib/output/relay-control.js';
 import type { QmpClient } from '../../lib/qmp/client.js';
 import { describeVm } from '../../lib/vm/describe.js';
 import { killVm, type LaunchedVm, launchVm } from '../../lib/vm/launch.js';
@@ -130,6 +131,8 @@ describe('01 a Linux guest behind a relay', { timeout: 90_000 }, () => {
     expect(await checkMemwriter(lab.client)).toMatchObject({ errors: 0 });
     expect(await guestBootId(lab.client)).toBe(bootId);
     expect(await relayPid(guest.relaySocket!)).toBe(relay);
+    await using control = await RelayControl.connect(`${guest.relaySocket}.ctl`);
+    expect(await control.stats()).toMatchObject({ qemuConnected: true, socketWide: true, droppedFrames: 0 });
   });
 
   test('is described by its true names, and reboots', async () => {
@@ -255,7 +258,7 @@ describe('03 a hand-off that fails leaves one VM', { timeout: 30_000 }, () => {
       ...bareGuest(lab.sharedMemoryPath('served.ram'), qmpPath),
       ...['-drive', `if=none,id=vda,format=raw,file=${image}`, '-device', 'virtio-blk-pci,drive=vda,id=blk'],
     ];
-    const placement = { dir: lab.dir, diskDir: lab.dir, ringBytes: 1 << 20 };
+    const placement = { dir: lab.sharedMemoryDir, diskDir: lab.dir, ringBytes: 1 << 20 };
     const disks = await planDisks(argv, '/', placement);
     const servers = await startDiskServers(disks.specs);
     const logPath = lab.path('served.log');
