@@ -5,6 +5,7 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import { Command } from 'commander';
 import { CaseFilter } from './case-filter.js';
+import { runCheckpointSuite } from './checkpoint.js';
 import { runDiskSuite } from './disk.js';
 import { runEpochSuite } from './epoch.js';
 import { renderHtml } from './html/page.js';
@@ -16,6 +17,7 @@ import { runSendSuite } from './send.js';
 import { runTimeSuite } from './time.js';
 
 const suites: Readonly<Record<string, RunSuite>> = {
+  checkpoint: runCheckpointSuite,
   disk: runDiskSuite,
   epoch: runEpochSuite,
   latency: runLatencySuite,

@@ -147,6 +147,11 @@ const ratios: Readonly<Record<string, Ratio>> = {
   diskServerVsRawFsync: { meaning: 'the same, 4 KiB writes with an fsync after each' },
   diskBaseCopyVsNbdcopy: { meaning: 'rate of a disk’s first copy, Holdfast ÷ nbdcopy' },
   diskBaseCopyVsQemuImg: { meaning: 'the same, ÷ qemu-img convert' },
+  checkpointStopSavevmVsHandoff: {
+    meaning: 'how long the VM stands still for a checkpoint, savevm of stock QEMU ÷ hand-off',
+  },
+  checkpointHandoffWorkloadVsAlone: { meaning: 'time of a workload with one checkpoint by hand-off ÷ alone' },
+  checkpointSavevmWorkloadVsAlone: { meaning: 'the same, with one savevm' },
   pauseDirectVsStaged: { meaning: 'median pause, direct ÷ staged capture' },
 };
 
