@@ -5,6 +5,7 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import { Command } from 'commander';
 import { CaseFilter } from './case-filter.js';
+import { runCheckpointSuite } from './checkpoint.js';
 import { runDiskSuite } from './disk.js';
 import { runEpochSuite } from './epoch.js';
 import { renderHtml } from './html/page.js';
@@ -18,6 +19,7 @@ import { runTimeSuite } from './time.js';
 import { runTraceSuite } from './trace.js';
 
 const suites: Readonly<Record<string, RunSuite>> = {
+  checkpoint: runCheckpointSuite,
   disk: runDiskSuite,
   epoch: runEpochSuite,
   latency: runLatencySuite,

@@ -5,6 +5,7 @@
  *   Backup    keeps its checkpoints, and takes over
  *   Migration moves a running VM to where a Backup waits  (docs/migration.md)
  *   Checkpointing saves a running VM to disk, restoreCheckpoint starts it from there  (docs/checkpoints.md)
+ *   handOff   gives a running VM to another QEMU of this host  (docs/handoff.md)
  *
  *   recordTrace                which core ran which vCPU (docs/trace.md)
  *   openSender, openReceiver   move pages of a file between processes (docs/transfer.md)
@@ -102,6 +103,22 @@ export {
   VersionError,
   VmGoneError,
 } from './errors.js';
+// Hand-off to another QEMU of this host
+export {
+  type CoordinatedOptions,
+  type CoordinatedPhases,
+  type CoordinatedResult,
+  checkpointByHandoff,
+  type StandingVm,
+} from './handoff/coordinator.js';
+export { handOff } from './handoff/handoff.js';
+export type {
+  HandoffOptions,
+  HandoffParts,
+  HandoffProgress,
+  HandoffResult,
+  HandoffSide,
+} from './handoff/options.js';
 export type { Logger } from './log.js';
 // Migration
 export { Migration, type MigrationOptions, type MigrationProgress, migrate } from './migrate/migration.js';

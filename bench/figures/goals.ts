@@ -220,6 +220,11 @@ const ratios: Readonly<Record<string, Ratio>> = {
     goal: { atMost: 0.56 },
   },
   migrateSkipVsWithoutData: { meaning: 'the same, bytes over the link', goal: { atMost: 0.56 } },
+  checkpointStopSavevmVsHandoff: {
+    meaning: 'how long the VM stands still for a checkpoint, savevm of stock QEMU ÷ hand-off',
+  },
+  checkpointHandoffWorkloadVsAlone: { meaning: 'time of a workload with one checkpoint by hand-off ÷ alone' },
+  checkpointSavevmWorkloadVsAlone: { meaning: 'the same, with one savevm' },
   pauseDirectVsStaged: { meaning: 'median pause, direct ÷ staged capture' },
 };
 

@@ -46,7 +46,7 @@ type LaunchRecord = z.infer<typeof launchRecord>;
 
 export class LaunchedVm {
   readonly #dir: string;
-  readonly #record: LaunchRecord;
+  #record: LaunchRecord;
   /** False if it ran before this daemon started. */
   readonly isNew: boolean;
   /** Why it was not launched over relays, where that was tried. */
@@ -236,6 +236,12 @@ export class LaunchedVm {
       await rm(join(dir, 'launched.json'), { force: true }); // the log stays: the error names it
       throw error;
     }
+  }
+
+  /** It runs in another process from now on (holdfast handoff). */
+  async moveTo(process: ProcessIdentity): Promise<void> {
+    this.#record = { ...this.#record, process: { ...process } };
+    await writeRecord(this.#dir, this.#record);
   }
 
   /** Ends it, and removes its files. */

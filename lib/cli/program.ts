@@ -8,6 +8,7 @@ import { asHoldfastError } from './command.js';
 import { CommandConsole } from './console.js';
 import { addDetachCommand } from './detach.js';
 import { addDoctorCommand } from './doctor.js';
+import { addHandoffCommand } from './handoff.js';
 import { addMigrateCommand } from './migrate.js';
 import { addPrimaryCommand } from './primary.js';
 import { addRelayCommand } from './relay.js';
@@ -42,6 +43,7 @@ export const buildProgram = (finish: Finish): Command => {
   addStatusCommand(program, finish);
   addSwitchoverCommand(program, finish);
   addMigrateCommand(program, finish);
+  addHandoffCommand(program, finish);
   addDetachCommand(program, finish);
   addTakeoverCommand(program, finish);
   addTraceCommand(program, finish);

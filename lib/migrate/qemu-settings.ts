@@ -25,6 +25,13 @@ const SOURCE = { ...PLAIN, events: true, 'return-path': true } as const;
 /** With `late-block-activate` the disks stay the source's until the VM runs on the destination. */
 const TARGET = { ...PLAIN, events: true, 'return-path': true, 'late-block-activate': true } as const;
 
+export interface IgnoreShared {
+  /** RAM in a file that both sides have mapped stays where it is (default false). */
+  readonly ignoreShared?: boolean;
+}
+
+const ignoring = ({ ignoreShared = false }: IgnoreShared) => ({ 'x-ignore-shared': ignoreShared });
+
 export interface QemuMigrationSettings {
   readonly capabilities: MigrationCapabilities;
   readonly parameters: { readonly 'max-bandwidth': number; readonly 'downtime-limit': number };
@@ -46,11 +53,11 @@ const setCapabilities = async (
 export const prepareSource = async (
   qmp: QmpClient,
   parameters: QemuMigrationSettings['parameters'],
-  options: RecipeOptions = {},
+  options: RecipeOptions & IgnoreShared = {},
 ): Promise<QemuMigrationSettings> => {
   const before = await qmp.execute('query-migrate-parameters', undefined, options);
   // Refused while another migration is under way, which so is left alone.
-  const capabilities = await setCapabilities(qmp, SOURCE, options);
+  const capabilities = await setCapabilities(qmp, { ...SOURCE, ...ignoring(options) }, options);
   const settings = { capabilities, parameters: before };
   try {
     await qmp.execute('migrate-set-parameters', parameters, options);
@@ -71,9 +78,21 @@ export const restoreSource = async (
   await qmp.execute('migrate-set-capabilities', { capabilities: before.capabilities }, options);
 };
 
-/** @returns how they stood before, for restoreMigrationCapabilities(). */
-export const prepareTarget = (qmp: QmpClient, options: RecipeOptions = {}): Promise<MigrationCapabilities> =>
-  setCapabilities(qmp, TARGET, options);
+export interface TargetState extends IgnoreShared {
+  /** The VM is paused, and may stay so (default false). */
+  readonly isPaused?: boolean;
+}
+
+/** @returns how the capabilities stood before. */
+export const prepareTarget = async (
+  qmp: QmpClient,
+  options: RecipeOptions & TargetState = {},
+): Promise<MigrationCapabilities> => {
+  // Disks that wait for a `cont` must not be given away once more: bdrv_inactivate_recurse() asserts it, and
+  // QEMU aborts. A paused VM has to be able to go on to the next.
+  const late = { 'late-block-activate': options.isPaused !== true };
+  return await setCapabilities(qmp, { ...TARGET, ...ignoring(options), ...late }, options);
+};
 
 /** migrate_cancel shuts the connection down; QEMU's threads need some moments. */
 const LEFT_ENDS_MS_MAX = 10_000;

@@ -1,7 +1,7 @@
 /**
  * A connection to the control socket of a VM's relay (docs/relay.md).
  *
- *   connect() ──► HELLO ◄── relay         hold, prepare, boundary, release, open, stats: answered in order
+ *   connect() ──► HELLO ◄── relay         hold, prepare, boundary, release, open, pause, switch, stats: answered in order
  *                 OUTPUT ◄── relay        once per epoch, when its first frame is held
  *
  * The relay has one controller: a new connection replaces the old one, which finds itself closed. Losing
@@ -149,6 +149,22 @@ export class RelayControl implements AsyncDisposable {
     const { frames } = await this.#ask('open');
     this.#holding = false;
     return frames;
+  }
+
+  /**
+   * From now on nothing goes to the guest: it waits at the target, until the relay is connected to a QEMU
+   * anew, and no longer than 2 s.
+   */
+  async pause(): Promise<void> {
+    await this.#ask('pause');
+  }
+
+  /**
+   * VM stopped: all that the guest has sent is read, and the relay connects to whoever listens on QEMU's
+   * socket now. @returns whether somebody does
+   */
+  async switchQemu(): Promise<boolean> {
+    return (await this.#ask('switch')).frames === 1;
   }
 
   async stats(): Promise<RelayStats> {

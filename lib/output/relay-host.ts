@@ -5,9 +5,10 @@
 import { existsSync } from 'node:fs';
 import { ConfigError } from '../errors.js';
 import { native, type RelayEvent } from '../native.js';
-import { identifyProcess, waitForExit } from '../vm/process.js';
+import { identifyProcess, isAlive, type ProcessIdentity, waitForExit } from '../vm/process.js';
 import {
   type RelaySpec,
+  readRelayRecord,
   relayFiles,
   removeRelayFiles,
   runningRelay,
@@ -57,7 +58,7 @@ export const hostRelay = async (options: RelayHostOptions): Promise<'vm-ended' |
     await writeRelayRecord({ ...spec, process: await identifyProcess(process.pid) });
     options.onReady();
     if (spec.vm === null) await aborted(stop.signal);
-    else vmEnded = await endsBefore(spec.vm, stop.signal);
+    else vmEnded = await endsBefore(spec.vm, spec.socket, stop.signal);
   } finally {
     signal.removeEventListener('abort', onStop);
     await relay.close();
@@ -72,8 +73,20 @@ const aborted = async (signal: AbortSignal): Promise<void> => {
   await new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }));
 };
 
-const endsBefore = async (vm: NonNullable<RelaySpec['vm']>, signal: AbortSignal): Promise<boolean> =>
-  await waitForExit(vm, { signal }).then(
+const endsBefore = async (
+  vm: NonNullable<RelaySpec['vm']>,
+  socket: string,
+  signal: AbortSignal,
+): Promise<boolean> => {
+  const ended = await waitForExit(vm, { signal }).then(
     () => true,
     () => false,
   );
+  // A hand-off: another process has the VM, and the record says so (lib/handoff).
+  const next = ended ? (await readRelayRecord(socket))?.vm : undefined;
+  const isHandedOver = next !== undefined && next !== null && !isSame(next, vm) && (await isAlive(next));
+  return isHandedOver ? await endsBefore(next, socket, signal) : ended;
+};
+
+const isSame = (one: ProcessIdentity, other: ProcessIdentity): boolean =>
+  one.pid === other.pid && one.startTicks === other.startTicks;

@@ -10,7 +10,16 @@ export const RELAY_PROTOCOL_VERSION = 1;
 export const RELAY_MESSAGE_BYTES = 16;
 export const RELAY_STATS_BYTES = 96;
 
-export const relayRequests = { hold: 1, boundary: 2, release: 3, open: 4, stats: 5, prepare: 6 } as const;
+export const relayRequests = {
+  hold: 1,
+  boundary: 2,
+  release: 3,
+  open: 4,
+  stats: 5,
+  prepare: 6,
+  pause: 7,
+  switch: 8,
+} as const;
 export type RelayRequest = keyof typeof relayRequests;
 
 const ANSWER = 0x100;

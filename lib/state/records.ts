@@ -80,6 +80,15 @@ export class VmRecords {
     )?.movingTo;
   }
 
+  /** What is said of one process is true of another one from now on (holdfast handoff). */
+  async moveTo(from: ProcessIdentity, to: ProcessIdentity): Promise<void> {
+    const found = (await this.list()).filter(
+      ({ process }) => process.pid === from.pid && process.startTicks === from.startTicks,
+    );
+    for (const value of found)
+      await this.write({ ...value, process: { pid: to.pid, startTicks: to.startTicks } });
+  }
+
   #path(vmId: string): string {
     return join(this.#directory, `${this.#writer}-${vmId}.json`);
   }

@@ -363,7 +363,7 @@ export const forStandby = (argv: readonly string[], options: StandbyCommandOptio
  * The RAM backend over the replica. Touching all of it at the start (prealloc)
  * would cost seconds; discarding it when a standby ends would destroy the checkpoint.
  */
-const overReplica = ({ name, value = '' }: CommandOption, path: string): CommandOption => {
+export const overReplica = ({ name, value = '' }: CommandOption, path: string): CommandOption => {
   const dropped = new Set(['prealloc', 'prealloc-threads', 'prealloc-context', 'discard-data']);
   if (isJson(value)) {
     const object = parseJson(value);

@@ -15,6 +15,7 @@ import type { QmpClient } from '../qmp/client.js';
 import { versionText } from '../qmp/recipes.js';
 import { type CommandOption, listValue, parseArguments } from './command-line.js';
 import { describeDrives } from './drives.js';
+import { knownArguments } from './known-arguments.js';
 import { identifyProcess, type ProcessIdentity } from './process.js';
 
 export interface MemoryBackend {
@@ -72,7 +73,7 @@ export interface Netdev {
 export interface VmDescription {
   readonly process: ProcessIdentity;
   readonly binary: string;
-  /** Arguments as started, without the binary. */
+  /** Arguments as started, without the binary; after a hand-off, as they would be now (known-arguments.ts). */
   readonly argv: readonly string[];
   /** Paths in argv are relative to this. */
   readonly cwd: string;
@@ -172,7 +173,7 @@ const describeProcess = async (pid: number): Promise<HostSide> => {
       openHostDevices(pid),
     ]);
     // Each argument ends in NUL, the last one too.
-    const argv = commandLine.split('\0').slice(1, -1);
+    const argv = (await knownArguments(pid)) ?? commandLine.split('\0').slice(1, -1);
     return { process, binary: binary.replace(/ \(deleted\)$/, ''), argv, cwd, hostDevices };
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;

@@ -32,6 +32,10 @@ export interface LaunchOptions {
   readonly timeoutMs?: number;
   readonly signal?: AbortSignal | undefined;
   readonly cwd?: string;
+  /** Default: this process's. */
+  readonly env?: NodeJS.ProcessEnv | undefined;
+  /** Descriptors for QEMU, which has them as 3, 4, …; the caller's to close. */
+  readonly inherit?: readonly number[] | undefined;
   /** The addon's functions; both optional (see QmpClient.passDescriptor; peerPid proves whose QMP it is). */
   readonly sendWithFd?: NativeBinding['sendWithFd'] | undefined;
   readonly peerPid?: NativeBinding['peerPid'] | undefined;
@@ -73,7 +77,8 @@ export const launchVm = async (options: LaunchOptions): Promise<LaunchedVm> => {
   try {
     child = spawn(options.binary, [...options.argv], {
       detached: true,
-      stdio: ['ignore', log.fd, log.fd],
+      stdio: ['ignore', log.fd, log.fd, ...(options.inherit ?? [])],
+      ...(options.env === undefined ? {} : { env: options.env }),
       ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
     });
     exited = new Promise((resolve) => {

@@ -15,6 +15,8 @@ enum class ControlType : uint32_t {
   kOpen = 4,
   kStats = 5,
   kPrepare = 6,
+  kPause = 7,       // the target is read no more until QEMU is connected anew
+  kSwitch = 8,      // QEMU's socket is emptied and connected anew; answer: 1 if it was
   kOutput = 0x200,  // event: the running epoch's first frame is held
   kHello = 0x201,   // bit 0: holding; upper 32 bits: version
 };

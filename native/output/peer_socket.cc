@@ -16,16 +16,18 @@
 namespace holdfast {
 namespace {
 
+// A QEMU that was handed its VM by another one has bound its socket by this
+// name, and was then given the other's (lib/handoff/command-line.ts).
+constexpr const char* kRenamedEnding = ".new";
+
 // The peer's end of our connection: accepted at `path`, and made with us.
 bool IsOurPeer(int fd, const std::string& path) {
   sockaddr_un address{};
   socklen_t length = sizeof address;
   if (::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &length) != 0) return false;
   if (address.sun_family != AF_UNIX) return false;
-  if (path.compare(0, path.npos, address.sun_path,
-                   ::strnlen(address.sun_path, sizeof address.sun_path)) != 0) {
-    return false;
-  }
+  const std::string bound(address.sun_path, ::strnlen(address.sun_path, sizeof address.sun_path));
+  if (bound != path && bound != path + kRenamedEnding) return false;
   int listens = 0;
   length = sizeof listens;
   if (::getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) != 0 || listens != 0) {

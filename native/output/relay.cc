@@ -9,7 +9,6 @@
 #include <cmath>
 #include <utility>
 
-#include "base/clock.h"
 #include "base/unix_socket.h"
 #include "output/peer_socket.h"
 
@@ -20,6 +19,8 @@ constexpr size_t kInboundBytes = 1 << 20;
 // What PREPARE reads before it answers: all that the socket can hold. The guest
 // runs, so there may be no end to it.
 constexpr uint64_t kPrepareBytesMax = 8 << 20;
+// Whoever paused it may be gone: the guest's network must not be for it.
+constexpr double kPauseMsMax = 2000;
 
 enum Tag : uint32_t { kStop, kQemu, kTarget, kListener, kController };
 
@@ -116,6 +117,7 @@ void Relay::Connect() {
   qemu_ = std::move(socket).value();
   qemu_seen_ = false;
   qemu_blocked_ = false;
+  paused_until_ms_ = 0;
   Tell({.type = RelayEvent::Type::kConnected});
 }
 
@@ -124,6 +126,7 @@ int Relay::WaitMs() const {
   double next_ms = HUGE_VAL;
   if (!qemu_.valid()) next_ms = std::min(next_ms, qemu_retry_.next_ms);
   if (!options_.target->open()) next_ms = std::min(next_ms, target_retry_.next_ms);
+  if (Paused()) next_ms = std::min(next_ms, paused_until_ms_);
   if (next_ms == HUGE_VAL) return -1;
   return std::max(0, static_cast<int>(std::ceil(next_ms - MonotonicMs())));
 }
@@ -196,7 +199,7 @@ void Relay::WatchAgain() {
     qemu_watch_.Set((full ? 0u : EPOLLIN) | (qemu_blocked_ ? EPOLLOUT : 0u));
   }
   if (options_.target->open()) {
-    const bool room = inbound_.room() >= kPacketLengthBytes + kPacketBytesMax;
+    const bool room = !Paused() && inbound_.room() >= kPacketLengthBytes + kPacketBytesMax;
     target_watch_.Set((room ? EPOLLIN : 0u) | (target_blocked_ ? EPOLLOUT : 0u));
   }
 }
@@ -256,6 +259,15 @@ void Relay::LoseQemu() {
   Tell({.type = RelayEvent::Type::kDisconnected, .frames = discarded});
 }
 
+bool Relay::SwitchQemu() {
+  while (ReadQemu(true)) {
+  }
+  if (qemu_.valid()) LoseQemu();
+  qemu_retry_.Begin(MonotonicMs());
+  Connect();
+  return qemu_.valid();
+}
+
 void Relay::OpenTarget() {
   const Status opened = options_.target->Open();
   if (opened.ok()) return WatchTarget();
@@ -274,7 +286,7 @@ void Relay::WatchTarget() {
 
 void Relay::OnTarget(uint32_t events) {
   if ((events & EPOLLOUT) != 0) target_blocked_ = false;
-  if (!options_.target->open()) return;
+  if (!options_.target->open() || Paused()) return;
   const ReceiveOutcome received = options_.target->Receive(inbound_);
   if (received.lost_errno != 0) return LoseTarget(received.lost_errno);
   if ((events & (EPOLLHUP | EPOLLERR)) != 0) LoseTarget(EPIPE);
@@ -315,6 +327,12 @@ bool Relay::OnRequest(const ControlMessage& request) {
       break;
     case ControlType::kOpen:
       answer.value = held_.Open();
+      break;
+    case ControlType::kPause:
+      paused_until_ms_ = MonotonicMs() + kPauseMsMax;
+      break;
+    case ControlType::kSwitch:
+      answer.value = SwitchQemu() ? 1 : 0;
       break;
     case ControlType::kStats:
       Publish();

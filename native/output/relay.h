@@ -7,7 +7,8 @@
 //     socket    │                                             │      stream socket
 //          ◄─── │ FrameRing: passes at once                   │ ◄───
 //               └──────▲──────────────────────────────────────┘
-//                      │ control socket: HOLD, PREPARE, BOUNDARY, RELEASE, OPEN, STATS
+//                      │ control socket: HOLD, PREPARE, BOUNDARY, RELEASE, OPEN, STATS,
+//                        PAUSE, SWITCH
 //
 // The boundary is exact because no frame comes once QEMU's `stop` has
 // answered: what is in the socket then is all there is. Should the guest run
@@ -25,6 +26,7 @@
 #include <string>
 
 #include "base/cancel.h"
+#include "base/clock.h"
 #include "base/thread.h"
 #include "output/control_socket.h"
 #include "output/held_frames.h"
@@ -83,6 +85,7 @@ class Relay {
   void Loop();
   void Dispatch(const epoll_event& event);
   void Connect();
+  bool Paused() const { return MonotonicMs() < paused_until_ms_; }
   int WaitMs() const;
   bool more_to_send() const;
 
@@ -97,6 +100,8 @@ class Relay {
   // Reads once; false: there is no more, or no room.
   bool ReadQemu(bool past_bound);
   void LoseQemu();
+  // To whoever listens on QEMU's socket now; false: nobody does yet.
+  bool SwitchQemu();
   void OpenTarget();
   void WatchTarget();
   void OnTarget(uint32_t events);
@@ -118,6 +123,7 @@ class Relay {
   bool qemu_seen_ = false;   // it has sent: it has accepted the connection
   bool qemu_blocked_ = false;
   bool target_blocked_ = false;
+  double paused_until_ms_ = 0;
   bool target_told_lost_ = false;
   int target_errno_ = ENOTCONN;  // why it is not open
   bool controller_told_ = false;

@@ -110,6 +110,7 @@ for program in "$work"/{redis-server,diskchurn,diskload,sqlwriter} "$work/unpack
 done
 gcc -O2 -Wall -Wextra -Werror -static -s -o "$root/bin/memwriter" "$sources/memwriter.c"
 gcc -O2 -Wall -Wextra -Werror -static -s -o "$root/bin/flood" "$sources/flood.c"
+gcc -O2 -Wall -Wextra -Werror -static -s -o "$root/bin/linpack" "$sources/linpack.c" -lm
 install -m 755 "$sources/init" "$root/init"
 (cd "$root" && find . -print0 | LC_ALL=C sort -z | cpio --quiet --null --reproducible -o -H newc) > "$out/initrd.cpio.new"
 

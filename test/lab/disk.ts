@@ -24,6 +24,12 @@ export const createDisk = async (path: string, mebibytes: number): Promise<strin
   return path;
 };
 
+/** The same, of the format that snapshots of stock QEMU need. */
+export const createQcow2 = async (path: string, mebibytes: number): Promise<string> => {
+  await execToEnd('qemu-img', ['create', '-q', '-f', 'qcow2', path, `${mebibytes}M`]);
+  return path;
+};
+
 /** For a backup on `to`: the standby's disks are that host's images, not those of the VM on `from`. */
 export const diskReplacements = (lab: Lab, from: DiskHost, to: DiskHost, disks = 1): string[] =>
   Array.from({ length: disks }, (_, index) => [

@@ -45,8 +45,9 @@ interface MachineOptions {
 }
 
 export interface GuestDisk {
-  /** A raw image. */
   readonly path: string;
+  /** Of the image, default raw. */
+  readonly format?: 'raw' | 'qcow2';
   /** Further properties of its `-drive`, such as `cache=none`. */
   readonly properties?: string;
 }
@@ -105,9 +106,13 @@ const virtioProperties: Readonly<Record<VirtioKind, string>> = {
   legacy: ',disable-modern=on,disable-legacy=off',
 };
 
-const diskArgs = ({ path, properties = '' }: GuestDisk, index: number, virtio: VirtioKind): string[] => [
+const diskArgs = (
+  { path, format = 'raw', properties = '' }: GuestDisk,
+  index: number,
+  virtio: VirtioKind,
+): string[] => [
   '-drive',
-  `if=none,id=disk${index},format=raw,file=${path},discard=unmap${properties === '' ? '' : `,${properties}`}`,
+  `if=none,id=disk${index},format=${format},file=${path},discard=unmap${properties === '' ? '' : `,${properties}`}`,
   '-device',
   `virtio-blk-pci,id=blk${index},drive=disk${index}${virtioProperties[virtio]}`,
 ];

@@ -62,6 +62,7 @@ export class Peer {
 
   async close(): Promise<void> {
     this.socket?.destroy();
+    if (!this.#server.listening) return;
     await new Promise((resolve) => this.#server.close(resolve));
   }
 }

@@ -2,7 +2,7 @@
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, renameSync, rmSync } from 'node:fs';
 import { constants } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -272,3 +272,30 @@ test.each(['SIGKILL', 'SIGTERM'] as const)(
     }
   },
 );
+
+test('05 paused, what comes for the guest waits; switched, it goes to the QEMU that has the name now', async () => {
+  await using lab = await RelayLab.start({ hold: false });
+  await using control = await lab.control();
+  await control.pause();
+  lab.qemu.write(numbered(1, 60)); // the other way nothing waits
+  lab.target.write(Buffer.concat([numbered(2, 60), numbered(3, 60)]));
+  await lab.target.receives(64);
+  const next = await Peer.listen(lab.path('qemu.new'));
+  try {
+    renameSync(lab.path('qemu.new'), lab.path('qemu'));
+    lab.qemu.write(numbered(4, 60));
+    expect(await control.switchQemu()).toBe(true);
+    await lab.target.receives(128); // it was emptied
+    await until('both frames at the new one', () => next.received.length === 128);
+    expect(lab.qemu.received).toHaveLength(0);
+    expect(lab.relay.stats()).toMatchObject({ outFrames: 2, inFrames: 2, qemuConnected: true });
+    // A pause that nobody ends is over by itself.
+    await control.pause();
+    lab.target.write(numbered(5, 60));
+    await until('the pause to end', () => next.received.length === 192);
+    await next.close();
+    expect(await control.switchQemu()).toBe(false);
+  } finally {
+    await next.close();
+  }
+});

@@ -1,0 +1,251 @@
+/**
+ * A running VM, from the QEMU that has it (P) to a new one on this host (Q): a live upgrade of the QEMU binary.
+ * RAM is a file that both have mapped, and stays where it is; the devices' state goes over a socket.
+ *
+ *   P runs      examine ─► Q starts over the same RAM, disks inactive, with temporary names ─► waits for the state
+ *   P stopped   stop ─► P's state to Q, which loads it and stays paused ─► names, network ─► Q: cont
+ *   Q runs      announce ─► disk servers, relays are told ─► P is killed ─► taps, files
+ *
+ * Exactly one of them runs, whatever dies: Q is started with -S and runs only by `cont`, which it is sent when P
+ * has stopped and said that Q has everything. Until then any failure ends Q, certainly (SIGKILL, waited for), and P
+ * goes on by `cont`. If this process is what dies, the VM runs in P, or stands still, complete, in both.
+ *
+ * P is killed rather than told to quit: at a `quit` it would unlink sockets and pid file, which by then are Q's,
+ * and, with discard-data=on, throw guest RAM away. Its disks were flushed and given up with the state.
+ */
+import { DiskControl } from '../disk/disk-control.js';
+import { diskServerFiles } from '../disk/disk-files.js';
+import { bindDiskServer } from '../disk/disk-process.js';
+import {
+  CancelledError,
+  type HoldfastError,
+  QmpConnectionError,
+  QmpError,
+  toHoldfastError,
+  VmGoneError,
+} from '../errors.js';
+import type { NativeBinding } from '../native.js';
+import { QmpClient } from '../qmp/client.js';
+import { killVm } from '../vm/launch.js';
+import { isAlive } from '../vm/process.js';
+import { type Examined, examine } from './examine.js';
+import { HandoffNames } from './names.js';
+import { HandoffRelays } from './network.js';
+import type { HandoffOptions, HandoffParts, HandoffProgress, HandoffResult, HandoffSide } from './options.js';
+import { HandoffSource, isLost } from './source.js';
+import { HandoffTarget, mayRun } from './target.js';
+
+const CONNECT_TIMEOUT_MS = 3_000;
+
+/**
+ * Hands the VM over. When this settles, the QEMU that had it has ended.
+ *
+ * @throws UnsupportedVmError what keeps it from being handed over, all at once; ConfigError, RamMappingError.
+ *         VmGoneError, StandbyError, QmpError, SystemError, RelayError, TimeoutError: the new QEMU did not start, or
+ *         did not take the VM; CancelledError. After each of these the VM is where it was, as it was, unless the
+ *         message says that its QEMU has ended.
+ * @throws StandbyError whose message says that the new QEMU may have run: see there.
+ */
+export const handOff = async (options: HandoffOptions): Promise<HandoffResult> => {
+  const native = options.native ?? (await import('../native.js')).native;
+  const beganMs = performance.now();
+  await using qmp = await QmpClient.connect(options.qmp, {
+    timeoutMs: CONNECT_TIMEOUT_MS,
+    signal: options.signal,
+  });
+  const examined = await examine({ qmp, argv: options.argv, apart: options.apart, native });
+  await using _ram = examined.ram;
+  return await new Handoff(options, qmp, examined, native, beganMs).run();
+};
+
+class Handoff {
+  readonly #options: HandoffOptions;
+  readonly #examined: Examined;
+  readonly #native: Pick<NativeBinding, 'peerPid'>;
+  readonly #beganMs: number;
+  readonly #source: HandoffSource;
+  readonly #names: HandoffNames;
+  readonly #relays: HandoffRelays;
+  readonly #from: HandoffSide;
+
+  constructor(
+    options: HandoffOptions,
+    qmp: QmpClient,
+    examined: Examined,
+    native: Pick<NativeBinding, 'peerPid'>,
+    beganMs: number,
+  ) {
+    const { vm, wasRunning, line, relays } = examined;
+    this.#options = options;
+    this.#examined = examined;
+    this.#native = native;
+    this.#beganMs = beganMs;
+    this.#source = new HandoffSource(qmp, wasRunning);
+    this.#names = new HandoffNames(line.moves, vm.cwd);
+    this.#relays = new HandoffRelays(relays);
+    this.#from = { ...vm.process, binary: vm.binary, version: vm.qemuVersion };
+  }
+
+  async run(): Promise<HandoffResult> {
+    await using relays = this.#relays;
+    const { vm, taps } = this.#examined;
+    const binary = this.#options.binary ?? vm.binary;
+    this.#tell({ step: 'starting', from: this.#from, binary, ramBytes: vm.ramBytes, name: vm.name });
+    await relays.connect();
+    const startedMs = performance.now();
+    let target: HandoffTarget | undefined;
+    try {
+      await taps.make();
+      target = await this.#launch(binary);
+      await this.#source.prepare(this.#options.apart === undefined);
+      await this.#names.keep();
+      this.#options.signal?.throwIfAborted();
+    } catch (error) {
+      await this.#back(target);
+      throw this.#options.signal?.aborted
+        ? new CancelledError('the hand-off was cancelled; the VM runs on')
+        : error;
+    }
+    const to = { ...target.vm.identity, binary, version: target.version };
+    const startMs = performance.now() - startedMs;
+    this.#tell({ step: 'ready', to, startMs });
+    const parts = await this.#switchOver(target);
+    const downtimeMs = this.#source.wasRunning
+      ? parts.stopMs + parts.stateMs + parts.namesMs + parts.resumeMs
+      : 0;
+    this.#tell({ step: 'runs', to, downtimeMs });
+    await this.#settle(target);
+    const totalMs = performance.now() - this.#beganMs;
+    return {
+      from: this.#from,
+      to,
+      running: this.#source.wasRunning,
+      downtimeMs,
+      parts,
+      startMs,
+      totalMs,
+    };
+  }
+
+  async #launch(binary: string): Promise<HandoffTarget> {
+    const { signal, apart } = this.#options;
+    const ignoreShared = apart === undefined;
+    const native = this.#native;
+    return await HandoffTarget.launch({ ...this.#examined, ignoreShared, binary, native, signal });
+  }
+
+  /** From here on nobody can cancel: it takes some milliseconds. */
+  async #switchOver(target: HandoffTarget): Promise<HandoffParts> {
+    const source = this.#source;
+    const at = [performance.now()];
+    const mark = (): void => void at.push(performance.now());
+    try {
+      await this.#relays.pause();
+      at[0] = performance.now();
+      await source.stop();
+      mark();
+      const turned = this.#examined.taps.turn();
+      turned.catch(() => {}); // awaited below
+      await this.#moveState(target);
+      await turned;
+      mark();
+      await this.#names.take();
+      await this.#relays.switch();
+      mark();
+    } catch (error) {
+      throw await this.#failed(target, error);
+    }
+    try {
+      if (source.wasRunning) await target.resume();
+    } catch (error) {
+      if (error instanceof QmpError) throw await this.#failed(target, error);
+      const { identity, pid } = target.vm;
+      throw mayRun(error, pid, !(await isAlive(identity)));
+    }
+    mark();
+    const [stopMs = 0, stateMs = 0, namesMs = 0, resumeMs = 0] = at.slice(1).map((ms, n) => ms - at[n]!);
+    return { stopMs, stateMs, namesMs, resumeMs };
+  }
+
+  /** Q has everything, or this throws. P may have ended: then Q is all there is, and is asked itself. */
+  async #moveState(target: HandoffTarget): Promise<void> {
+    try {
+      const ramBytes = this.#options.apart === undefined ? 0 : this.#examined.vm.ramBytes;
+      await this.#source.giveStateTo(target.uri, target.lost, ramBytes);
+    } catch (error) {
+      if (!isLost(error, this.#source.qmp)) throw error;
+      if (await target.hasLoaded()) {
+        await killVm(this.#from);
+        return;
+      }
+      throw error;
+    }
+  }
+
+  async #failed(target: HandoffTarget, cause: unknown): Promise<HoldfastError> {
+    try {
+      await this.#back(target);
+    } catch (error) {
+      return toHoldfastError(error, `${toHoldfastError(cause).message}; then`);
+    }
+    if (this.#source.qmp.open) return toHoldfastError(cause);
+    if (await isAlive(this.#from)) {
+      return new QmpConnectionError(
+        `the monitor of the VM's QEMU (process ${this.#from.pid}) was lost: ${toHoldfastError(cause).message}`,
+        { cause, cure: 'The VM is in that QEMU, perhaps stopped: `cont` there.' },
+      );
+    }
+    return new VmGoneError(
+      `the VM's QEMU (process ${this.#from.pid}) ended before it had handed the VM over: ${toHoldfastError(cause).message}`,
+      { cause, cure: 'The VM is lost with it, as without a hand-off. Start it anew.' },
+    );
+  }
+
+  /** All as it was: Q has ended, P has its names and its network, and goes on. */
+  async #back(target: HandoffTarget | undefined): Promise<void> {
+    await target?.kill();
+    await this.#names.giveBack();
+    await this.#options.apart?.giveUp();
+    if (this.#source.qmp.open) {
+      await this.#relays.giveBack().catch((error: unknown) => this.#warn(error)); // it connects by itself, too
+      await this.#source.goOn();
+    }
+    await this.#examined.taps.remove();
+    await this.#names.settle();
+  }
+
+  /** Q runs: what fails now is told, and is no reason to stop. */
+  async #settle(target: HandoffTarget): Promise<void> {
+    const { taps } = this.#examined;
+    const { identity } = target.vm;
+    const steps = [
+      () => this.#relays.bind(identity),
+      () => this.#bindDisks(target),
+      () => target.settle(),
+      async () => this.#options.apart?.whileBoth(this.#source.qmp, this.#examined.ram.path),
+      () => killVm(this.#from),
+      () => taps.settle(),
+      () => this.#names.settle(),
+    ];
+    for (const step of steps) await step().catch((error: unknown) => this.#warn(error));
+  }
+
+  /** Disk servers end with their VM's process: that is another one now. */
+  async #bindDisks(target: HandoffTarget): Promise<void> {
+    const servers = this.#examined.vm.drives.flatMap(({ server }) => server ?? []);
+    await Promise.all(
+      servers.map(async (record) => {
+        await using control = await DiskControl.connect(diskServerFiles(record.socket).control);
+        await bindDiskServer({ record, control }, target.vm.identity);
+      }),
+    );
+  }
+
+  #warn(error: unknown): void {
+    this.#tell({ step: 'warning', error: toHoldfastError(error) });
+  }
+
+  #tell(progress: HandoffProgress): void {
+    this.#options.onProgress?.(progress);
+  }
+}

@@ -1,0 +1,76 @@
+/** What a hand-off is told, what it tells meanwhile, and what it took. */
+import type { HoldfastError } from '../errors.js';
+import type { NativeBinding } from '../native.js';
+import type { QmpClient } from '../qmp/client.js';
+import type { VmDescription } from '../vm/describe.js';
+import type { ProcessIdentity } from '../vm/process.js';
+
+export interface HandoffOptions {
+  /** Monitor of the VM; nobody else may hold it. */
+  readonly qmp: string;
+  /** The new QEMU: a path, or a name to be found in PATH. Default: the path of the one that runs, as it is now. */
+  readonly binary?: string | undefined;
+  /** Arguments for it, without the binary. Default: those of the one that runs. Where RAM is, is kept. */
+  readonly argv?: readonly string[] | undefined;
+  /** Gives up, as long as the VM was not stopped. */
+  readonly signal?: AbortSignal | undefined;
+  readonly apart?: HandoffApart | undefined;
+  readonly onProgress?: ((progress: HandoffProgress) => void) | undefined;
+  /** The addon; default: loaded. */
+  readonly native?: Pick<NativeBinding, 'peerPid' | 'findRamMappings'> | undefined;
+}
+
+/** The two QEMUs share nothing: the one that had the VM stays as it was when it was stopped (coordinator.ts). */
+export interface HandoffApart {
+  /** File for the new QEMU's RAM; RAM is sent to it while the VM stands still. */
+  readonly ramTo: string;
+  /** Before the new QEMU starts: overlay, a qcow2 image, by the image beneath it. */
+  readonly overlaysFor: (vm: VmDescription) => Promise<ReadonlyMap<string, string>>;
+  /** The VM is where it was, and the new QEMU has ended. */
+  readonly giveUp: () => Promise<void>;
+  /** When the new QEMU runs, before the old one ends. Must not throw. */
+  readonly whileBoth: (stopped: QmpClient, ramPath: string) => Promise<void>;
+}
+
+export interface HandoffSide extends ProcessIdentity {
+  readonly binary: string;
+  readonly version: string;
+}
+
+export type HandoffProgress =
+  | {
+      readonly step: 'starting';
+      readonly from: HandoffSide;
+      readonly binary: string;
+      readonly ramBytes: number;
+      readonly name?: string | undefined;
+    }
+  | { readonly step: 'ready'; readonly to: HandoffSide; readonly startMs: number }
+  | { readonly step: 'runs'; readonly to: HandoffSide; readonly downtimeMs: number }
+  | { readonly step: 'warning'; readonly error: HoldfastError };
+
+/** Of the downtime; they add up to it. */
+export interface HandoffParts {
+  /** Until the VM has stopped, its disks at rest. */
+  readonly stopMs: number;
+  /** Saving the devices' state, and loading it over there. */
+  readonly stateMs: number;
+  /** Names and network. */
+  readonly namesMs: number;
+  /** Until the VM runs. */
+  readonly resumeMs: number;
+}
+
+export interface HandoffResult {
+  readonly from: HandoffSide;
+  readonly to: HandoffSide;
+  /** False: it was paused, and is. */
+  readonly running: boolean;
+  /** From before `stop` until `cont` was answered; 0 for a VM that was paused. */
+  readonly downtimeMs: number;
+  readonly parts: HandoffParts;
+  /** Starting the new QEMU, while the VM ran. */
+  readonly startMs: number;
+  /** All of it, until the QEMU that had the VM has ended. */
+  readonly totalMs: number;
+}
