@@ -379,6 +379,8 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       // It has been shown that there is exactly one backend, and that it is mapped.
       const backend = vm.memoryBackends[0] as MappedBackend;
       const records = new VmRecords(settings.runDir, 'primary');
+      const movingTo = await records.movingTo(vm.process);
+      if (movingTo !== undefined && !(await qmp.execute('query-status')).running) throw leftBehind(movingTo);
       const record = await recordOf(records, vm, qmpPath);
       const scratchDir = join(settings.runDir, scratchName(record.vmId));
       await mkdir(scratchDir, { recursive: true, mode: 0o700 });
@@ -1162,6 +1164,12 @@ const resumeEarlyOf = (moving: Moving | undefined): Pick<SessionMessage, 'resume
   moving === undefined || moving.resumeEarly === 'never' ? {} : { resumeEarly: moving.resumeEarly };
 
 /** Stopped by somebody else, and meant to stay so. */
+/** By QEMU's engine, whose destination was not heard of after the hand-over. */
+const leftBehind = (to: string): UnsupportedVmError =>
+  new UnsupportedVmError(`the VM stands still since it was moved to ${to}, and may run there`, {
+    cure: `Ask that one: holdfast migrate --engine qemu --to ${to}. If you know that the VM does not run there: QMP cont.`,
+  });
+
 const paused = (): UnsupportedVmError =>
   new UnsupportedVmError('the VM is paused; it would run on the destination', {
     cure: 'Resume it first (QMP cont).',

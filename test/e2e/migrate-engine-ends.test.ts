@@ -11,7 +11,7 @@ import { afterEach, beforeEach, expect, test } from 'vitest';
 import { Backup } from '../../lib/backup/backup.js';
 import { readKeyFile } from '../../lib/control/auth.js';
 import { ConfigError, FencedError } from '../../lib/errors.js';
-import type { MigrationStatus } from '../../lib/migrate/migration.js';
+import { Migration, type MigrationOptions, type MigrationStatus } from '../../lib/migrate/migration.js';
 import { QemuEngineMigration } from '../../lib/migrate/qemu-migration.js';
 import { repositoryRoot } from '../lab/guest.js';
 import { JsonProcess } from '../lab/json-process.js';
@@ -66,11 +66,13 @@ const startDaemon = async (): Promise<JsonProcess> => {
   return daemon;
 };
 
+const optionsFor = async (qmp: string): Promise<MigrationOptions> => ({
+  ...{ key: await readKeyFile(join(dir, 'key')), qmp, to: `${HOST}:${port}`, runDir: join(dir, 'run-a') },
+  ...{ retryMs: 50, heartbeatTimeoutMs: 400 },
+});
+
 const migrate = async (qmp: string, settings: { to?: string } = {}): Promise<QemuEngineMigration> =>
-  await QemuEngineMigration.start({
-    ...{ key: await readKeyFile(join(dir, 'key')), qmp, to: `${HOST}:${port}`, runDir: join(dir, 'run-a') },
-    ...{ retryMs: 50, heartbeatTimeoutMs: 400, ...settings },
-  });
+  await QemuEngineMigration.start({ ...(await optionsFor(qmp)), ...settings });
 
 const phase = async (migration: QemuEngineMigration, wanted: MigrationStatus['phase']): Promise<void> => {
   await expect.poll(() => migration.status().phase, { timeout: 20_000, interval: 5 }).toBe(wanted);
@@ -115,6 +117,8 @@ test('02 no answer to the hand-over: it stands still until the same destination 
   const elsewhere = await migrate(vm.qmpPath, { to: `${HOST}:1` }).catch((error: unknown) => error);
   expect(elsewhere).toBeInstanceOf(ConfigError);
   expect(String(elsewhere)).toContain(`moved to ${HOST}:${port}`);
+  const otherEngine = await Migration.start(await optionsFor(vm.qmpPath)).catch((error: unknown) => error);
+  expect(String(otherEngine)).toContain('stands still since it was moved');
   const asking = await migrate(vm.qmpPath);
   await phase(asking, 'waiting');
   const daemon = await startDaemon();
