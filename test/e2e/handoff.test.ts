@@ -24,6 +24,7 @@ import type { HandoffOptions, HandoffProgress, HandoffResult } from '../../lib/h
 import { native } from '../../lib/native.js';
 import { RelayControl } from '../../lib/output/relay-control.js';
 import type { QmpClient } from '../../lib/qmp/client.js';
+import { saveDeviceState } from '../../lib/qmp/recipes.js';
 import { describeVm } from '../../lib/vm/describe.js';
 import { killVm, type LaunchedVm, launchVm } from '../../lib/vm/launch.js';
 import { overRelays } from '../../lib/vm/netdevs.js';
@@ -144,6 +145,8 @@ describe('01 a Linux guest behind a relay', { timeout: 90_000 }, () => {
     await rebootGuest(lab.client);
     await waitForText(guest.serialPath, guestReadyText, { count: 2, timeoutMs: 50_000 });
     await withQmp(guest.qmpPath, (qmp) => qmp.execute('quit'));
+    // It has the tap until then.
+    await waitFor('the relay to end', async () => (await relayPid(guest.relaySocket!)) === undefined);
   });
 });
 
@@ -205,6 +208,14 @@ describe('03 a hand-off that fails leaves one VM', { timeout: 30_000 }, () => {
     for (const identity of started.splice(0)) await killVm(identity);
   });
 
+  /** To the begin of its disk, as the guest would. */
+  const writeByte = async (qmp: QmpClient, byte: number): Promise<void> => {
+    const command = `qemu-io vda "write -P ${byte} 0 4k"`;
+    expect(await qmp.execute('human-monitor-command', { 'command-line': command })).toContain(
+      'wrote 4096/4096',
+    );
+  };
+
   const give = async (
     options: Partial<HandoffOptions> = {},
     onStep: Partial<Record<HandoffProgress['step'], (to: ProcessIdentity | undefined) => void>> = {},
@@ -258,7 +269,7 @@ describe('03 a hand-off that fails leaves one VM', { timeout: 30_000 }, () => {
       ...bareGuest(lab.sharedMemoryPath('served.ram'), qmpPath),
       ...['-drive', `if=none,id=vda,format=raw,file=${image}`, '-device', 'virtio-blk-pci,drive=vda,id=blk'],
     ];
-    const placement = { dir: lab.sharedMemoryDir, diskDir: lab.dir, ringBytes: 1 << 20 };
+    const placement = { dir: lab.sharedMemoryDir, diskDir: lab.dir, ringBytes: 4 << 20 };
     const disks = await planDisks(argv, '/', placement);
     const servers = await startDiskServers(disks.specs);
     const logPath = lab.path('served.log');
@@ -272,8 +283,7 @@ describe('03 a hand-off that fails leaves one VM', { timeout: 30_000 }, () => {
     const after = await runningDiskServer(socket);
     expect(after).toEqual({ ...before, vm: { pid: to.pid, startTicks: to.startTicks } });
     await withQmp(qmpPath, async (qmp) => {
-      const command = `qemu-io -d blk "write -P 7 0 4k"`;
-      await qmp.execute('human-monitor-command', { 'command-line': command });
+      await writeByte(qmp, 7);
       await qmp.execute('quit');
     });
     expect(readFileSync(image).subarray(0, 4096)).toEqual(Buffer.alloc(4096, 7));
@@ -284,10 +294,7 @@ describe('03 a hand-off that fails leaves one VM', { timeout: 30_000 }, () => {
     const [ramTo, saved] = [lab.sharedMemoryPath('coordinated.ram'), lab.path('saved')];
     mkdirSync(saved);
     const image = lab.path(`bare${made}.img`);
-    const write = (byte: number) =>
-      withQmp(qmpPath, (qmp) =>
-        qmp.execute('human-monitor-command', { 'command-line': `qemu-io -d blk "write -P ${byte} 0 4k"` }),
-      );
+    const write = (byte: number) => withQmp(qmpPath, (qmp) => writeByte(qmp, byte));
     await write(1);
     const result = await checkpointByHandoff({
       qmp: qmpPath,
