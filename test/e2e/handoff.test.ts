@@ -3,6 +3,7 @@
  * while redis is incremented and its memory is verified; another one has its tap itself. And, with guests that only
  * have firmware, what is left where a hand-off fails: always one VM.
  */
+import { execFile } from 'node:child_process';
 import {
   existsSync,
   mkdirSync,
@@ -14,7 +15,9 @@ import {
 } from 'node:fs';
 import { copyFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { LaunchedVm } from '../../lib/cli/launched-vm.js';
 import { runningDiskServer } from '../../lib/disk/disk-files.js';
 import { planDisks, startDiskServers } from '../../lib/disk/launch-disks.js';
 import { CancelledError, HoldfastError, UnsupportedVmError, VmGoneError } from '../../lib/errors.js';
@@ -26,9 +29,9 @@ import { RelayControl } from '../../lib/output/relay-control.js';
 import type { QmpClient } from '../../lib/qmp/client.js';
 import { saveDeviceState } from '../../lib/qmp/recipes.js';
 import { describeVm } from '../../lib/vm/describe.js';
-import { killVm, type LaunchedVm, launchVm } from '../../lib/vm/launch.js';
+import { killVm, launchVm, type LaunchedVm as RunningQemu } from '../../lib/vm/launch.js';
 import { overRelays } from '../../lib/vm/netdevs.js';
-import { isAlive, type ProcessIdentity } from '../../lib/vm/process.js';
+import { identifyProcess, isAlive, type ProcessIdentity } from '../../lib/vm/process.js';
 import { holdfast, relayPid } from '../lab/daemons.js';
 import { type GuestOptions, guestArgs, guestReadyText, repositoryRoot } from '../lab/guest.js';
 import { checkMemwriter, guestBootId, rebootGuest, startMemwriter } from '../lab/guest-shell.js';
@@ -38,6 +41,7 @@ import { waitFor, waitForText } from '../lab/wait.js';
 import { isRunning, remainsOf, withQmp } from './support/lab.js';
 
 const RAM_MB = 192;
+const HEADLESS = ['-nodefaults', '-vga', 'none', '-display', 'none'] as const;
 
 let lab: Lab;
 
@@ -166,13 +170,13 @@ describe('02 a Linux guest with a tap of its own', { timeout: 90_000 }, () => {
 });
 
 describe('03 a hand-off that fails leaves one VM', { timeout: 30_000 }, () => {
-  let vm: LaunchedVm;
+  let vm: RunningQemu;
   const started: ProcessIdentity[] = [];
   let made = 0;
   let qmpPath: string;
 
   const bareGuest = (ramPath: string, qmp: string, backend?: readonly string[]): string[] => [
-    ...['-M', 'q35', '-accel', 'tcg', '-m', '64M', '-nodefaults', '-vga', 'none', '-display', 'none'],
+    ...['-M', 'q35', '-accel', 'tcg', '-m', '64M', ...HEADLESS],
     ...(backend ?? ['-object', `memory-backend-file,id=ram,size=64M,share=on,mem-path=${ramPath}`]),
     ...['-machine', 'memory-backend=ram', '-qmp', `unix:${qmp},server=on,wait=off`],
   ];
@@ -258,6 +262,28 @@ describe('03 a hand-off that fails leaves one VM', { timeout: 30_000 }, () => {
       expect(downtimeMs).toBeGreaterThan(0);
       expect((await withQmp(qmpPath, stateOf)).pid).toBe(to.pid);
     }
+  });
+
+  test('a VM that Holdfast launched is found by its name, before and after', async () => {
+    const runDir = lab.sharedMemoryPath('run');
+    const ensure = () =>
+      LaunchedVm.ensure({
+        ...{ runDir, ramDir: lab.sharedMemoryDir, name: 'web1', diskDir: lab.dir },
+        ...{ heldBytesMax: 16 << 20, ringBytes: 4 << 20, native },
+        gate: 'none',
+        commandLine: ['qemu-system-x86_64', '-M', 'q35', '-accel', 'tcg', '-m', '64M', ...HEADLESS],
+      });
+    const launched = await ensure();
+    started.push(await identifyProcess(launched.pid));
+    const cli = join(repositoryRoot(), 'dist/lib/cli/main.js');
+    const args = [cli, 'handoff', '--vm', 'web1', '--run-dir', runDir, '--json'];
+    const { stdout } = await promisify(execFile)(process.execPath, args);
+    const { to } = JSON.parse(stdout.trim().split('\n').at(-1)!) as HandoffResult;
+    started.push({ pid: to.pid, startTicks: to.startTicks });
+    const found = await ensure();
+    expect(found).toMatchObject({ isNew: false, pid: to.pid, qmpPath: launched.qmpPath });
+    await found.quit();
+    expect(existsSync(launched.qmpPath)).toBe(false);
   });
 
   test('a disk on a server, which stays', async () => {
