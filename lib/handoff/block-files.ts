@@ -19,8 +19,8 @@ export const changedDrives = (
 ): readonly Refusal[] => {
   const named = new Set(
     parseArguments(argv)
-      .flatMap((option) => blockOption(option)?.tree ?? [])
-      .flatMap(pathsIn)
+      .map((option) => blockOption(option)?.tree ?? {})
+      .flatMap((tree) => pathsIn(tree))
       .map((path) => resolve(cwd, path)),
   );
   return drives.flatMap(({ name, file, format }) => {

@@ -224,7 +224,10 @@ class Plan {
   }
 
   #socketChardev(parts: readonly ValuePart[], value: string, what: string): readonly ValuePart[] {
-    if (listValue(value, 'fd') !== undefined) this.#refuseDescriptor(what);
+    if (listValue(value, 'fd') !== undefined) {
+      this.#refuseDescriptor(what);
+      return parts;
+    }
     if (!isServer(parts)) return parts;
     const path = listValue(value, 'path');
     if (path === undefined) {

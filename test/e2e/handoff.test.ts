@@ -3,6 +3,7 @@
  * while redis is incremented and its memory is verified; another one has its tap itself. And, with guests that only
  * have firmware, what is left where a hand-off fails: always one VM.
  */
+import { execFile } from 'node:child_process';
 import {
   existsSync,
   mkdirSync,
@@ -14,7 +15,9 @@ import {
 } from 'node:fs';
 import { copyFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { LaunchedVm } from '../../lib/cli/launched-vm.js';
 import { runningDiskServer } from '../../lib/disk/disk-files.js';
 import { planDisks, startDiskServers } from '../../lib/disk/launch-disks.js';
 import { CancelledError, HoldfastError, UnsupportedVmError, VmGoneError } from '../../lib/errors.js';
@@ -24,10 +27,11 @@ import type { HandoffOptions, HandoffProgress, HandoffResult } from '../../lib/h
 import { native } from '../../lib/native.js';
 import { RelayControl } from '../../lib/output/relay-control.js';
 import type { QmpClient } from '../../lib/qmp/client.js';
+import { saveDeviceState } from '../../lib/qmp/recipes.js';
 import { describeVm } from '../../lib/vm/describe.js';
-import { killVm, type LaunchedVm, launchVm } from '../../lib/vm/launch.js';
+import { killVm, launchVm, type LaunchedVm as RunningQemu } from '../../lib/vm/launch.js';
 import { overRelays } from '../../lib/vm/netdevs.js';
-import { isAlive, type ProcessIdentity } from '../../lib/vm/process.js';
+import { identifyProcess, isAlive, type ProcessIdentity } from '../../lib/vm/process.js';
 import { holdfast, relayPid } from '../lab/daemons.js';
 import { type GuestOptions, guestArgs, guestReadyText, repositoryRoot } from '../lab/guest.js';
 import { checkMemwriter, guestBootId, rebootGuest, startMemwriter } from '../lab/guest-shell.js';
@@ -37,6 +41,7 @@ import { waitFor, waitForText } from '../lab/wait.js';
 import { isRunning, remainsOf, withQmp } from './support/lab.js';
 
 const RAM_MB = 192;
+const HEADLESS = ['-nodefaults', '-vga', 'none', '-display', 'none'] as const;
 
 let lab: Lab;
 
@@ -144,6 +149,8 @@ describe('01 a Linux guest behind a relay', { timeout: 90_000 }, () => {
     await rebootGuest(lab.client);
     await waitForText(guest.serialPath, guestReadyText, { count: 2, timeoutMs: 50_000 });
     await withQmp(guest.qmpPath, (qmp) => qmp.execute('quit'));
+    // It has the tap until then.
+    await waitFor('the relay to end', async () => (await relayPid(guest.relaySocket!)) === undefined);
   });
 });
 
@@ -163,13 +170,13 @@ describe('02 a Linux guest with a tap of its own', { timeout: 90_000 }, () => {
 });
 
 describe('03 a hand-off that fails leaves one VM', { timeout: 30_000 }, () => {
-  let vm: LaunchedVm;
+  let vm: RunningQemu;
   const started: ProcessIdentity[] = [];
   let made = 0;
   let qmpPath: string;
 
   const bareGuest = (ramPath: string, qmp: string, backend?: readonly string[]): string[] => [
-    ...['-M', 'q35', '-accel', 'tcg', '-m', '64M', '-nodefaults', '-vga', 'none', '-display', 'none'],
+    ...['-M', 'q35', '-accel', 'tcg', '-m', '64M', ...HEADLESS],
     ...(backend ?? ['-object', `memory-backend-file,id=ram,size=64M,share=on,mem-path=${ramPath}`]),
     ...['-machine', 'memory-backend=ram', '-qmp', `unix:${qmp},server=on,wait=off`],
   ];
@@ -204,6 +211,14 @@ describe('03 a hand-off that fails leaves one VM', { timeout: 30_000 }, () => {
   afterEach(async () => {
     for (const identity of started.splice(0)) await killVm(identity);
   });
+
+  /** To the begin of its disk, as the guest would. */
+  const writeByte = async (qmp: QmpClient, byte: number): Promise<void> => {
+    const command = `qemu-io vda "write -P ${byte} 0 4k"`;
+    expect(await qmp.execute('human-monitor-command', { 'command-line': command })).toContain(
+      'wrote 4096/4096',
+    );
+  };
 
   const give = async (
     options: Partial<HandoffOptions> = {},
@@ -249,6 +264,28 @@ describe('03 a hand-off that fails leaves one VM', { timeout: 30_000 }, () => {
     }
   });
 
+  test('a VM that Holdfast launched is found by its name, before and after', async () => {
+    const runDir = lab.sharedMemoryPath('run');
+    const ensure = () =>
+      LaunchedVm.ensure({
+        ...{ runDir, ramDir: lab.sharedMemoryDir, name: 'web1', diskDir: lab.dir },
+        ...{ heldBytesMax: 16 << 20, ringBytes: 4 << 20, native },
+        gate: 'none',
+        commandLine: ['qemu-system-x86_64', '-M', 'q35', '-accel', 'tcg', '-m', '64M', ...HEADLESS],
+      });
+    const launched = await ensure();
+    started.push(await identifyProcess(launched.pid));
+    const cli = join(repositoryRoot(), 'dist/lib/cli/main.js');
+    const args = [cli, 'handoff', '--vm', 'web1', '--run-dir', runDir, '--json'];
+    const { stdout } = await promisify(execFile)(process.execPath, args);
+    const { to } = JSON.parse(stdout.trim().split('\n').at(-1)!) as HandoffResult;
+    started.push({ pid: to.pid, startTicks: to.startTicks });
+    const found = await ensure();
+    expect(found).toMatchObject({ isNew: false, pid: to.pid, qmpPath: launched.qmpPath });
+    await found.quit();
+    expect(existsSync(launched.qmpPath)).toBe(false);
+  });
+
   test('a disk on a server, which stays', async () => {
     const image = lab.path('served.img');
     writeFileSync(image, '');
@@ -258,7 +295,7 @@ describe('03 a hand-off that fails leaves one VM', { timeout: 30_000 }, () => {
       ...bareGuest(lab.sharedMemoryPath('served.ram'), qmpPath),
       ...['-drive', `if=none,id=vda,format=raw,file=${image}`, '-device', 'virtio-blk-pci,drive=vda,id=blk'],
     ];
-    const placement = { dir: lab.sharedMemoryDir, diskDir: lab.dir, ringBytes: 1 << 20 };
+    const placement = { dir: lab.sharedMemoryDir, diskDir: lab.dir, ringBytes: 4 << 20 };
     const disks = await planDisks(argv, '/', placement);
     const servers = await startDiskServers(disks.specs);
     const logPath = lab.path('served.log');
@@ -272,8 +309,7 @@ describe('03 a hand-off that fails leaves one VM', { timeout: 30_000 }, () => {
     const after = await runningDiskServer(socket);
     expect(after).toEqual({ ...before, vm: { pid: to.pid, startTicks: to.startTicks } });
     await withQmp(qmpPath, async (qmp) => {
-      const command = `qemu-io -d blk "write -P 7 0 4k"`;
-      await qmp.execute('human-monitor-command', { 'command-line': command });
+      await writeByte(qmp, 7);
       await qmp.execute('quit');
     });
     expect(readFileSync(image).subarray(0, 4096)).toEqual(Buffer.alloc(4096, 7));
@@ -284,10 +320,7 @@ describe('03 a hand-off that fails leaves one VM', { timeout: 30_000 }, () => {
     const [ramTo, saved] = [lab.sharedMemoryPath('coordinated.ram'), lab.path('saved')];
     mkdirSync(saved);
     const image = lab.path(`bare${made}.img`);
-    const write = (byte: number) =>
-      withQmp(qmpPath, (qmp) =>
-        qmp.execute('human-monitor-command', { 'command-line': `qemu-io -d blk "write -P ${byte} 0 4k"` }),
-      );
+    const write = (byte: number) => withQmp(qmpPath, (qmp) => writeByte(qmp, byte));
     await write(1);
     const result = await checkpointByHandoff({
       qmp: qmpPath,
