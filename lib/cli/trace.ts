@@ -75,8 +75,8 @@ symbols change with each boot; take them in the guest, as root, into a file here
   ${symbolsCommand}
 What runs for less than 1/--guest-rate seconds may not be seen. --guest-agent asks
 the guest for its /proc instead: of each interval only who used most of a vCPU is
-shown, and asking costs the guest milliseconds. The host kernel's events are exact;
-what is missing of them is counted and told.`,
+shown, and asking costs the guest milliseconds. Of the host kernel's events, what
+is missing is counted and told.`,
     examples: [
       'holdfast trace --qmp /run/vm1.qmp --seconds 10',
       'holdfast trace --qmp /run/vm1.qmp --seconds 5 --guest-symbols vm1.kallsyms --out vm1.html',
