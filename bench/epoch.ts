@@ -8,7 +8,7 @@
  */
 import { measureFailover } from './epoch/failover.js';
 import { IDLE_CASE, measureIdle } from './epoch/idle.js';
-import { LARGE_RAM_CASE, measureLargeRam } from './epoch/large-ram.js';
+import { LARGE_FRESH_CASE, LARGE_RAM_CASE, measureLargeRam } from './epoch/large-ram.js';
 import { measureParts, otherSenders } from './epoch/parts.js';
 import { runSweep } from './epoch/sweep.js';
 import type { BenchResult, RunSuite } from './report.js';
@@ -26,6 +26,7 @@ const ratiosOf = (results: readonly BenchResult[]): Record<string, number> => {
     pauseMsP50Dirty5000: metric('dirty-5000', 'pauseMsP50'),
     pauseMsP99Dirty5000: metric('dirty-5000', 'pauseMsP99'),
     pauseMsP50Ram8g: metric(LARGE_RAM_CASE, 'pauseMsP50'),
+    pauseMsP50Ram8gFresh: metric(LARGE_FRESH_CASE, 'pauseMsP50'),
     checkpointsPerSecondIdle: metric(IDLE_CASE, 'checkpointsPerSMean'),
     checkpointsMissedIdle: metric(IDLE_CASE, 'missed'),
     guestCpuShare20ms: metric('sweep-cpu-2500-20ms', 'guestWorkShareP50'),
@@ -52,7 +53,8 @@ const ratioName = (name: string): string => {
 
 export const runEpochSuite: RunSuite = async (smoke, progress, wanted) => {
   const results = await measureParts(smoke, progress, wanted);
-  if (wanted.wants(LARGE_RAM_CASE)) results.push(...(await measureLargeRam(smoke, progress)));
+  for (const name of [LARGE_RAM_CASE, LARGE_FRESH_CASE] as const)
+    if (wanted.wants(name)) results.push(...(await measureLargeRam(name, smoke, progress)));
   if (wanted.wants(IDLE_CASE)) results.push(await measureIdle(smoke ? 1 : 60, progress));
   results.push(...(await runSweep(smoke, progress, wanted)));
   if (wanted.wants('failover')) results.push(await measureFailover(smoke ? 1 : 10, progress));

@@ -10,18 +10,22 @@ import { runEpochSuite } from './epoch.js';
 import { renderHtml } from './html/page.js';
 import { runLatencySuite } from './latency.js';
 import { type Campaign, renderMarkdown } from './markdown.js';
+import { runMigrateSuite } from './migrate.js';
 import { runPeersSuite } from './peers.js';
 import { type BenchReport, makeReport, type RunSuite, renderReport } from './report.js';
 import { runSendSuite } from './send.js';
 import { runTimeSuite } from './time.js';
+import { runTraceSuite } from './trace.js';
 
 const suites: Readonly<Record<string, RunSuite>> = {
   disk: runDiskSuite,
   epoch: runEpochSuite,
   latency: runLatencySuite,
+  migrate: runMigrateSuite,
   peers: runPeersSuite,
   send: runSendSuite,
   time: runTimeSuite,
+  trace: runTraceSuite,
 };
 
 interface Outputs {

@@ -28,6 +28,9 @@ export interface RunningGuest extends BenchGuest {
   readonly process: LabProcess;
 }
 
+/** As lib/cli/main.ts has them. */
+export const nodeFlags = ['--no-lazy', '--no-flush-bytecode'] as const;
+
 let started = 0;
 
 /**
@@ -49,13 +52,15 @@ export const startGuest = async (
   return { process: qemu, pid: qemu.pid, qmpPath, ramPath, serialPath };
 };
 
-const spawnRole = async (
+export const spawnRole = async (
   host: LabHost,
   role: 'primary' | 'backup' | 'launch',
   options: object,
 ): Promise<JsonProcess> => {
   const script = join(repositoryRoot(), 'dist/bench/role.js');
-  return new JsonProcess(await host.spawn(process.execPath, [script, role, JSON.stringify(options)]));
+  return new JsonProcess(
+    await host.spawn(process.execPath, [...nodeFlags, script, role, JSON.stringify(options)]),
+  );
 };
 
 /**

@@ -6,6 +6,7 @@
  *   Migration moves a running VM to where a Backup waits  (docs/migration.md)
  *   Checkpointing saves a running VM to disk, restoreCheckpoint starts it from there  (docs/checkpoints.md)
  *
+ *   recordTrace                which core ran which vCPU (docs/trace.md)
  *   openSender, openReceiver   move pages of a file between processes (docs/transfer.md)
  */
 
@@ -110,14 +111,22 @@ export {
   type MigrationSettingsInput,
   migrationSettings,
 } from './migrate/options.js';
-export { describeMigration, type MigrationOutcome, migrationError } from './migrate/outcome.js';
+export {
+  describeMigration,
+  type EarlyMove,
+  type MigrationOutcome,
+  migrationError,
+} from './migrate/outcome.js';
+export { type PickedTarget, pickTarget } from './migrate/pick-target.js';
 export type {
   MigrationDecision,
   MigrationLimits,
   MigrationPolicy,
   MigrationRound,
 } from './migrate/policy.js';
+export { QemuEngineMigration } from './migrate/qemu-migration.js';
 export { type KernelProbe, type NativeBinding, native, type RamMapping } from './native.js';
+export type { FaultCost, ServeProgress } from './native-early.js';
 // Packet relays
 export type { GateStats, OutputGate } from './output/gate.js';
 export { type RelayRecord, type RelaySpec, relaysOf, runningRelay } from './output/relay-files.js';
@@ -151,12 +160,19 @@ export {
 export { describeOutcome, outcomeError } from './primary/outcome.js';
 export type { PaceMode } from './primary/pace.js';
 export type { Budget, PacingExplanation } from './primary/pacing-report.js';
-export { Primary, type PrimaryOptions, type PrimaryStatus } from './primary/primary.js';
+export { Primary, type PrimaryOptions, type PrimaryStatus, type RunsEarly } from './primary/primary.js';
 // VMs
 export { QmpClient, type QmpConnectOptions } from './qmp/client.js';
 // Senders
 export type { SendCost } from './send/contest.js';
 export type { SenderExplanation, SenderSetting } from './send/sender-choice.js';
+// Traces (docs/trace.md)
+export { type ChromeTrace, chromeTrace } from './trace/chrome-trace.js';
+export type { TraceDocument } from './trace/document.js';
+export { parseGuestSymbols } from './trace/guest-symbols.js';
+export { renderTraceHtml } from './trace/html.js';
+export { recordTrace, type TraceOptions } from './trace/record.js';
+export { summarize, type TraceSummary } from './trace/summary.js';
 // Page transfer, a library of its own (docs/transfer.md)
 export {
   type OpenReceiverOptions,

@@ -24,6 +24,7 @@ import type {
 import type { PlugBinding } from './output/plug-binding.js';
 import type { RelayStats } from './output/relay-protocol.js';
 import { packageRoot } from './package-root.js';
+import type { TraceBinding } from './trace/binding.js';
 
 /** Stable codes of native failures. */
 export type NativeErrorCode =
@@ -197,6 +198,37 @@ export interface AttachResult {
   readonly injectMs: number;
 }
 
+export interface IndexDisksOptions {
+  /** Images whose content pages may be; `number` is the place that the backup's session has the disk at. */
+  readonly disks: readonly { readonly number: number; readonly path: string; readonly bytes: number }[];
+  /** Of memory for the index, 24 to 48 bytes for each 4 KiB of data. What does not fit is not found. */
+  readonly tableBytesMax: number;
+}
+
+/** How far indexDisks() has come. */
+export interface DiskIndexProgress {
+  readonly ended: boolean;
+  /** What the images have, less their holes, and what of it was read. */
+  readonly dataBytes: number;
+  readonly readBytes: number;
+  /** Blocks of 4 KiB of different content. */
+  readonly blocks: number;
+  readonly millis: number;
+  /** Why not all was read. */
+  readonly error?: string;
+}
+
+/** Pages of a round or an epoch that were sent as references to a disk, beside `pages`. */
+export interface DiskPageCounts {
+  readonly referenced: number;
+  /** Of these, the backup's disk had something else there, */
+  readonly different: number;
+  /** or was not read, or not in time: both came again in full, and count among `pages`. */
+  readonly unread: number;
+  /** What the references took; of `bytes`. */
+  readonly referenceBytes: number;
+}
+
 export interface BaseRoundOptions {
   /**
    * True in the first round: send every populated page (SEEK_DATA), after
@@ -215,6 +247,8 @@ export interface BaseRoundResult {
   readonly sendMs: number;
   /** Of `dirtyPages`; nothing is re-protected for it. */
   readonly countMs: number;
+  /** After indexDisks(). */
+  readonly diskPages?: DiskPageCounts;
 }
 
 export interface CaptureOptions {
@@ -330,6 +364,8 @@ export interface SendResult {
   readonly diskBytes: number;
   /** The backup's apply time of the epoch before, as carried by the acknowledgement; -1 unknown. */
   readonly previousApplyMs: number;
+  /** After indexDisks(). */
+  readonly diskPages?: DiskPageCounts;
 }
 
 /**
@@ -371,6 +407,14 @@ export interface PrimaryEngine {
   setStopPending(on: boolean): void;
   /** Since connectDisks(); empty before. */
   diskStats(): readonly DiskStats[];
+  /**
+   * Begins to read the images, so that pages whose content they have leave as references to them, in rounds
+   * and in epochs of which nothing was sent ahead; until the connection ends. After connect(). Rejects with
+   * HOLDFAST_E_UNSUPPORTED where guest RAM is not in pages of 4 KiB.
+   */
+  indexDisks(options: IndexDisksOptions): Promise<void>;
+  /** Settles when all is read, or after that time, with how far it is. */
+  awaitIndex(options: { readonly timeoutMs: number }): Promise<DiskIndexProgress>;
   /** One live round of the base sync, straight from guest RAM. The VM runs. */
   baseRound(options: BaseRoundOptions): Promise<BaseRoundResult>;
   /**
@@ -435,6 +479,13 @@ export interface SessionOptions {
    * older session's, too: that one's checkpoint stands until this one's first commit.
    */
   readonly disks?: DiskStore | undefined;
+  /** Disks that the primary may refer to, by their place here, as long as the primary knows them. */
+  readonly referenceDisks?: readonly { readonly path: string; readonly bytes: number }[] | undefined;
+}
+
+export interface OpenedSession {
+  /** Which of them are here, and long enough. */
+  readonly referenceDisks: readonly boolean[];
 }
 
 export type ReceiverEvent =
@@ -494,7 +545,7 @@ export interface Receiver {
   /** Milliseconds since the last byte arrived on the bulk connection; Infinity if none did. */
   idleMs(): number;
   /** Creates and reserves the replica, then accepts one bulk connection that shows `token`. */
-  openSession(options: SessionOptions): Promise<void>;
+  openSession(options: SessionOptions): Promise<OpenedSession>;
   /**
    * From this moment no acknowledgement leaves (atomic with the commit of an
    * epoch: an epoch is either acknowledged and in the replica, or neither).
@@ -659,7 +710,7 @@ export interface DiskStore {
   close(): Promise<void>;
 }
 
-export interface NativeBinding extends PlugBinding, CheckpointBinding {
+export interface NativeBinding extends PlugBinding, CheckpointBinding, TraceBinding {
   probeKernel(): Promise<KernelProbe>;
   /** Takes well under a millisecond and waits for nothing. */
   probeSenders(): SenderProbe;

@@ -1,6 +1,6 @@
 /**
- * A large guest that has written all of its memory once and writes little now: the
- * pause then is what the size alone costs, above all the scan.
+ * Large guests that write little: the pause then is what the size alone costs, above
+ * all the scan. One has written all of its memory once, the other only what it needs.
  */
 import { readFile, stat, statfs } from 'node:fs/promises';
 import { guestOutput, startMemwriter } from '../../test/lab/guest-shell.js';
@@ -9,7 +9,10 @@ import { collectEpochs, endPair, startPair, startRelayedGuest } from '../pair.js
 import type { BenchResult, Progress } from '../report.js';
 import { summariseEpochs } from './summary.js';
 
+/** Has written all of its memory. */
 export const LARGE_RAM_CASE = 'ram-8g';
+/** Has not. */
+export const LARGE_FRESH_CASE = 'ram-8g-fresh';
 
 interface Size {
   readonly ramMb: number;
@@ -70,28 +73,33 @@ const populate = async (lab: Lab): Promise<void> => {
   );
 };
 
-/** Case `ram-8g`; nothing where the machine has no room for it. A smoke run has 1 GB. */
-export const measureLargeRam = async (smoke: boolean, progress: Progress): Promise<BenchResult[]> => {
+/** One of the cases; nothing where the machine has no room for it. A smoke run has 1 GB. */
+export const measureLargeRam = async (
+  name: typeof LARGE_RAM_CASE | typeof LARGE_FRESH_CASE,
+  smoke: boolean,
+  progress: Progress,
+): Promise<BenchResult[]> => {
   const { ramMb, epochs: count } = smoke ? smokeSize : full;
   await using lab = await Lab.create({ tag: 'bench' });
   const missing = await tooSmall(lab, ramMb);
   if (missing !== undefined) {
-    progress(`${LARGE_RAM_CASE} is left out: ${missing}`);
+    progress(`${name} is left out: ${missing}`);
     return [];
   }
-  progress(`${LARGE_RAM_CASE}: booting a guest of ${ramMb} MB, which writes all of it once`);
+  const writesAll = name === LARGE_RAM_CASE;
+  progress(`${name}: booting a guest of ${ramMb} MB${writesAll ? ', which writes all of it once' : ''}`);
   const guest = await startRelayedGuest(lab, { workload: 'idle', ramMb });
-  await populate(lab);
+  if (writesAll) await populate(lab);
   await startMemwriter(lab.client, writer);
   const { blocks } = await stat(guest.ramPath);
-  progress(`${LARGE_RAM_CASE}: ${count} epochs`);
+  progress(`${name}: ${count} epochs`);
   const pair = await startPair(lab, guest, settings, { baseSyncTimeoutMs: ramMb * BASE_SYNC_MS_PER_MB });
   await collectEpochs(pair.primary, WARM_UP_EPOCHS, 60_000);
   const epochs = await collectEpochs(pair.primary, count, 60_000 + count * settings.intervalMs * 10);
   await endPair(pair);
   return [
     {
-      name: LARGE_RAM_CASE,
+      name,
       params: { ...settings, ...writer, ramMiB: ramMb, accelerator: 'tcg' },
       // A file's blocks are of 512 bytes, whatever its file system's are.
       metrics: { populatedBytes: blocks * 512, ...summariseEpochs(epochs) },

@@ -46,6 +46,10 @@ const ratios: Readonly<Record<string, Ratio>> = {
     meaning: 'pause in ms, median, of a guest of 8 GB that has written all of it and now dirties few pages',
     goal: { atMost: 5 },
   },
+  pauseMsP50Ram8gFresh: {
+    meaning: 'the same of a guest of 8 GB that has written only what it needs',
+    goal: { atMost: 5 },
+  },
   checkpointsPerSecondIdle: {
     meaning: 'acknowledged checkpoints per second of an idle guest, over a minute',
     goal: { atLeast: 200 },
@@ -114,6 +118,15 @@ const ratios: Readonly<Record<string, Ratio>> = {
   timeDriftProtectedPpm: { meaning: 'the same, with a checkpoint every 20 ms' },
   timeDriftAfterFailoverPpm: { meaning: 'the same, on the backup after a failover' },
   timeStepAtFailoverMs: { meaning: 'by how much the guest’s clock jumped at a failover, ms' },
+  traceOverheadPercentCpu: {
+    meaning: 'work of a computing guest that is missing while its vCPUs are traced, %',
+    goal: { atMost: 2 },
+  },
+  traceOverheadPercentRedis: { meaning: 'the same of redis, 16 connections', goal: { atMost: 2 } },
+  traceGuestOverheadPercentCpu: {
+    meaning: 'of the computing guest, with its processes 1,000 times a second, %',
+  },
+  traceGuestOverheadPercentRedis: { meaning: 'the same of redis' },
   diskSequentialWriteShare: {
     meaning: 'throughput of sequential 1 MiB writes to a disk, protected every 20 ms ÷ unprotected',
     goal: { atLeast: 0.7 },
@@ -147,6 +160,51 @@ const ratios: Readonly<Record<string, Ratio>> = {
   diskServerVsRawFsync: { meaning: 'the same, 4 KiB writes with an fsync after each' },
   diskBaseCopyVsNbdcopy: { meaning: 'rate of a disk’s first copy, Holdfast ÷ nbdcopy' },
   diskBaseCopyVsQemuImg: { meaning: 'the same, ÷ qemu-img convert' },
+  migrateWriterFixedArrivedShare: {
+    meaning:
+      'migrations that arrived of a guest that writes memory faster than the link, `fixed` with the default downtime, the better engine',
+    goal: { atMost: 0 },
+  },
+  migrateWriterMpArrivedShare: { meaning: 'the same, `mp`, the worse engine', goal: { atLeast: 1 } },
+  migrateWriterAutoArrivedShare: { meaning: 'the same, `auto`, the worse engine', goal: { atLeast: 1 } },
+  migrateMpVsRelaxedTotal: {
+    meaning: 'of that guest, Holdfast’s engine: total time, `mp` ÷ `fixed` with a relaxed downtime',
+    goal: { atMost: 0.78 },
+  },
+  migrateMpVsRelaxedData: { meaning: 'the same, bytes over the link', goal: { atMost: 0.81 } },
+  migrateMpVsRelaxedTotalQemu: {
+    meaning: 'the same, QEMU’s engine: total time',
+    goal: { atMost: 0.78 },
+  },
+  migrateMpVsRelaxedDataQemu: { meaning: 'the same, bytes over the link', goal: { atMost: 0.81 } },
+  migrateTotalVsQemuIdle: {
+    meaning: 'total time of an idle guest’s migration, `fixed`, Holdfast’s engine ÷ QEMU’s',
+    goal: { atMost: 0.7 },
+  },
+  migrateDowntimeVsQemuIdle: { meaning: 'the same, downtime', goal: { atMost: 0.5 } },
+  migrateTotalVsQemuRedis: {
+    meaning: 'total time, redis under load, `auto`, Holdfast’s engine ÷ QEMU’s',
+    goal: { atMost: 0.7 },
+  },
+  migrateDowntimeVsQemuRedis: { meaning: 'the same, downtime', goal: { atMost: 0.5 } },
+  migrateTotalVsQemuWriter: {
+    meaning: 'total time of the writer’s migration over the limited link, `mp`, Holdfast’s engine ÷ QEMU’s',
+    goal: { atMost: 0.7 },
+  },
+  migrateDowntimeVsQemuWriter: { meaning: 'the same, downtime', goal: { atMost: 0.5 } },
+  migrateIdleDowntimeMs: {
+    meaning: 'downtime of an idle 512 MB guest in ms, Holdfast’s engine, median',
+    goal: { atMost: 15 },
+  },
+  migrateEarlyRunsAfterMs: {
+    meaning: 'with --resume-early: from the start until the guest runs on the destination, ms, median',
+    goal: { atMost: 100 },
+  },
+  migrateSkipVsWithoutTotal: {
+    meaning: 'total time of a guest whose memory is full of a file, with --skip-disk-pages ÷ without',
+    goal: { atMost: 0.56 },
+  },
+  migrateSkipVsWithoutData: { meaning: 'the same, bytes over the link', goal: { atMost: 0.56 } },
   pauseDirectVsStaged: { meaning: 'median pause, direct ÷ staged capture' },
 };
 

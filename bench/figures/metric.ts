@@ -73,11 +73,18 @@ const stems: Readonly<Record<string, string>> = {
   pauseWithQmp: 'pause with QMP’s round trips',
   measuredInterval: 'interval measured',
   ram: 'RAM',
+  clientGap: 'client’s gap',
+  allowedDowntime: 'downtime allowed',
+  handOver: 'hand-over',
+  standbyLoad: 'of it loading the device state',
+  runsThere: 'start to running over there',
+  link: 'over the link',
 };
 
 /** Names that are no stem and unit. */
 const named: Readonly<Record<string, { readonly label: string; readonly unit: string }>> = {
   bytes: { label: 'on the bulk connection', unit: 'bytes' },
+  linkMbitPerS: { label: 'link', unit: 'Mbit/s' },
   pagesPerSecond: { label: 'rate of writing', unit: 'pages per s' },
 };
 

@@ -4,10 +4,12 @@ import type { Chart } from './chart.js';
 import { diskFigures } from './disk.js';
 import { epochFigures } from './epoch.js';
 import { latencyFigures } from './latency.js';
+import { migrateFigures } from './migrate.js';
 import { peersFigures } from './peers.js';
 import { sendFigures } from './send.js';
 import { type Table, tablesByShape } from './table.js';
 import { timeFigures } from './time.js';
+import { traceFigures } from './trace.js';
 
 export interface SuiteFigures {
   readonly title: string;
@@ -31,8 +33,10 @@ const suites: Readonly<Record<string, SuiteFigures>> = {
   epoch: epochFigures,
   latency: latencyFigures,
   disk: diskFigures,
+  migrate: migrateFigures,
   peers: peersFigures,
   time: timeFigures,
+  trace: traceFigures,
 };
 
 /** Those that have figures of their own. */

@@ -26,13 +26,16 @@ import {
 } from '../errors.js';
 import { type Logger, NOTHING_LOGGED } from '../log.js';
 import type { ReceiverEvent } from '../native.js';
+import type { EarlyGuestStats } from '../native-early.js';
 import { parseHostPort } from '../primary/options.js';
 import { VmRecords } from '../state/records.js';
 import { SampleWindow } from '../stats.js';
 import { isAlive } from '../vm/process.js';
+import { EnquiryDesk } from './answer-enquiry.js';
 import type { DiskSupport } from './disk-support.js';
+import type { EarlyResume } from './early-resume.js';
 import { finishTakeover } from './finish-takeover.js';
-import { Generation } from './generation.js';
+import { type AnyGeneration, Generation } from './generation.js';
 import {
   type BackupAction,
   type BackupEvent,
@@ -43,6 +46,7 @@ import {
   step,
 } from './machine.js';
 import { type BackupSettings, type BackupSettingsInput, checkBackupSettings } from './options.js';
+import { QemuGeneration } from './qemu-generation.js';
 import { type DiskFault, type ReplicaDiskStatus, ReplicaKeeper, type TakenDisks } from './replica-disks.js';
 
 export interface BackupOptions extends BackupSettingsInput {
@@ -95,6 +99,8 @@ export interface BackupStatus {
   /** Replicas of the VM's disks; absent if it has none, and after a takeover. */
   readonly disks?: readonly ReplicaDiskStatus[];
   readonly takeover?: TakeoverReport;
+  /** Of a VM that was resumed before its memory was here, while that is so. */
+  readonly pages?: EarlyGuestStats;
   readonly receiveMs?: { readonly p50: number; readonly p99: number; readonly max: number };
   readonly applyMs?: { readonly p50: number; readonly p99: number; readonly max: number };
 }
@@ -110,6 +116,10 @@ interface BackupEvents {
   committed: [{ readonly epoch: number; readonly pages: number; readonly receiveMs: number }];
   'took-over': [TakeoverReport];
   'takeover-failed': [HoldfastError];
+  /** Of a VM that was resumed early: all its memory is here. */
+  'pages-complete': [EarlyGuestStats];
+  /** It cannot be any more; the VM is ended. */
+  'pages-lost': [HoldfastError];
   warning: [HoldfastError];
   ended: [BackupOutcome];
 }
@@ -120,7 +130,7 @@ const DISKS_RETRY_MS = 1_000;
 const WINDOW_EPOCHS = 2_000;
 
 interface Session {
-  readonly generation: Generation;
+  readonly generation: AnyGeneration;
   readonly channel: ControlChannel;
   liveness: Liveness | undefined;
   /** The loss has been seen; what else the connection reports about it is of no interest. */
@@ -151,11 +161,14 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   #takingOver: Promise<void> | undefined;
   /** Standbys of dropped generations that may not have ended yet. */
   readonly #endingStandbys = new Set<Promise<void>>();
+  readonly #enquiries: EnquiryDesk;
   /** Generations being removed; close() waits for them. */
   readonly #drops = new Set<Promise<void>>();
   #closing: Promise<void> | undefined;
   /** Disks that did not take the VM's writes at once, after a takeover. */
   #activating: Promise<void> | undefined;
+  /** Until the pages of a VM that runs are here, or lost; never rejects. */
+  #pages: Promise<void> | undefined;
 
   private constructor(
     settings: BackupSettings,
@@ -184,6 +197,13 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
         log,
         onFault: (fault, image) => this.#onDiskFault(fault, image),
       });
+    this.#enquiries = new EnquiryDesk({
+      host: parseHostPort(settings.listen).host,
+      bulkPort: settings.bulkPort,
+      ramDir: settings.ramDir,
+      occupied: () => occupation(this.#state),
+      log,
+    });
     this.#state = initialState({
       takeover: settings.takeover,
       connectionGraceMs: settings.connectionGraceMs,
@@ -279,6 +299,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       ...(session?.generation.standby === undefined ? {} : { standbyPid: session.generation.standby.pid }),
       ...(disks.length === 0 ? {} : { disks }),
       ...(this.#takeover === undefined ? {} : { takeover: this.#takeover }),
+      ...(session?.generation.early === undefined ? {} : { pages: session.generation.early.stats() }),
       ...(receiveMs === undefined ? {} : { receiveMs }),
       ...(applyMs === undefined ? {} : { applyMs }),
     };
@@ -343,7 +364,8 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   #onChannel(channel: ControlChannel): void {
     let session: Session | undefined;
     channel.on('message', (message) => {
-      if (session === undefined) session = this.#beginSession(channel, message);
+      if (session === undefined && message.type === 'enquiry') this.#enquiries.take(channel);
+      else if (session === undefined) session = this.#beginSession(channel, message);
       else void this.#onMessage(session, message);
     });
     channel.on('closed', (error) => {
@@ -365,7 +387,8 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     const id = this.#nextGeneration++;
     let session: Session | undefined;
     try {
-      const generation = new Generation({
+      const Kind = message.qemuEngine === true ? QemuGeneration : Generation;
+      const generation = new Kind({
         id,
         session: message,
         token: channel.bulkToken,
@@ -379,6 +402,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
         standbyDisks: this.#support && ((options) => this.#support!.standby(options)),
         retireDisks: async (disks) => await this.#replicas?.retire(disks),
         logger: this.#log,
+        onStreamTaken: () => channel.send({ type: 'stream-taken' }),
         onReceiverEvent: (event) => {
           if (session !== undefined) this.#onReceiverEvent(session, event);
         },
@@ -435,6 +459,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       term: message.term,
       outputHeld: message.outputHeld,
       handOverOnly: message.handOverOnly === true,
+      ...(message.resumeEarly === undefined ? {} : { mayLackPages: true }),
     });
   }
 
@@ -466,7 +491,12 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       case 'switchover':
         this.#detectMs = 0;
         await this.#settle(session);
-        this.#dispatch({ type: 'switchover', generation, epoch: message.epoch });
+        this.#dispatch({
+          type: 'switchover',
+          generation,
+          epoch: message.epoch,
+          ...(message.pagesFollow === undefined ? {} : { pagesWaitMs: message.pagesFollow.waitMs }),
+        });
         return;
       default:
         return; // heartbeats count by having arrived
@@ -629,6 +659,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       ...(generation.session.disks === undefined
         ? {}
         : { journalBytes: this.#settings.journalMiB * (1 << 20) }),
+      ...(generation.session.pageDisks === undefined ? {} : { pageDisks: [...generation.pageDisks] }),
     });
     session.liveness = new Liveness({
       intervalMs: heartbeatIntervalMs,
@@ -687,18 +718,21 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       const { fenceMs } = await generation.fence();
       if (this.#session(action.abandon)?.generation.standby !== undefined) void this.#drop(action.abandon!);
       await Promise.all(this.#endingStandbys); // a standby that is being ended still has the tap device
-      const { epoch, loadMs } = await generation.run((standby) =>
-        this.#records.write({
-          vmId: vm.vmId,
-          vmName: generation.session.vmName,
-          term: action.term,
-          role: 'active',
-          process: standby,
-          qmpPath: generation.qmpPath,
-          ramPath: generation.ramPath,
-          ...(generation.diskSockets.length === 0 ? {} : { disks: [...generation.diskSockets] }),
-        }),
+      const { epoch, loadMs } = await generation.run(
+        (standby) =>
+          this.#records.write({
+            vmId: vm.vmId,
+            vmName: generation.session.vmName,
+            term: action.term,
+            role: 'active',
+            process: standby,
+            qmpPath: generation.qmpPath,
+            ramPath: generation.ramPath,
+            ...(generation.diskSockets.length === 0 ? {} : { disks: [...generation.diskSockets] }),
+          }),
+        action.pagesWaitMs,
       );
+      if (generation.early !== undefined) this.#pages = this.#awaitPages(generation, generation.early);
       const report: TakeoverReport = {
         vmId: vm.vmId,
         vmName: generation.session.vmName,
@@ -716,13 +750,14 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
         pid: generation.standby?.pid ?? 0,
       };
       this.#takeover = report;
+      // First: until it hears this, the primary does not know that the VM stands still no more.
+      if (action.planned) {
+        session.channel.send({ type: 'took-over', term: action.term, epoch, resumeMs: report.resumeMs });
+      }
       this.#dispatch({ type: 'took-over', epoch });
       const activating = this.#activateDisks(generation);
       // Tell a primary that still hears us, now that the VM runs here; its silence does not depend on it.
       if (!action.planned) this.#tellFenced(action.term);
-      if (action.planned) {
-        session.channel.send({ type: 'took-over', term: action.term, epoch, resumeMs: report.resumeMs });
-      }
       const disksMs = await activating;
       if (disksMs !== undefined) this.#takeover = { ...report, disksMs };
       await this.#afterTakeover(session, action.abandon);
@@ -745,7 +780,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
    * fails is tried again, for as long as the VM waits.
    * @returns how long it took; undefined without disks, or if it has not succeeded at once
    */
-  async #activateDisks(generation: Generation): Promise<number | undefined> {
+  async #activateDisks(generation: AnyGeneration): Promise<number | undefined> {
     if (generation.session.disks === undefined) return undefined;
     const startMs = performance.now();
     try {
@@ -758,7 +793,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     }
   }
 
-  async #goOnActivating(generation: Generation): Promise<void> {
+  async #goOnActivating(generation: AnyGeneration): Promise<void> {
     while (this.#state.phase.name === 'active' && this.#closing === undefined) {
       await delay(DISKS_RETRY_MS);
       if (this.#closing !== undefined) return; // the next daemon finishes it
@@ -805,10 +840,26 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     session.liveness?.stop();
     await session.generation.announce().catch(report('announce-self'));
     // The journals are needed until the disks take writes.
-    const receiving = (this.#activating ?? Promise.resolve()).then(() => session.generation.endReceiving());
+    const needed = [this.#activating, this.#pages].filter((waits) => waits !== undefined);
+    const receiving = Promise.all(needed).then(() => session.generation.endReceiving());
     const ended = receiving.catch(report('closing the receiver'));
-    if (this.#activating === undefined) await ended;
+    if (needed.length === 0) await ended;
     if (abandon !== undefined) await this.#drop(abandon);
+  }
+
+  /** The VM runs, and lacks pages. If they are lost it cannot go on: it would wait for them for ever. */
+  async #awaitPages(generation: AnyGeneration, early: EarlyResume): Promise<void> {
+    try {
+      await early.ended;
+      const stats = early.stats();
+      this.#log.info({ ...stats }, "all of the VM's pages are here");
+      this.emit('pages-complete', stats);
+    } catch (error) {
+      const failure = toHoldfastError(error, 'the VM that runs here lacks pages');
+      this.#log.error({ code: failure.code, err: failure.message }, 'pages lost; ending the VM');
+      this.emit('pages-lost', failure);
+      await generation.killVm();
+    }
   }
 
   #tellFenced(term: number): void {
@@ -830,7 +881,9 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   async #close(outcome: BackupOutcome): Promise<void> {
     clearTimeout(this.#graceTimer);
     await this.#server.close();
+    await this.#enquiries.close();
     await this.#takingOver; // what is half taken over would be lost to both sides
+    if (outcome.kind === 'stopped') await this.#pages; // the VM waits for nobody else
     if (this.#state.phase.name === 'grace') {
       this.#log.warn({ reason: this.#state.phase.reason }, 'closing drops the checkpoint of a lost primary');
     }
@@ -910,6 +963,21 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     }
   }
 }
+
+/** Why no other VM can come now. */
+const occupation = ({ phase }: BackupState): string | undefined => {
+  switch (phase.name) {
+    case 'idle':
+      return undefined;
+    case 'active':
+    case 'taking-over':
+      return 'it runs a VM that it took over';
+    case 'ended':
+      return 'it has ended';
+    default:
+      return 'it is there for another VM';
+  }
+};
 
 /** Ends QEMUs that an earlier run started over this replica: their command line names it. */
 const endProcessesUsing = async (ramPath: string, log: Logger): Promise<void> => {

@@ -25,11 +25,12 @@ import {
   versionText,
   waitRunning,
 } from '../qmp/recipes.js';
-import { forStandby } from '../vm/command-line.js';
+import { forStandby, replaceText } from '../vm/command-line.js';
 import { killVm, type LaunchedVm, launchVm } from '../vm/launch.js';
 import { moveSockets } from '../vm/netdevs.js';
 import { isAlive, type ProcessIdentity } from '../vm/process.js';
 import type { StandbyDisks, StandbyDisksOptions } from './disk-support.js';
+import { EarlyResume } from './early-resume.js';
 import type { TakenDisks } from './replica-disks.js';
 import { findStandbyBinary } from './standby-binary.js';
 import { StandbyRelays } from './standby-relays.js';
@@ -38,6 +39,9 @@ import { StandbyRelays } from './standby-relays.js';
 const STANDBY_ATTEMPTS_MAX = 3;
 /** Ordinary loads take 4 to 6 ms; slow disks for the kernel image can make a fresh start take longer. */
 const RESUME_TIMEOUT_MS = 10_000;
+
+/** What a Backup does with a generation, whichever way its memory comes (qemu-generation.ts). */
+export type AnyGeneration = Pick<Generation, keyof Generation>;
 
 export interface GenerationOptions {
   readonly id: number;
@@ -89,6 +93,9 @@ export class Generation {
   #state: 'new' | 'ready' | 'running' | 'dropped' = 'new';
   #fencing: Promise<FenceResult> | undefined;
   #disks: TakenDisks | undefined;
+  #pageDisks: readonly number[] = [];
+  #early: EarlyResume | undefined;
+  #receivingEnded: Promise<void> | undefined;
 
   constructor(options: GenerationOptions) {
     this.id = options.id;
@@ -105,6 +112,11 @@ export class Generation {
 
   get bulkPort(): number {
     return this.#receiver.port;
+  }
+
+  /** Indexes of the session's page disks that this host has. */
+  get pageDisks(): readonly number[] {
+    return this.#pageDisks;
   }
 
   /** The standby's process, or the running VM's; undefined while there is none. */
@@ -135,15 +147,22 @@ export class Generation {
     }
     this.#disks = disks;
     const { ramBytes, pageSize, deviceBytesMax } = this.session;
-    await this.#receiver.openSession({
+    const replacements = [...this.session.standby.replacements, ...this.#options.replacements];
+    const opened = await this.#receiver.openSession({
       token: this.#options.token,
       ramPath: this.ramPath,
       ramBytes,
       pageSize,
       epochBytesMax: ramBytes,
       deviceBytesMax,
+      sparse: this.session.resumeEarly === 'now',
       disks: disks?.store,
+      referenceDisks: this.session.pageDisks?.map(({ imagePath, imageBytes }) => ({
+        path: replaceText(imagePath, replacements),
+        bytes: imageBytes,
+      })),
     });
+    this.#pageDisks = opened.referenceDisks.flatMap((isHere, index) => (isHere ? [index] : []));
     if (this.#state === 'new') this.#state = 'ready';
   }
 
@@ -180,9 +199,10 @@ export class Generation {
    * Runs the last committed epoch. `claim` is called with the process that is
    * about to run, before it can. A standby that ended without having run is
    * replaced; one that may have run is never started over the same replica again.
+   * @param pagesWaitMs pages follow (see `early`): so long a source that is lost is waited for
    * @throws StandbyError
    */
-  async run(claim: (standby: ProcessIdentity) => Promise<void>): Promise<Resumed> {
+  async run(claim: (standby: ProcessIdentity) => Promise<void>, pagesWaitMs?: number): Promise<Resumed> {
     const { epoch } = await this.fence();
     if (this.#mayHaveRun) throw this.#noCheckpointAnyMore(epoch);
     let failure: unknown;
@@ -192,6 +212,7 @@ export class Generation {
         const standby = this.#standby;
         if (standby === undefined) throw new StandbyError('the generation was dropped');
         await claim(standby.vm.identity);
+        if (pagesWaitMs !== undefined) await this.#expectPages(standby, pagesWaitMs);
         const loadMs = await this.#load(standby);
         this.#state = 'running';
         return { epoch, loadMs };
@@ -208,6 +229,30 @@ export class Generation {
     throw new StandbyError(`no standby resumed epoch ${epoch}: ${toHoldfastError(failure).message}`, {
       cause: failure,
       cure: `The replica is kept at ${this.ramPath}; QEMU's log is ${this.logPath}.`,
+    });
+  }
+
+  /** After run(): the pages that follow; undefined if none do. */
+  get early(): EarlyResume | undefined {
+    return this.#early;
+  }
+
+  /** Ends the VM of a running generation, which cannot go on: its pages are lost. */
+  async killVm(): Promise<void> {
+    const { identity } = this.#standby?.vm ?? {};
+    if (identity !== undefined) await killVm(identity);
+  }
+
+  async #expectPages(standby: Standby, waitMs: number): Promise<void> {
+    await this.#early?.close(); // of a standby that did not run
+    this.#early = await EarlyResume.begin({
+      pid: standby.vm.identity.pid,
+      ramPath: this.ramPath,
+      ramBytes: this.session.ramBytes,
+      emptyAll: this.session.resumeEarly === 'now',
+      origin: { receiver: this.#receiver },
+      waitMs,
+      log: this.#options.logger,
     });
   }
 
@@ -235,7 +280,14 @@ export class Generation {
   }
 
   /** Frees what only a backup needs: the replica is the VM's RAM now. */
-  async endReceiving(): Promise<void> {
+  endReceiving(): Promise<void> {
+    this.#receivingEnded ??= this.#endReceiving();
+    return this.#receivingEnded;
+  }
+
+  async #endReceiving(): Promise<void> {
+    await this.#early?.close();
+    this.#early = undefined;
     await this.#receiver.closeSession();
     await this.#receiver.close();
     await this.#disks?.letGo();
@@ -258,6 +310,7 @@ export class Generation {
     if (this.#state === 'dropped') return;
     this.#state = 'dropped';
     await this.#exclusively(() => this.#endStandby()); // also one that is being launched right now
+    await this.#early?.close();
     await this.#receiver.close();
     await this.#disks?.letGo();
     await rm(this.ramPath, { force: true });
@@ -271,6 +324,7 @@ export class Generation {
 
   /** After the VM of a running generation has ended. */
   async removeFiles(): Promise<void> {
+    await this.endReceiving();
     await this.#standby?.qmp.close();
     await this.#standby?.relays.end();
     await this.#standby?.disks?.end();
@@ -388,7 +442,7 @@ export class Generation {
 }
 
 /** QEMU loads the state of an older version with the same machine type, not that of a newer one. */
-const refuseOlderQemu = (primary: string, here: string): void => {
+export const refuseOlderQemu = (primary: string, here: string): void => {
   const release = (version: string): number => {
     const [major = 0, minor = 0] = version.split('.').map(Number);
     return major * 1_000 + minor;

@@ -12,6 +12,9 @@
  * place only with its own first commit, so a primary that comes back and syncs
  * anew never leaves the VM without a checkpoint.
  *
+ * One that may lack pages when it is handed over is run on its primary's word
+ * alone: without the primary it is worth nothing.
+ *
  * A migration's session hands over, or doesn't: what is committed of it is run on
  * the primary's word, or the operator's, never because the primary is gone.
  *
@@ -65,6 +68,8 @@ export interface BackupState {
   readonly receiving: number | undefined;
   /** The session is a migration's. */
   readonly handOverOnly: boolean;
+  /** What is committed of it may lack pages. */
+  readonly mayLackPages: boolean;
 }
 
 export type BackupEvent =
@@ -75,6 +80,7 @@ export type BackupEvent =
       readonly term: number;
       readonly outputHeld: boolean;
       readonly handOverOnly: boolean;
+      readonly mayLackPages?: boolean;
     }
   | { readonly type: 'prepared'; readonly generation: number }
   | { readonly type: 'prepare-failed'; readonly generation: number; readonly failure: Failure }
@@ -88,7 +94,13 @@ export type BackupEvent =
   | { readonly type: 'primary-reconnecting'; readonly generation: number }
   | { readonly type: 'vm-lost'; readonly generation: number; readonly reason: string }
   | { readonly type: 'protection-ended'; readonly generation: number; readonly reason: string }
-  | { readonly type: 'switchover'; readonly generation: number; readonly epoch: number }
+  | {
+      readonly type: 'switchover';
+      readonly generation: number;
+      readonly epoch: number;
+      /** Pages follow; for so long a cut link is waited for, meanwhile. */
+      readonly pagesWaitMs?: number;
+    }
   | { readonly type: 'grace-over' }
   | { readonly type: 'takeover-requested' }
   | { readonly type: 'took-over'; readonly epoch: number }
@@ -112,6 +124,8 @@ export type BackupAction =
       readonly generation: number;
       readonly term: number;
       readonly planned: boolean;
+      /** Pages follow: see `switchover`. */
+      readonly pagesWaitMs?: number;
       /** Generation to drop meanwhile: a sync that never committed. */
       readonly abandon: number | undefined;
     }
@@ -127,6 +141,7 @@ export const initialState = (config: BackupConfig): BackupState => ({
   checkpoint: undefined,
   receiving: undefined,
   handOverOnly: false,
+  mayLackPages: false,
 });
 
 const none: readonly BackupAction[] = [];
@@ -163,7 +178,7 @@ export const step = (state: BackupState, event: BackupEvent): Step => {
     case 'protection-ended':
       return event.generation === state.receiving ? protectionEnded(state, event.reason) : [state, none];
     case 'switchover':
-      return switchover(state, event.generation, event.epoch);
+      return switchover(state, event);
     case 'grace-over':
       return state.phase.name === 'grace' && takesOverAlone(state)
         ? takeOver(state, state.phase.reason, false)
@@ -200,6 +215,7 @@ const takesOverAlone = ({ config, handOverOnly }: BackupState): boolean =>
 /** A checkpoint is there and nobody runs it yet. */
 export const isTakeoverPossible = (state: BackupState): boolean =>
   state.checkpoint !== undefined &&
+  !state.mayLackPages &&
   (state.phase.name === 'grace' ||
     state.phase.name === 'protecting' ||
     state.phase.name === 'syncing' ||
@@ -250,6 +266,7 @@ const sessionRequested = (
       checkpoint: voided ? undefined : state.checkpoint,
       receiving: event.generation,
       handOverOnly: event.handOverOnly,
+      mayLackPages: event.mayLackPages === true,
     },
     actions,
   ];
@@ -283,7 +300,7 @@ const primaryLost = (state: BackupState, reason: string, graceMs: number): Step 
   const { phase, checkpoint, receiving } = state;
   if (phase.name !== 'preparing' && phase.name !== 'syncing' && phase.name !== 'protecting')
     return [state, none];
-  if (checkpoint === undefined) {
+  if (checkpoint === undefined || state.mayLackPages) {
     return [
       initialState(state.config),
       receiving === undefined ? none : [{ type: 'drop-generation', generation: receiving }],
@@ -307,7 +324,10 @@ const protectionEnded = (state: BackupState, reason: string): Step => {
   return [initialState(state.config), [...drops, { type: 'clean-up', reason }]];
 };
 
-const switchover = (state: BackupState, generation: number, epoch: number): Step => {
+const switchover = (
+  state: BackupState,
+  { generation, epoch, pagesWaitMs }: Extract<BackupEvent, { type: 'switchover' }>,
+): Step => {
   const failed = (message: string): Step => [
     state,
     [{ type: 'reply-switchover-failed', generation, failure: { code: 'HOLDFAST_E_PROTOCOL', message } }],
@@ -318,10 +338,10 @@ const switchover = (state: BackupState, generation: number, epoch: number): Step
   if (state.checkpoint?.epoch !== epoch) {
     return failed(`the last committed epoch is ${state.checkpoint?.epoch ?? 0}, not ${epoch}`);
   }
-  return takeOver(state, 'planned switchover', true);
+  return takeOver(state, 'planned switchover', true, pagesWaitMs);
 };
 
-const takeOver = (state: BackupState, reason: string, planned: boolean): Step => {
+const takeOver = (state: BackupState, reason: string, planned: boolean, pagesWaitMs?: number): Step => {
   const { checkpoint, vm, receiving } = state;
   if (checkpoint === undefined || vm === undefined) return [state, none];
   const term = vm.term + 1;
@@ -330,7 +350,14 @@ const takeOver = (state: BackupState, reason: string, planned: boolean): Step =>
     { ...state, vm: { ...vm, term }, phase: { name: 'taking-over', planned, reason } },
     [
       { type: 'cancel-grace' },
-      { type: 'take-over', generation: checkpoint.generation, term, planned, abandon },
+      {
+        type: 'take-over',
+        generation: checkpoint.generation,
+        term,
+        planned,
+        abandon,
+        ...(pagesWaitMs === undefined ? {} : { pagesWaitMs }),
+      },
     ],
   ];
 };

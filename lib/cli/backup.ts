@@ -50,7 +50,11 @@ between, fix --bulk-port; open it, the port after it, and that of --listen.`,
       { code: 0, meaning: 'ended by a signal, or the VM that was taken over has ended' },
       usageExitCode,
       { code: 3, meaning: 'this host lacks something' },
-      { code: 5, meaning: 'cannot listen on the address' },
+      {
+        code: 5,
+        meaning:
+          'cannot listen on the address; or the source of a VM that ran here early (--resume-early) was lost',
+      },
       { code: 8, meaning: 'ended by a signal after a takeover that failed; the replica is kept' },
       { code: 130, meaning: 'ended by a second Ctrl-C' },
     ],
@@ -93,6 +97,9 @@ const backup = async (command: BackupCommandSettings, json: boolean): Promise<nu
   let failure: HoldfastError | undefined;
   running.on('took-over', () => {
     failure = undefined;
+  });
+  running.on('pages-lost', (error) => {
+    failure = error;
   });
   running.on('takeover-failed', (error) => {
     if (running?.status().phase !== 'ended') return; // a switchover; the VM stays with its primary

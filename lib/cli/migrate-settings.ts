@@ -2,11 +2,22 @@
 import { z } from 'zod';
 import { migrationSettings } from '../migrate/options.js';
 import { migrationPolicyNames } from '../migrate/policies.js';
+import { hostPort } from '../primary/options.js';
 import { daemonKeys, type Flag, primaryFlags } from './settings.js';
-import { durationText, parseDurationMs, parseInteger } from './values.js';
+import { durationText, parseDurationMs, parseInteger, parseSwitch, switchText } from './values.js';
+
+/** They are asked at the same time. */
+const TARGETS_MAX = 16;
 
 export const migrateCommandSettings = migrationSettings.extend({
   ...daemonKeys,
+  /** One, or several of which the best is chosen. */
+  to: z.preprocess(
+    (value) => (typeof value === 'string' ? [value] : value),
+    z.array(hostPort).min(1).max(TARGETS_MAX),
+  ),
+  /** Who sends the memory. */
+  engine: z.enum(['holdfast', 'qemu']).default('holdfast'),
   /** QMP socket of the VM. */
   qmp: z.string().min(1).optional(),
   /** Name under which Holdfast launched it. */
@@ -17,11 +28,19 @@ export type MigrateCommandSettings = z.output<typeof migrateCommandSettings>;
 const duration = { parse: parseDurationMs, show: durationText } as const;
 
 export const migrateFlags = {
-  to: { flag: '--to <host:port>', help: 'where a `holdfast backup` waits for the VM (required)' },
+  to: {
+    flag: '--to <host:port>',
+    help: 'where a `holdfast backup` waits for the VM (required); given several times, the best of them is chosen',
+    repeatable: true,
+  },
   keyFile: primaryFlags.keyFile,
   qmp: { flag: '--qmp <socket>', help: 'QMP socket of the VM' },
   vm: { flag: '--vm <name>', help: 'instead: the VM that Holdfast launched under this name' },
   name: primaryFlags.name,
+  engine: {
+    flag: '--engine <engine>',
+    help: "who finds and sends the memory: holdfast, or qemu: QEMU's own migration, by the same policies",
+  },
   policy: {
     flag: '--policy <policy>',
     help: `when the VM is stopped and moved: ${migrationPolicyNames.join(', ')}`,
@@ -31,12 +50,28 @@ export const migrateFlags = {
     help: 'what the policies aim at, from the stop here until the VM runs there',
     ...duration,
   },
+  resumeEarly: {
+    flag: '--resume-early [when]',
+    help: 'now: it runs there at once, its memory follows; auto: where the policy says so. See below',
+    preset: 'now',
+  },
+  earlyWaitMs: {
+    flag: '--early-wait <duration>',
+    help: 'for so long a cut link is waited for while memory follows',
+    ...duration,
+  },
   roundsMax: {
     flag: '--rounds-max <n>',
     help: 'the migration is given up if it has not converged by then',
     parse: parseInteger,
   },
   timeMaxMs: { flag: '--time-max <duration>', help: 'the same, as a time', ...duration },
+  skipDiskPages: {
+    flag: '--skip-disk-pages [on|off]',
+    help: 'pages whose content is on a disk that both hosts have are read there, not sent',
+    parse: parseSwitch,
+    show: switchText,
+  },
   sender: primaryFlags.sender,
   streams: primaryFlags.streams,
   verify: primaryFlags.verify,

@@ -4,13 +4,15 @@ import type { Command } from 'commander';
 import { viewDaemons } from '../admin/client.js';
 import { AdminServer } from '../admin/server.js';
 import { ConfigError, NotProtectedError } from '../errors.js';
-import type { Migration } from '../migrate/migration.js';
+import type { AnyMigration } from '../migrate/migration.js';
 import { checkMigrationSettings } from '../migrate/options.js';
 import { describeMigration, type MigrationOutcome, migrationError } from '../migrate/outcome.js';
+import { chooseDestination } from './choose-destination.js';
 import { jsonOption, loadDataPlane, loadKey, onStopSignals, teach, usageExitCode } from './command.js';
 import { CommandConsole } from './console.js';
 import { LaunchedVm } from './launched-vm.js';
 import { makeLogger } from './logger.js';
+import { checkEngine, startEngine } from './migrate-engine.js';
 import { type MigrateCommandSettings, migrateCommandSettings, migrateFlags } from './migrate-settings.js';
 import { narrateMigration } from './narrate-migration.js';
 import type { Finish } from './program.js';
@@ -28,10 +30,11 @@ export const addMigrateCommand = (program: Command, finish: Finish): void => {
     )
     .usage('--to HOST:PORT --key-file FILE (--qmp SOCKET | --vm NAME) [options]');
   addFlags(command, migrateFlags, migrateCommandSettings);
+  command.option('--dry-run', 'ask the destinations, say which would be chosen and why, and move nothing');
   command.addOption(jsonOption());
   command.action(async (flags: Record<string, unknown>) => {
     const settings = await gatherSettings(migrateCommandSettings, migrateFlags, flags);
-    await migrate(settings, flags.json === true);
+    await migrate(settings, { json: flags.json === true, dryRun: flags.dryRun === true });
     finish(0);
   });
   teach(command, {
@@ -44,6 +47,25 @@ Policies, asked after each round:
          longer downtime ends what would not end
   auto   weighs both by the measured write rate and link
 
+Engines: holdfast sends memory by itself, and disks with it; qemu drives QEMU's own
+migration by the same policies (no disks; a TCG guest's RAM must be of an odd size
+under QEMU before 9, the error says which). --sender, --streams, --verify,
+--device-state, --guest-clock, --move-disks and --ring-size are holdfast's.
+
+Several --to are asked for free memory, idle CPUs, the way there and back, and the
+rate that a probe of a quarter of a second finds; those that do not answer within
+3 seconds are named and left out. With --dry-run only that is done.
+
+With --skip-disk-pages, pages of the guest's page cache that are also on a disk,
+replicated or attached read-only on both hosts, are sent as references of 32 bytes.
+The destination reads them from its disk, and asks for those that differ there.
+
+--resume-early stops the VM at once and runs it there within milliseconds,
+whatever its size: its memory follows, demanded pages first. With auto, policy
+auto may do so after some rounds. Until the last page is there the VM is lost
+if this host, this process or the destination's dies: it cannot go back. A link
+that is cut is waited for (--early-wait): the guest waits where it needs a page.
+
 Durations are 25, 25ms, 2s, 1m. A config file holds the same settings in
 camelCase (to, keyFile, qmp, downtimeMs, timeMaxMs, …; times in ms). A running VM
 must keep its RAM in a shared file, as for \`holdfast primary\`; no other client
@@ -52,6 +74,10 @@ may hold its QMP socket. One that is protected moves with \`holdfast switchover\
       'holdfast migrate --qmp /run/vm1.qmp --to 10.0.0.2:7788 --key-file holdfast.key',
       'holdfast migrate --qmp /run/vm1.qmp --to 10.0.0.2:7788 --key-file holdfast.key \\',
       '    --policy mp --downtime 100ms --replace tap0=tap3 --move-disks on --json',
+      'holdfast migrate --vm web1 --to 10.0.0.2:7788 --key-file holdfast.key --resume-early',
+      'holdfast migrate --qmp /run/vm1.qmp --to 10.0.0.2:7788 --to 10.0.0.3:7788 \\',
+      '    --key-file holdfast.key --dry-run',
+      'holdfast migrate --qmp /run/vm1.qmp --to 10.0.0.2:7788 --key-file holdfast.key --engine qemu',
       'holdfast migrate --vm web1 --to 10.0.0.2:7788 --key-file holdfast.key',
     ],
     exitCodes: [
@@ -59,7 +85,11 @@ may hold its QMP socket. One that is protected moves with \`holdfast switchover\
       usageExitCode,
       { code: 3, meaning: 'this host or this VM lacks something, or the VM is paused; nothing was changed' },
       { code: 4, meaning: 'QEMU ended, or failed' },
-      { code: 5, meaning: 'the destination was not reached, or lost; the VM runs on here' },
+      {
+        code: 5,
+        meaning:
+          'the destination was not reached, or lost; the message says where the VM is',
+      },
       { code: 6, meaning: 'the keys of the two sides differ' },
       { code: 7, meaning: 'given up at a limit, or no space there; the VM runs on here' },
       { code: 8, meaning: 'the destination could not run it; the VM runs on here' },
@@ -72,28 +102,35 @@ may hold its QMP socket. One that is protected moves with \`holdfast switchover\
   });
 };
 
-const migrate = async (command: MigrateCommandSettings, json: boolean): Promise<void> => {
-  const { keyFile, qmp: _qmp, vm: _vm, logLevel, ...input } = command;
-  const settings = checkMigrationSettings(input);
+const migrate = async (
+  command: MigrateCommandSettings,
+  { json, dryRun }: { readonly json: boolean; readonly dryRun: boolean },
+): Promise<void> => {
+  const { keyFile, qmp: _qmp, vm: _vm, logLevel, to, engine, ...input } = command;
+  checkEngine(command);
+  checkMigrationSettings({ ...input, to: to[0] });
   const qmp = await qmpOf(command);
   const console = new CommandConsole({ json });
   const logger = makeLogger(logLevel, console);
   const key = await loadKey(keyFile, console);
-  const { Migration } = await loadDataPlane(() => import('../migrate/migration.js'));
+  const start = await loadDataPlane(() => startEngine(engine));
   const stop = new AbortController();
   const releaseSignals = onStopSignals((signal) => {
     console.hint(`${signal}: giving up, unless the VM is moving already`);
     stop.abort();
   });
-  let running: Migration | undefined;
+  let running: AnyMigration | undefined;
   // Claims the name before anything is touched: two commands must not meet in one VM.
   await using _admin = await AdminServer.listen({
-    runDir: settings.runDir,
-    name: settings.name,
+    runDir: command.runDir,
+    name: command.name,
     handlers: { role: 'primary', commands: adminCommands(() => running) },
   });
+  const chosen = await chooseDestination({ to, dryRun, qmp, key, console, signal: stop.signal });
+  if (dryRun) return releaseSignals();
+  const settings = checkMigrationSettings({ ...input, to: chosen });
   const launched = await LaunchedVm.atSocket(qmp);
-  running = await Migration.start({ ...settings, key, qmp, signal: stop.signal, logger });
+  running = await start({ ...settings, key, qmp, signal: stop.signal, logger });
   const endNarration = narrateMigration(running, console, settings);
   const outcome = await running.ended;
   endNarration();
@@ -134,8 +171,8 @@ const qmpOf = async ({ qmp, vm, runDir }: MigrateCommandSettings): Promise<strin
 };
 
 /** `detach` is the operator's word that the VM may run on here, also where it may have been handed over. */
-const adminCommands = (running: () => Migration | undefined) => {
-  const started = (): Migration => {
+const adminCommands = (running: () => AnyMigration | undefined) => {
+  const started = (): AnyMigration => {
     const migration = running();
     if (migration !== undefined) return migration;
     throw new NotProtectedError('the migration is starting', { cure: 'Ask again in a moment.' });

@@ -2,6 +2,8 @@
 import type { Backup, BackupStatus } from '../backup/backup.js';
 import type { BackupSettings } from '../backup/options.js';
 import type { HoldfastError } from '../errors.js';
+import { timeText } from '../migrate/words.js';
+import type { EarlyGuestStats } from '../native-early.js';
 import { SampleWindow } from '../stats.js';
 import type { CommandConsole } from './console.js';
 import { takeoverText } from './render.js';
@@ -63,6 +65,16 @@ export const narrateBackup = (
     const { code, message } = error;
     console.tell(`takeover failed: ${message}`, { event: 'takeover-failed', code, message });
   };
+  const onPagesComplete = (stats: EarlyGuestStats): void => {
+    const { pages, demandedPages, faults, faultP50Us, faultP99Us, faultMaxUs } = stats;
+    const times = [faultP50Us, faultP99Us, faultMaxUs].map((us) => timeText(us / 1_000));
+    console.tell(
+      `all of its memory is here: ${pages} pages, ${demandedPages} of them waited for; ${faults} page faults of ${times[0]} (p50), ${times[1]} (p99), ${times[2]} (at most)`,
+      { event: 'pages-complete', ...stats },
+    );
+  };
+  const onPagesLost = ({ code, message }: HoldfastError): void =>
+    console.tell(`the VM cannot go on: ${message}`, { event: 'pages-lost', code, message });
   const onWarning = (error: HoldfastError): void => console.warn(error);
 
   backup.on('phase', onPhase);
@@ -70,8 +82,15 @@ export const narrateBackup = (
   backup.on('committed', onCommitted);
   backup.on('took-over', onTookOver);
   backup.on('takeover-failed', onTakeoverFailed);
+  backup.on('pages-complete', onPagesComplete);
+  backup.on('pages-lost', onPagesLost);
   backup.on('warning', onWarning);
   const timer = setInterval(() => {
+    const { pages: early } = backup.status();
+    if (early !== undefined && early.pagesLeft > 0) {
+      console.live(`${early.pagesLeft} pages to come · page faults ${timeText(early.faultP50Us / 1_000)}`);
+      return;
+    }
     if (lastEpoch === 0) return;
     const receive = receiveMs.summary();
     console.live(
@@ -91,6 +110,8 @@ export const narrateBackup = (
     backup.off('committed', onCommitted);
     backup.off('took-over', onTookOver);
     backup.off('takeover-failed', onTakeoverFailed);
+    backup.off('pages-complete', onPagesComplete);
+    backup.off('pages-lost', onPagesLost);
     backup.off('warning', onWarning);
   };
 };

@@ -6,6 +6,7 @@ import type { Outcome } from '../primary/machine.js';
 import { checkPrimarySettings } from '../primary/options.js';
 import { describeOutcome, outcomeError } from '../primary/outcome.js';
 import type { Primary, PrimaryStatus } from '../primary/primary.js';
+import { checkTraceFile } from '../trace/write.js';
 import { jsonOption, loadDataPlane, loadKey, onStopSignals, teach, usageExitCode } from './command.js';
 import { CommandConsole } from './console.js';
 import { LaunchedVm } from './launched-vm.js';
@@ -72,7 +73,7 @@ A launched VM gets both, and outlives this command.`,
 };
 
 const primary = async (command: PrimaryCommandSettings, json: boolean): Promise<number> => {
-  const { keyFile, qmp, qemu, ramDir, logLevel, ...input } = command;
+  const { keyFile, qmp, qemu, ramDir, logLevel, trace, ...input } = command;
   const settings = checkPrimarySettings(input);
   if ((qmp === undefined) === (qemu === undefined)) {
     throw new ConfigError(
@@ -82,6 +83,7 @@ const primary = async (command: PrimaryCommandSettings, json: boolean): Promise<
       { cure: '--qmp SOCKET attaches to a running VM; -- qemu-system-x86_64 … launches one.' },
     );
   }
+  if (trace !== undefined) await checkTraceFile(trace, '--trace');
   const console = new CommandConsole({ json });
   const logger = makeLogger(logLevel, console);
   const key = await loadKey(keyFile, console);
@@ -127,8 +129,10 @@ const primary = async (command: PrimaryCommandSettings, json: boolean): Promise<
     everConnected ||= phase === 'syncing';
   });
   const endNarration = narratePrimary(running, console, settings);
+  const endTrace = trace === undefined ? undefined : await startTrace(running, trace, console);
   const outcome = await Promise.race([running.ended, leftHeld]);
   endNarration();
+  await endTrace?.();
   releaseSignals();
   const status = running.status();
   if (outcome === 'left-held') {
@@ -151,6 +155,16 @@ const primary = async (command: PrimaryCommandSettings, json: boolean): Promise<
   }
   if (error !== undefined) throw error;
   return 0;
+};
+
+/** Loaded late, for it needs the addon. */
+const startTrace = async (
+  primary: Primary,
+  path: string,
+  console: CommandConsole,
+): Promise<() => Promise<void>> => {
+  const { traceEpochs } = await import('./trace-epochs.js');
+  return await traceEpochs(primary, path, console);
 };
 
 const tellMoved = ({ movedDisks }: Primary, console: CommandConsole): void => {

@@ -15,6 +15,7 @@ import { addRestoreCommand } from './restore.js';
 import { addStatusCommand } from './status.js';
 import { addSwitchoverCommand } from './switchover.js';
 import { addTakeoverCommand } from './takeover.js';
+import { addTraceCommand } from './trace.js';
 import { addVerifyCommand } from './verify.js';
 import { packageVersion } from './version.js';
 
@@ -43,6 +44,7 @@ export const buildProgram = (finish: Finish): Command => {
   addMigrateCommand(program, finish);
   addDetachCommand(program, finish);
   addTakeoverCommand(program, finish);
+  addTraceCommand(program, finish);
   addCheckpointCommand(program, finish);
   addCheckpointsCommand(program, finish);
   addRestoreCommand(program, finish);

@@ -37,6 +37,8 @@ export const primaryCommandSettings = primarySettings.extend({
   qemu: z.array(z.string()).min(1).optional(),
   /** Where a launched VM's RAM is kept. */
   ramDir: z.string().startsWith('/', 'must be an absolute path').default('/dev/shm'),
+  /** A trace of the vCPUs' threads around each epoch goes to this file at the end. */
+  trace: z.string().min(1).optional(),
 });
 export type PrimaryCommandSettings = z.output<typeof primaryCommandSettings>;
 
@@ -48,6 +50,8 @@ export interface Flag {
   readonly help: string;
   /** Flag's text to the setting's value; default: the text. */
   readonly parse?: (text: string, flag: string) => unknown;
+  /** The flag's text where it is given without a value. */
+  readonly preset?: string;
   /** May be given several times; the values are collected. */
   readonly repeatable?: boolean;
   /** Default value to the text in the help; default: as it is. */
@@ -177,6 +181,10 @@ export const primaryFlags = {
   },
   replace: replace('backup'),
   ramDir: { flag: '--ram-dir <dir>', help: "tmpfs or hugetlbfs for a launched VM's RAM" },
+  trace: {
+    flag: '--trace <file>',
+    help: 'record which core ran each vCPU around the epochs; written at the end (.html, .json)',
+  },
   runDir,
   logLevel,
 } as const satisfies Record<Exclude<keyof PrimaryCommandSettings, 'qemu'>, Flag>;
@@ -229,11 +237,12 @@ function choices(
 
 /** Adds a table's flags to a command; defaults in the help come from the schema. */
 export const addFlags = (command: Command, table: FlagTable, schema: z.ZodObject): void => {
-  for (const [key, { flag, help, show, repeatable, parse }] of Object.entries(table)) {
+  for (const [key, { flag, help, show, repeatable, parse, preset }] of Object.entries(table)) {
     const value = defaultOf(schema, key);
     const shown = value === undefined || Array.isArray(value) ? undefined : showDefault(value, show);
     const option = new Option(flag, shown === undefined ? help : `${help} (default: ${shown})`);
     const name = longName(flag);
+    if (preset !== undefined) option.preset(preset);
     option.argParser((text: string, earlier: unknown) => {
       const parsed = parse === undefined ? text : parse(text, name);
       return repeatable === true ? [...((earlier as unknown[] | undefined) ?? []), parsed] : parsed;
@@ -320,7 +329,7 @@ const readConfigFile = async (path: string): Promise<Readonly<Record<string, unk
     throw new ConfigError(`${path}: must hold one JSON object`);
   }
   const settings: Record<string, unknown> = { ...value };
-  for (const key of ['keyFile', 'qmp']) {
+  for (const key of ['keyFile', 'qmp', 'trace']) {
     const found = settings[key];
     if (typeof found === 'string' && found !== '') settings[key] = resolve(dirname(path), found);
   }

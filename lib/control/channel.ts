@@ -36,6 +36,7 @@ import {
   controlMessage,
   type HandshakeMessage,
   handshakeMessage,
+  warmUpMessages,
 } from './messages.js';
 
 /** A handshake that takes longer is given up. */
@@ -145,6 +146,7 @@ export class ControlChannel extends EventEmitter<ChannelEvents> {
 
   /** Begins delivery of messages. Call it once the listeners are in place. */
   start(): void {
+    warmUpMessages();
     this.#lastReceivedMs = performance.now();
     for (const frame of this.#early) this.#handle(frame);
     this.#socket.on('data', (chunk: Buffer) => this.#receive(chunk));

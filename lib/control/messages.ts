@@ -3,6 +3,7 @@
  * against its schema when it arrives; inside, it is trusted.
  */
 import { z } from 'zod';
+import { enquiryMessages } from './enquiry-messages.js';
 
 export const CONTROL_VERSIONS = [4] as const;
 
@@ -66,6 +67,12 @@ export type SessionDisk = z.infer<typeof sessionDisk>;
 
 export const DISKS_MAX = 16;
 
+/** A disk whose content pages may be, so that they need not travel (docs/migration.md). */
+export const pageDisk = sessionDisk.omit({ id: true });
+export type PageDisk = z.infer<typeof pageDisk>;
+
+export const PAGE_DISKS_MAX = 16;
+
 export const sessionMessage = z.strictObject({
   type: z.literal('session'),
   vmId: z.string().regex(/^[0-9a-f-]{36}$/),
@@ -82,8 +89,17 @@ export const sessionMessage = z.strictObject({
   guestClockFollows: z.boolean().optional(),
   /** A migration: until it is told to (`switchover`) the backup never runs the VM by itself. */
   handOverOnly: z.boolean().optional(),
+  /** Its memory and devices come as one migration stream of QEMU's, over a connection that shows the bulk token. */
+  qemuEngine: z.boolean().optional(),
+  /**
+   * A migration that may be handed over before its memory is there: `now`, with none of it; `auto`, after some
+   * rounds, perhaps. What is committed of it is run on the hand-over's word alone, for it may lack pages.
+   */
+  resumeEarly: z.enum(['auto', 'now']).optional(),
   /** Absent for a VM without disks. */
   disks: z.array(sessionDisk).min(1).max(DISKS_MAX).optional(),
+  /** By their index here pages are referred to them; the replacements apply to their paths. */
+  pageDisks: z.array(pageDisk).max(PAGE_DISKS_MAX).optional(),
   standby: standbySpec,
 });
 export type SessionMessage = z.infer<typeof sessionMessage>;
@@ -95,6 +111,8 @@ export const controlMessage = z.discriminatedUnion('type', [
     bulkPort: z.number().int().min(1).max(65535),
     /** Of each disk's journal there; what one epoch logs has to fit in. Absent without disks. */
     journalBytes: count.optional(),
+    /** Those of the session's that are here, too: their indexes. */
+    pageDisks: z.array(count).max(PAGE_DISKS_MAX).optional(),
   }),
   z.strictObject({
     type: z.literal('session-refused'),
@@ -114,7 +132,12 @@ export const controlMessage = z.discriminatedUnion('type', [
   /** The primary gives up this session but lives, its output held, and will open another: don't take over yet. */
   z.strictObject({ type: z.literal('reconnecting') }),
   /** The VM is stopped, `epoch` is its last checkpoint, acknowledged: run it. */
-  z.strictObject({ type: z.literal('switchover'), epoch: count }),
+  z.strictObject({
+    type: z.literal('switchover'),
+    epoch: count,
+    /** It lacks pages, which come by the page stream; a link that is cut meanwhile is waited for so long. */
+    pagesFollow: z.strictObject({ waitMs: z.number().nonnegative() }).optional(),
+  }),
   z.strictObject({
     type: z.literal('took-over'),
     term: count,
@@ -123,5 +146,23 @@ export const controlMessage = z.discriminatedUnion('type', [
   }),
   z.strictObject({ type: z.literal('takeover-failed'), code: text, message: text }),
   z.strictObject({ type: z.literal('failure'), code: text, message: text }),
+  /** With `qemuEngine`: QEMU has the bulk connection, and reads its migration from it. */
+  z.strictObject({ type: z.literal('stream-taken') }),
+  ...enquiryMessages,
 ]);
 export type ControlMessage = z.infer<typeof controlMessage>;
+
+/**
+ * A schema is compiled when it is first used, which takes a millisecond or two: too long for messages that come
+ * but once, when the VM stands still. So they are all read once before.
+ */
+export const warmUpMessages = (): void => {
+  const once: readonly ControlMessage[] = [
+    { type: 'heartbeat', sequence: 0 },
+    { type: 'switchover', epoch: 0 },
+    { type: 'took-over', term: 0, epoch: 0, resumeMs: 0 },
+    { type: 'vm-lost', reason: '' },
+    { type: 'session-refused', code: '', message: '' },
+  ];
+  for (const message of once) controlMessage.parse(message);
+};

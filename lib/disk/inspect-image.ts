@@ -1,4 +1,5 @@
 /** Whether an image can be served as it is: a raw one, of whole sectors, on this host. */
+import type { Stats } from 'node:fs';
 import { open, readFile, stat } from 'node:fs/promises';
 import type { Refusal } from '../vm/preflight.js';
 
@@ -39,7 +40,7 @@ export const inspectImage = async (
   }
   const file = await open(path, 'r');
   try {
-    const bytes = found.isFile() ? found.size : await deviceBytes(found.rdev);
+    const bytes = await imageBytes(found);
     if (bytes === 0) return refuse('It is empty.', 'Give it the size of the disk: truncate -s SIZE FILE.');
     if (bytes % SECTOR_BYTES !== 0) {
       return refuse(
@@ -64,6 +65,12 @@ const formatOf = (head: Buffer): string =>
   FORMATS.find(
     ([, offset, magic]) => head.toString('latin1', offset, offset + magic.length) === magic,
   )?.[0] ?? 'raw';
+
+/** Of a regular file or block device; 0 of anything else. */
+export const imageBytes = async (found: Stats): Promise<number> => {
+  if (found.isFile()) return found.size;
+  return found.isBlockDevice() ? await deviceBytes(found.rdev) : 0;
+};
 
 /** stat(2) gives the size of a device as 0. Its number, as glibc's gnu_dev_major() takes it apart. */
 const deviceBytes = async (rdev: number): Promise<number> => {

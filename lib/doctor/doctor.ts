@@ -15,6 +15,7 @@ import { checkDiskServer } from './disk-check.js';
 import { reservedHugePages } from './huge-pages.js';
 import { checkPlugQdisc } from './plug-check.js';
 import { checkSenders } from './sender-checks.js';
+import { checkTracing } from './trace-check.js';
 
 export type CheckStatus = 'ok' | 'warn' | 'fail';
 
@@ -35,7 +36,9 @@ export interface DoctorReport {
 
 export interface DoctorOptions {
   /** The addon, or the error with which loading it failed. */
-  readonly native: Pick<NativeBinding, 'probeKernel' | 'probeSenders' | 'probePlug'> | Error;
+  readonly native:
+    | Pick<NativeBinding, 'probeKernel' | 'probeSenders' | 'probePlug' | 'SchedTrace' | 'readTracefs'>
+    | Error;
   /** Default: qemu-system-x86_64. */
   readonly qemuBinary?: string;
   /** Where guest RAM and replicas are kept (default /dev/shm). */
@@ -63,6 +66,7 @@ export const runDoctor = async (options: DoctorOptions): Promise<DoctorReport> =
     checkRamDir(ramDir),
     native instanceof Error ? [] : checkPlugQdisc(native),
     checkDiskServer(),
+    native instanceof Error ? [] : checkTracing(native),
   ]);
   const checks = groups.flat();
   return { ok: checks.every(({ status }) => status !== 'fail'), checks };

@@ -7,13 +7,16 @@ export interface AfterRoundOptions {
   readonly policy: MigrationPolicy;
   readonly limits: MigrationLimits;
   readonly limit: MigrationLimit;
+  /** The VM may run over there before its memory does. */
+  readonly postCopy?: boolean;
 }
 
 export const afterRound =
-  ({ policy, limits, limit }: AfterRoundOptions): AfterRound =>
+  ({ policy, limits, limit, postCopy = false }: AfterRoundOptions): AfterRound =>
   (rounds) => {
-    // Post-copy is not offered to the policies; one that asks for it all the same wants no further round.
     const { step, reason } = policy(rounds, limits);
+    if (step === 'post-copy' && postCopy) return 'post-copy';
+    // A policy that asks for what it was not offered wants no further round.
     if (step !== 'next-round') return 'stop-and-copy';
     const elapsedMs = rounds.reduce((sum, { roundMs }) => sum + roundMs, 0);
     const why = limitReached({ rounds: rounds.length, elapsedMs }, limit);

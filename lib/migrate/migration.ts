@@ -4,11 +4,13 @@
  * hand-over. A Primary whose first epoch is its last carries it out (lib/primary/machine.ts).
  *
  *   Migration.start ─ Primary, purpose `migrate` ─► rounds ─policy─► stop, last epoch ─► hand-over ─► moved
+ *            └── or at once, or when the policy says so: ─► stop ─► hand-over ─► it runs, its memory follows ─► moved
  *                                                    └── given up, failed, destination lost ─► stayed
  */
 import { EventEmitter } from 'node:events';
 import { DiskError, type HoldfastError } from '../errors.js';
 import type { Logger } from '../log.js';
+import type { ServeProgress } from '../native-early.js';
 import type { RoundStats } from '../primary/convergence.js';
 import type { CopyProgress } from '../primary/copy-progress.js';
 import type { DiskPlan } from '../primary/disk-plan.js';
@@ -16,23 +18,26 @@ import type { DisksCopied } from '../primary/disks.js';
 import type { FinalEpoch } from '../primary/epoch-report.js';
 import { type IoErrorStop, stopText } from '../primary/io-error-watch.js';
 import type { Failure, Outcome } from '../primary/machine.js';
-import { Primary, type PrimaryStatus } from '../primary/primary.js';
+import { type DiskPages, type DisksIndexed, sumDiskPages } from '../primary/page-disks.js';
+import { Primary, type PrimaryStatus, type RunsEarly } from '../primary/primary.js';
 import { afterRound, notConverged } from './after-round.js';
+import { downtimeParts } from './downtime-parts.js';
 import {
   asPrimarySettings,
   checkMigrationSettings,
   type MigrationSettings,
   type MigrationSettingsInput,
 } from './options.js';
-import { type MigrationOutcome, migrationError } from './outcome.js';
+import { type EarlyMove, type MigrationFinal, type MigrationOutcome, migrationError } from './outcome.js';
 import { migrationPolicy } from './policies.js';
-import type { MigrationDecision, MigrationLimits, MigrationPolicy } from './policy.js';
+import type { MigrationDecision, MigrationLimits, MigrationPolicy, MigrationRound } from './policy.js';
 import { timeText } from './words.js';
 
 /**
  * What the VM stands still for beside its pages: stop, device state, the messages between the hosts, and the
- * state's loading over there. Some 10 ms of two QEMUs on one machine; a migration measures its own only when
- * it is over.
+ * state's loading over there. A migration knows that only when it is over; but before its first round it stops
+ * the VM, has QEMU write its state and starts it again, which takes about as long, and for the same reasons.
+ * This where it doesn't: some 10 ms of two QEMUs on one machine.
  */
 const OVERHEAD_MS = 10;
 
@@ -47,27 +52,59 @@ export interface MigrationOptions extends MigrationSettingsInput {
 }
 
 /** One round, and what the policy made of it. */
-export interface MigrationProgress extends RoundStats {
+export interface MigrationProgress extends MigrationRound {
   /** From 1. */
   readonly round: number;
   readonly bytesPerSecond: number;
   readonly decision: MigrationDecision;
+  readonly diskPages?: DiskPages;
 }
 
-interface MigrationEvents {
-  phase: [PrimaryStatus];
+/** Of a PrimaryStatus, what every engine has. */
+export type MigrationStatus = Pick<
+  PrimaryStatus,
+  | 'role'
+  | 'name'
+  | 'phase'
+  | 'reason'
+  | 'vm'
+  | 'backup'
+  | 'term'
+  | 'epoch'
+  | 'committedEpoch'
+  | 'outputHeld'
+  | 'baseRounds'
+  | 'epochs'
+> &
+  Partial<PrimaryStatus>;
+
+export interface MigrationEvents {
+  phase: [MigrationStatus];
   'disk-plan': [readonly DiskPlan[]];
   'disk-copy': [CopyProgress];
   'disks-copied': [DisksCopied];
+  'disks-indexed': [DisksIndexed];
   round: [MigrationProgress];
   /** All of the VM is over there; it is about to run. */
-  final: [FinalEpoch];
+  final: [MigrationFinal];
+  /** It runs over there, and its memory follows. */
+  'runs-early': [RunsEarly];
   /** The migration goes on, but somebody should know. */
   warning: [HoldfastError];
   ended: [MigrationOutcome];
 }
 
-export class Migration extends EventEmitter<MigrationEvents> implements AsyncDisposable {
+/** A migration under way, by whichever engine. */
+export interface AnyMigration extends EventEmitter<MigrationEvents> {
+  readonly ended: Promise<MigrationOutcome>;
+  readonly movedDisks: Primary['movedDisks'];
+  readonly following: ServeProgress | undefined;
+  status(): MigrationStatus;
+  cancel(): Promise<MigrationOutcome>;
+  release(): Promise<MigrationOutcome>;
+}
+
+export class Migration extends EventEmitter<MigrationEvents> implements AnyMigration, AsyncDisposable {
   readonly #settings: MigrationSettings;
   readonly #primary: Primary;
   readonly #policy: MigrationPolicy;
@@ -79,6 +116,7 @@ export class Migration extends EventEmitter<MigrationEvents> implements AsyncDis
   #final: FinalEpoch | undefined;
   #disks: DisksCopied | undefined;
   #givenUp: Failure | undefined;
+  #early: RunsEarly | undefined;
 
   private constructor(parts: {
     settings: MigrationSettings;
@@ -107,16 +145,32 @@ export class Migration extends EventEmitter<MigrationEvents> implements AsyncDis
     const { key, qmp, signal, logger, ...input } = options;
     const settings = checkMigrationSettings(input);
     signal?.throwIfAborted();
-    const policy = migrationPolicy(settings.policy);
+    const { resumeEarly, earlyWaitMs } = settings;
+    const postCopy = resumeEarly !== 'never';
+    const policy = migrationPolicy(settings.policy, { postCopyOffered: postCopy });
+    let overheadMs = OVERHEAD_MS;
     let limits: MigrationLimits | undefined;
     const primary = await Primary.start(
       { ...asPrimarySettings(settings), key, qmp, ...(logger === undefined ? {} : { logger }) },
-      (pageBytes) => {
-        limits = { downtimeMs: settings.downtimeMs, pageBytes, overheadMs: OVERHEAD_MS };
-        const limit = { roundsMax: settings.roundsMax, totalMsMax: settings.timeMaxMs };
-        return afterRound({ policy, limits, limit });
+      {
+        afterRound: (pageBytes) => {
+          limits = {
+            ...{ downtimeMs: settings.downtimeMs, pageBytes },
+            get overheadMs() {
+              return overheadMs;
+            },
+          };
+          const limit = { roundsMax: settings.roundsMax, totalMsMax: settings.timeMaxMs };
+          return afterRound({ policy, limits, limit, postCopy });
+        },
+        resumeEarly,
+        earlyWaitMs,
+        skipDiskPages: settings.skipDiskPages,
       },
     );
+    primary.on('prefix-ahead', (stoodStillMs) => {
+      overheadMs = stoodStillMs;
+    });
     const migration = new Migration({ settings, primary, policy, limits: limits!, startedMs });
     if (signal?.aborted) migration.#cancel();
     signal?.addEventListener('abort', () => migration.#cancel(), { once: true });
@@ -131,6 +185,11 @@ export class Migration extends EventEmitter<MigrationEvents> implements AsyncDis
   /** The VM's disks that were moved to servers at the start, as `moveDisks` asks for; undefined: none. */
   get movedDisks(): Primary['movedDisks'] {
     return this.#primary.movedDisks;
+  }
+
+  /** How the memory of a VM follows that runs over there; undefined where it doesn't. */
+  get following(): ServeProgress | undefined {
+    return this.#early === undefined ? undefined : this.#primary.servingProgress();
   }
 
   status(): PrimaryStatus {
@@ -177,6 +236,7 @@ export class Migration extends EventEmitter<MigrationEvents> implements AsyncDis
       this.#disks = copied;
       this.emit('disks-copied', copied);
     });
+    primary.on('disks-indexed', (indexed) => this.emit('disks-indexed', indexed));
     primary.on('prefix-ahead', (stoodStillMs) => {
       this.#firstStopMs += stoodStillMs;
     });
@@ -188,6 +248,10 @@ export class Migration extends EventEmitter<MigrationEvents> implements AsyncDis
         bytesPerSecond: (round.bytes / round.roundMs) * 1_000,
         decision: this.#policy(this.#rounds, this.#limits),
       });
+    });
+    primary.on('runs-early', (early) => {
+      this.#early = early;
+      this.emit('runs-early', early);
     });
     primary.on('final', (final) => {
       this.#final = final;
@@ -208,22 +272,35 @@ export class Migration extends EventEmitter<MigrationEvents> implements AsyncDis
     return outcome;
   }
 
+  #earlyOf(): EarlyMove | undefined {
+    const cost = this.#primary.faultCost;
+    if (cost === undefined) return undefined;
+    const { pagesLeft: _none, ...served } = this.#primary.servingProgress();
+    return { ...served, ...cost };
+  }
+
   #outcomeOf(outcome: Outcome): MigrationOutcome {
     switch (outcome.kind) {
       case 'switched-over': {
         const { term, downtimeMs, resumeMs } = outcome;
+        const final = this.#final;
+        const early = this.#earlyOf();
         const roundBytes = this.#rounds.reduce((sum, { bytes }) => sum + bytes, 0);
+        const diskPages = sumDiskPages([...this.#rounds, this.#final].map((each) => each?.diskPages));
         return {
           kind: 'moved',
           term,
           totalMs: performance.now() - this.#startedMs,
           downtimeMs,
+          downtimeParts: final && downtimeParts(final, { downtimeMs, resumeMs }),
           resumeMs,
           firstStopMs: this.#firstStopMs,
           rounds: this.#rounds.length,
-          bytes: roundBytes + (this.#final?.bytes ?? 0),
-          diskBytes: (this.#disks?.bytes ?? 0) + (this.#final?.diskBytes ?? 0),
-          final: this.#final,
+          bytes: roundBytes + (final?.bytes ?? 0) + (early?.bytes ?? 0),
+          diskBytes: (this.#disks?.bytes ?? 0) + (final?.diskBytes ?? 0),
+          final,
+          ...(diskPages === undefined ? {} : { diskPages }),
+          ...(early === undefined ? {} : { early }),
         };
       }
       case 'detached':
@@ -233,7 +310,12 @@ export class Migration extends EventEmitter<MigrationEvents> implements AsyncDis
           mayRunThere: false,
         };
       case 'failed':
-        return { kind: 'stayed', failure: outcome.failure, mayRunThere: this.#primary.mayRunThere };
+        return {
+          kind: 'stayed',
+          failure: outcome.failure,
+          mayRunThere: this.#primary.mayRunThere,
+          ...(this.#early === undefined ? {} : { ranEarly: true }),
+        };
       case 'vm-ended':
       case 'vm-lost':
       case 'fenced':

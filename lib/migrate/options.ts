@@ -35,9 +35,18 @@ export const migrationSettings = shared.extend({
   policy: z.enum(migrationPolicyNames).default('auto'),
   /** What the policies aim at: from the VM's stop here until it runs there. */
   downtimeMs: z.number().min(1).max(600_000).default(300),
+  /**
+   * Whether the VM may run over there before its memory is there, which then follows: `never`; `auto`, when the
+   * policy says so; `now`, without a round before. Until all of it is there, it is lost if the source dies.
+   */
+  resumeEarly: z.enum(['never', 'auto', 'now']).default('never'),
+  /** For so long a cut link is waited for while memory follows; then the VM over there is ended. */
+  earlyWaitMs: z.number().min(1_000).max(3_600_000).default(30_000),
   /** A migration that has not converged by then is given up. */
   roundsMax: z.number().int().min(1).max(10_000).default(migrationLimit.roundsMax),
   timeMaxMs: z.number().min(1_000).max(86_400_000).default(migrationLimit.totalMsMax),
+  /** Pages whose content is on a disk that both hosts have are read there, and not sent. */
+  skipDiskPages: z.boolean().default(false),
   /** Longer than a primary's: rounds fill the link, and before the hand-over a loss costs nobody anything. */
   heartbeatTimeoutMs: primarySettings.shape.heartbeatTimeoutMs.unwrap().default(2_000),
   /** Limit of the one transfer for which the VM stands still. */
@@ -61,6 +70,9 @@ export const asPrimarySettings = ({
   downtimeMs: _downtimeMs,
   roundsMax: _roundsMax,
   timeMaxMs: _timeMaxMs,
+  skipDiskPages: _skipDiskPages,
+  resumeEarly: _resumeEarly,
+  earlyWaitMs: _earlyWaitMs,
   ...settings
 }: MigrationSettings): Partial<PrimarySettings> & { readonly backup: string } => ({
   ...settings,

@@ -1,9 +1,19 @@
 /** How a migration ended, for a person and as an error. */
 import { type HoldfastError, toHoldfastError, VmGoneError } from '../errors.js';
+import type { FaultCost, ServeProgress } from '../native-early.js';
 import type { FinalEpoch } from '../primary/epoch-report.js';
 import type { Failure, Outcome } from '../primary/machine.js';
 import { describeOutcome, outcomeError } from '../primary/outcome.js';
+import type { DiskPages } from '../primary/page-disks.js';
+import type { DowntimeParts } from './downtime-parts.js';
 import { bytesText, timeText } from './words.js';
+
+/** What was sent while the VM stood still, as far as the engine tells. */
+export type MigrationFinal = Pick<FinalEpoch, 'dirtyPages' | 'zeroPages' | 'bytes' | 'ackMs'> &
+  Partial<FinalEpoch>;
+
+/** What came when it ran already, and what waiting for it has cost, microseconds per page fault. */
+export type EarlyMove = Omit<ServeProgress, 'pagesLeft'> & FaultCost;
 
 export type MigrationOutcome =
   | {
@@ -13,6 +23,8 @@ export type MigrationOutcome =
       readonly totalMs: number;
       /** By this host's clock alone: from the VM's stop until it was heard that it runs over there. */
       readonly downtimeMs: number;
+      /** What it was made of. */
+      readonly downtimeParts: DowntimeParts | undefined;
       /** Of it, over there: from the decision until the VM ran. */
       readonly resumeMs: number;
       /** Not of it: before the first round, for what would have made it longer. */
@@ -22,13 +34,19 @@ export type MigrationOutcome =
       readonly bytes: number;
       readonly diskBytes: number;
       /** What was sent while the VM stood still. */
-      readonly final: FinalEpoch | undefined;
+      readonly final: MigrationFinal | undefined;
+      /** Of all rounds and the last epoch, if pages on disks were skipped. */
+      readonly diskPages?: DiskPages;
+      /** Of one that ran over there before its memory was there; `downtimeMs` is until it ran. */
+      readonly early?: EarlyMove;
     }
   | {
       readonly kind: 'stayed';
       readonly failure: Failure;
       /** The VM here is left stopped for it. */
       readonly mayRunThere: boolean;
+      /** It did run over there, and its memory did not follow. */
+      readonly ranEarly?: boolean;
     }
   | Extract<Outcome, { kind: 'vm-ended' | 'vm-lost' | 'fenced' }>;
 
@@ -36,11 +54,13 @@ export type MigrationOutcome =
 export const describeMigration = (outcome: MigrationOutcome): string => {
   switch (outcome.kind) {
     case 'moved': {
-      const { term, totalMs, downtimeMs, firstStopMs, rounds, bytes, diskBytes } = outcome;
+      const { term, totalMs, downtimeMs, firstStopMs, rounds, bytes, diskBytes, diskPages } = outcome;
       const first = firstStopMs === 0 ? '' : `, and for ${timeText(firstStopMs)} before the first round`;
       const disks = diskBytes === 0 ? '' : ` and ${bytesText(diskBytes)} of disks`;
-      const many = rounds === 1 ? 'one round' : `${rounds} rounds`;
-      return `moved: the VM runs over there (term ${term}); it stood still for ${timeText(downtimeMs)}${first}; ${timeText(totalMs)} in all, ${many}, ${bytesText(bytes)}${disks}`;
+      const skipped =
+        diskPages === undefined ? '' : `, and ${diskPages.verified} pages read from disks there`;
+      const many = rounds === 0 ? 'no round' : rounds === 1 ? 'one round' : `${rounds} rounds`;
+      return `moved: the VM runs over there (term ${term}); it stood still for ${timeText(downtimeMs)}${first}; ${timeText(totalMs)} in all, ${many}, ${bytesText(bytes)}${disks}${skipped}${earlyText(outcome.early)}`;
     }
     case 'stayed':
       return outcome.mayRunThere
@@ -55,6 +75,13 @@ export const describeMigration = (outcome: MigrationOutcome): string => {
   }
 };
 
+const earlyText = (early: EarlyMove | undefined): string => {
+  if (early === undefined) return '';
+  const { pages, demandedPages, faults, faultP50Us, faultP99Us, faultMaxUs } = early;
+  const times = [faultP50Us, faultP99Us, faultMaxUs].map((us) => timeText(us / 1_000));
+  return `; of ${pages} pages that followed ${demandedPages} were waited for, in ${faults} page faults of ${times[0]} (p50), ${times[1]} (p99), ${times[2]} (at most)`;
+};
+
 const STOPPED_CURE =
   'The same command, when the destination can be reached, asks it and goes on. If you know that the VM does not run there: QMP cont.';
 
@@ -65,7 +92,10 @@ export const migrationError = (outcome: Exclude<MigrationOutcome, { kind: 'moved
     case 'stayed': {
       const { code, cure } = outcome.failure;
       return toHoldfastError(
-        Object.assign(new Error(message), { code, cure: outcome.mayRunThere ? STOPPED_CURE : cure }),
+        Object.assign(new Error(message), {
+          code,
+          cure: outcome.mayRunThere && outcome.ranEarly !== true ? STOPPED_CURE : cure,
+        }),
       );
     }
     case 'vm-ended':

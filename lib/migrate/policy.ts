@@ -15,6 +15,8 @@ export interface MigrationRound {
   readonly roundMs: number;
   /** Dirty at its end: what stop-and-copy would have to send now. */
   readonly dirtyPages: number;
+  /** Beside `pages`: those that were read from a disk over there. */
+  readonly diskPages?: { readonly verified: number };
 }
 
 export interface MigrationLimits {

@@ -74,12 +74,23 @@ export interface QemuMigrationOptions {
   readonly limit?: MigrationLimit;
   readonly signal?: AbortSignal | undefined;
   readonly onRound?: ((report: MigrationRoundReport) => void) | undefined;
+  /** Everything is over there, and is about to run. */
+  readonly onArrived?: ((arrival: MigrationArrival) => void) | undefined;
+}
+
+/** What was sent after the last round that the policy saw. */
+export interface MigrationArrival {
+  readonly pages: number;
+  readonly zeroPages: number;
+  readonly bytes: number;
+  /** Since the VM was stopped. 0 if it was paused. */
+  readonly stoppedForMs: number;
 }
 
 export interface MigrationRoundReport {
   /** Counted from 1. */
   readonly number: number;
-  readonly round: MigrationRound;
+  readonly round: Omit<MigrationRound, 'diskPages'>;
   readonly decision: MigrationDecision;
 }
 
@@ -158,15 +169,31 @@ class QemuMigration {
     } catch (error) {
       view = await this.#cancel(error);
     }
+    this.#options.onArrived?.(this.#arrival(view));
     await this.#handOver();
     const endedMs = performance.now();
-    await this.#settled();
+    await this.#settled().catch(() => {}); // it runs over there, whatever has become of this QEMU
     return {
       totalMs: endedMs - this.#startedMs,
-      downtimeMs: this.#stoppedMs === undefined || !this.#wasRunning ? 0 : endedMs - this.#stoppedMs,
+      downtimeMs: this.#stoppedForMs(endedMs),
       bytes: view.ram?.transferred ?? 0,
       rounds: this.#rounds,
       decision: this.#decision,
+    };
+  }
+
+  #stoppedForMs(nowMs: number): number {
+    return this.#stoppedMs === undefined || !this.#wasRunning ? 0 : nowMs - this.#stoppedMs;
+  }
+
+  #arrival({ ram }: QemuMigrationView): MigrationArrival {
+    const since = (total = 0, of: (round: MigrationRound) => number): number =>
+      Math.max(0, total - this.#rounds.reduce((sum, round) => sum + of(round), 0));
+    return {
+      pages: since(ram?.normal, ({ pages }) => pages),
+      zeroPages: since(ram?.duplicate, ({ zeroPages }) => zeroPages),
+      bytes: since(ram?.transferred, ({ bytes }) => bytes),
+      stoppedForMs: this.#stoppedForMs(performance.now()),
     };
   }
 

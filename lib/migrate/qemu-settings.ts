@@ -2,6 +2,8 @@
  * QEMU's migration capabilities and parameters: set for one migration, and as they were afterwards. Only what a
  * QEMU knows is set; the list differs between 7.2 and 10.
  */
+import { setTimeout as delay } from 'node:timers/promises';
+import { TimeoutError } from '../errors.js';
 import type { QmpClient } from '../qmp/client.js';
 import type { MigrationCapabilities, RecipeOptions } from '../qmp/recipes.js';
 
@@ -69,6 +71,29 @@ export const restoreSource = async (
   await qmp.execute('migrate-set-capabilities', { capabilities: before.capabilities }, options);
 };
 
-export const prepareTarget = async (qmp: QmpClient, options: RecipeOptions = {}): Promise<void> => {
-  await setCapabilities(qmp, TARGET, options);
+/** @returns how they stood before, for restoreMigrationCapabilities(). */
+export const prepareTarget = (qmp: QmpClient, options: RecipeOptions = {}): Promise<MigrationCapabilities> =>
+  setCapabilities(qmp, TARGET, options);
+
+/** migrate_cancel shuts the connection down; QEMU's threads need some moments. */
+const LEFT_ENDS_MS_MAX = 10_000;
+const LEFT_POLL_MS = 10;
+const UNDER_WAY: ReadonlySet<string> = new Set(['setup', 'active', 'device', 'cancelling', 'wait-unplug']);
+
+/** Ends a migration that a killed command left under way. It may turn out to have completed. */
+export const endLeftMigration = async (qmp: QmpClient): Promise<void> => {
+  const isUnderWay = async (): Promise<boolean> =>
+    UNDER_WAY.has((await qmp.execute('query-migrate')).status ?? 'none') ||
+    (await qmp.execute('query-status')).status === 'finish-migrate';
+  if (!(await isUnderWay())) return;
+  await qmp.execute('migrate_cancel');
+  const deadlineMs = performance.now() + LEFT_ENDS_MS_MAX;
+  while (await isUnderWay()) {
+    if (performance.now() > deadlineMs) {
+      throw new TimeoutError('a migration that an earlier command began does not end', {
+        cure: 'Look at `query-migrate` of this QEMU.',
+      });
+    }
+    await delay(LEFT_POLL_MS);
+  }
 };

@@ -12,6 +12,7 @@
  */
 import { QmpError } from '../errors.js';
 import type { QmpClient } from '../qmp/client.js';
+import type { MigrationCapabilities } from '../qmp/recipes.js';
 import type { QemuMigrationView } from './qemu-rounds.js';
 import { prepareTarget } from './qemu-settings.js';
 import type { MigrationTarget } from './target.js';
@@ -29,12 +30,12 @@ export interface QemuTargetOptions {
   readonly port?: number;
 }
 
-/** @throws QmpError if QEMU refuses, as it does when it was not started with `-incoming defer`. */
-export const openQemuTarget = async ({
-  qmp,
-  address,
-  port = 0,
-}: QemuTargetOptions): Promise<MigrationTarget> => {
+/**
+ * Makes a QEMU ready for `migrate-incoming`: it will load, and then stay paused until it is told to run the VM.
+ * @returns how its capabilities stood before
+ * @throws QmpError if it refuses, or was not started with `-incoming defer`.
+ */
+export const holdIncoming = async (qmp: QmpClient): Promise<MigrationCapabilities> => {
   const { status } = await qmp.execute('query-status');
   if (status !== 'inmigrate') {
     throw new QmpError(`the destination QEMU is not waiting for a VM: it is ${status}`, {
@@ -42,8 +43,18 @@ export const openQemuTarget = async ({
       details: { status },
     });
   }
-  await prepareTarget(qmp);
+  const before = await prepareTarget(qmp);
   await qmp.execute('stop');
+  return before;
+};
+
+/** @throws QmpError if QEMU refuses, as it does when it was not started with `-incoming defer`. */
+export const openQemuTarget = async ({
+  qmp,
+  address,
+  port = 0,
+}: QemuTargetOptions): Promise<MigrationTarget> => {
+  await holdIncoming(qmp);
   const host = address.includes(':') ? `[${address}]` : address;
   await qmp.execute('migrate-incoming', { uri: `tcp:${host}:${port}` });
   const uri = `tcp:${host}:${listeningPort(await qmp.execute('query-migrate')) ?? port}`;

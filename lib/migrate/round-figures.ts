@@ -18,10 +18,23 @@ const ROUND_MS_MIN = 0.01;
 /**
  * Bytes per millisecond: that of the latest round that sent enough to measure it by, or else of the one
  * that sent most. 0 if nothing was ever sent.
+ *
+ * A round of which most was read from disks over there took its time for that: what it sent says only that
+ * the link is no slower, as any round does.
  */
 export const linkRate = (rounds: readonly MigrationRound[]): number => {
+  const sending = rounds.filter(({ pages, diskPages }) => (diskPages?.verified ?? 0) <= pages);
+  const told = rateOf(sending);
+  return sending.length === rounds.length || sending.some(isMeasure)
+    ? told
+    : Math.max(told, ...rounds.map((round) => round.bytes / roundTime(round)));
+};
+
+const isMeasure = ({ bytes }: MigrationRound): boolean => bytes >= MEASURED_BYTES_MIN;
+
+const rateOf = (rounds: readonly MigrationRound[]): number => {
   const measured =
-    rounds.findLast(({ bytes }) => bytes >= MEASURED_BYTES_MIN) ??
+    rounds.findLast(isMeasure) ??
     rounds.reduce<MigrationRound | undefined>(
       (most, round) => (most === undefined || round.bytes >= most.bytes ? round : most),
       undefined,
@@ -36,7 +49,7 @@ export const pagesToSend = (rounds: readonly MigrationRound[], index: number): n
   const before = rounds[index - 1];
   if (before !== undefined) return before.dirtyPages;
   const first = rounds[index];
-  return first === undefined ? 0 : first.pages + first.zeroPages;
+  return first === undefined ? 0 : first.pages + first.zeroPages + (first.diskPages?.verified ?? 0);
 };
 
 /** Bytes per millisecond that the guest dirtied in the last round, each page counted once. */

@@ -38,6 +38,8 @@ export class BackupLink {
   readonly bulkPort: number;
   /** Of each disk's journal at the backup. */
   readonly journalBytes: number | undefined;
+  /** Indexes of the session's page disks that it has. */
+  readonly pageDisks: readonly number[];
   readonly #channel: ControlChannel;
   readonly #liveness: Liveness;
   #closed = false;
@@ -46,6 +48,7 @@ export class BackupLink {
     this.#channel = channel;
     this.bulkPort = ready.bulkPort;
     this.journalBytes = ready.journalBytes;
+    this.pageDisks = ready.pageDisks ?? [];
     const lost = (reason: string): void => {
       if (this.#closed) return;
       this.#closed = true;

@@ -3,10 +3,13 @@
  * function over the rounds so far.
  */
 import type { MigrationRound } from '../migrate/policy.js';
+import type { DiskPages } from './page-disks.js';
 
 export interface RoundStats extends MigrationRound {
   readonly scanMs: number;
   readonly sendMs: number;
+  /** Of a migration that skips pages on disks. */
+  readonly diskPages?: DiskPages;
 }
 
 /** True: enough; what is still dirty travels in the first epoch. */

@@ -13,7 +13,7 @@ import { isInQemu, type OutputGate } from '../output/gate.js';
 import { SenderChooser, type SenderExplanation, type UnavailableSenders } from '../send/sender-choice.js';
 import { CaptureModeChooser } from './capture-mode.js';
 import type { PrimaryDisks } from './disks.js';
-import { type EpochInProgress, reportOf } from './epoch-in-progress.js';
+import { type EpochInProgress, reportOf, type SentEpoch } from './epoch-in-progress.js';
 import { type EpochReport, EpochStatistics, type EpochSummary, type FinalEpoch } from './epoch-report.js';
 import { EpochTimer } from './epoch-timer.js';
 import { LoadModel } from './load-model.js';
@@ -21,6 +21,7 @@ import type { PrimaryAction, PrimaryEvent, PrimaryState } from './machine.js';
 import type { PrimarySettings } from './options.js';
 import { Pace } from './pace.js';
 import { explainPacing, type PacingExplanation } from './pacing-report.js';
+import { diskPagesOf } from './page-disks.js';
 import { sendLoadOf } from './send-load.js';
 import { Slices } from './slices.js';
 import { SpeculationChooser } from './speculation.js';
@@ -161,7 +162,7 @@ export class EpochEffects {
     const { epoch, trigger } = action;
     const beganMs = this.#driver.lastResumeMs;
     try {
-      const mode = this.#modes.next();
+      const mode = action.pagesFollow === true ? 'later' : this.#modes.next();
       await this.#slices.stop();
       if (trigger === 'first') this.#slices.reset(performance.now()); // the base sync has just scanned
       if (mode === 'staged') await this.#slices.finish(epoch);
@@ -242,6 +243,7 @@ export class EpochEffects {
             ? undefined
             : { path: paused.prefix.path, skipBytes: 0, maxBytes: paused.prefix.bytes },
       });
+      const ackedMs = performance.now();
       inProgress.sent = { ...sent, strategy };
       // Bytes and CPU of what was sent ahead don't belong to this time to the acknowledgement.
       if (captured.aheadPages === 0) this.#senders.observe(inProgress.sent);
@@ -253,12 +255,21 @@ export class EpochEffects {
       });
       this.#options.dispatch({ type: 'acked', epoch });
       this.#options.disks?.acknowledged(paused.pauseStartMs);
-      if (phase.cycle.final) this.#options.onFinal(reportOf(inProgress, inProgress.sent, performance.now()));
+      if (phase.cycle.final) this.#options.onFinal(this.#finalOf(inProgress, inProgress.sent, ackedMs));
     } catch (error) {
       this.#options.lostOnBulk(error, `sending epoch ${epoch}`);
     } finally {
       clearTimeout(overdue);
     }
+  }
+
+  #finalOf(inProgress: EpochInProgress, sent: SentEpoch, ackedMs: number): FinalEpoch {
+    const report = {
+      ...reportOf(inProgress, sent, ackedMs),
+      ackedAfterMs: ackedMs - inProgress.paused!.pauseStartMs,
+    };
+    if (sent.diskPages === undefined) return report;
+    return { ...report, diskPages: diskPagesOf(sent.diskPages, this.#options.pageSize) };
   }
 
   async release(epoch: number): Promise<void> {

@@ -51,6 +51,7 @@ export const reportOf = (epoch: EpochInProgress, sent: SentEpoch, releasedMs: nu
   diskBytes: epoch.paused.captured.diskBytes,
   deviceBytes: sent.deviceBytes,
   deviceSentBytes: sent.deviceSentBytes,
+  pausedAtMs: epoch.paused.pauseStartMs,
   pauseMs: epoch.pauseMs,
   stopMs: epoch.paused.stopMs,
   deviceMs: epoch.paused.deviceMs,

@@ -6,6 +6,7 @@
 import type { SenderStrategy } from '../native.js';
 import { SampleWindow } from '../stats.js';
 import type { EpochMode, EpochTrigger } from './machine.js';
+import type { DiskPages } from './page-disks.js';
 
 export interface EpochReport {
   readonly epoch: number;
@@ -38,6 +39,8 @@ export interface EpochReport {
   readonly prestageMs: number;
   /** Sending of all slices. */
   readonly aheadSendMs: number;
+  /** When the pause began, on the clock of performance.now(). */
+  readonly pausedAtMs: number;
   /** From sending `stop` to the answer of `cont`: the guest did not run. */
   readonly pauseMs: number;
   /** QMP stop. */
@@ -98,7 +101,12 @@ export type FinalEpoch = Pick<
   | 'sendMs'
   | 'ackMs'
   | 'sender'
->;
+> & {
+  /** From sending `stop` until the backup had all of it. */
+  readonly ackedAfterMs: number;
+  /** Of a migration that skips pages on disks. */
+  readonly diskPages?: DiskPages;
+};
 
 export interface Distribution {
   readonly p50: number;

@@ -16,6 +16,12 @@
  *                    │                         │           │              └─ no answer: as at a switchover
  *                    └──── backup lost, given up, failed ──┴─► the VM runs on here, ended
  *
+ * With pages that follow (`pagesFollow`) it is handed over before its memory is there, without a round
+ * before it, or after some. It is over when all pages are there; the connection they travel by decides, for
+ * from the hand-over on the VM must never run here again:
+ *
+ *   handing-over ─took-over─► serving ─pages-served─► ended      pages-lost ─► ended, left stopped
+ *
  * One epoch, within `protected`:
  *
  *   idle ─tick─► capturing ─captured─► sending ──acked + resumed──► releasing ─► idle
@@ -50,10 +56,17 @@ export interface PrimaryConfig {
 export type Purpose =
   | { readonly kind: 'protect'; readonly convergence: ConvergencePolicy }
   /** The VM moves to the backup, which never takes over but when it is told to. */
-  | { readonly kind: 'migrate'; readonly afterRound: AfterRound };
+  | {
+      readonly kind: 'migrate';
+      readonly afterRound: AfterRound;
+      /** Without a round: stopped and handed over as soon as it can be, its pages follow. */
+      readonly atOnce?: boolean;
+    };
 
 /** What follows on a migration's rounds so far; a failure gives it up. */
-export type AfterRound = (rounds: readonly RoundStats[]) => 'next-round' | 'stop-and-copy' | Failure;
+export type AfterRound = (
+  rounds: readonly RoundStats[],
+) => 'next-round' | 'stop-and-copy' | 'post-copy' | Failure;
 
 export interface Failure {
   readonly code: string;
@@ -75,7 +88,15 @@ export type Cycle =
     }
   | { readonly at: 'releasing'; readonly epoch: number }
   /** The VM is stopped for good here; the backup was told to run it. */
-  | { readonly at: 'handing-over'; readonly epoch: number };
+  | { readonly at: 'handing-over'; readonly epoch: number }
+  /** It runs there, and lacks pages of here. */
+  | {
+      readonly at: 'serving';
+      readonly epoch: number;
+      readonly term: number;
+      readonly resumeMs: number;
+      readonly downtimeMs: number;
+    };
 
 export type Phase =
   | { readonly name: 'connecting' }
@@ -150,6 +171,8 @@ export interface PrimaryState {
    */
   readonly mustHold: boolean;
   readonly captureFailures: number;
+  /** The final epoch has no pages: they follow when it runs there. */
+  readonly pagesFollow: boolean;
   readonly pending: 'none' | 'switchover' | 'detach';
 }
 
@@ -177,6 +200,10 @@ export type PrimaryEvent =
       readonly downtimeMs: number;
     }
   | { readonly type: 'takeover-failed'; readonly failure: Failure }
+  /** All pages that were to follow are there: so it runs there, whether that was heard or not. */
+  | { readonly type: 'pages-served'; readonly downtimeMs: number }
+  /** They can't be brought there any more. */
+  | { readonly type: 'pages-lost'; readonly failure: Failure }
   | { readonly type: 'vm-reset' }
   | { readonly type: 'vm-paused' }
   | { readonly type: 'vm-resumed' }
@@ -212,13 +239,14 @@ export type PrimaryAction =
       readonly takePrefix: boolean;
       readonly final: boolean;
       readonly trigger: EpochTrigger;
+      readonly pagesFollow?: boolean;
     }
   | { readonly type: 'resume' }
   /** As somebody else would: `vm-resumed` tells. */
   | { readonly type: 'continue-vm' }
   | { readonly type: 'send'; readonly epoch: number }
   | { readonly type: 'release'; readonly epoch: number }
-  | { readonly type: 'hand-over'; readonly epoch: number }
+  | { readonly type: 'hand-over'; readonly epoch: number; readonly pagesFollow?: boolean }
   | { readonly type: 'resume-after-failed-handover' }
   /** Writes are only marked in the maps from now on: see backupLost(). */
   | { readonly type: 'stop-logs' }
@@ -260,6 +288,7 @@ export const initialState = (
   vmStopped: options.vmStopped,
   mustHold: options.gateAdopted || options.vmStopped,
   captureFailures: 0,
+  pagesFollow: false,
   pending: 'none',
 });
 
@@ -271,6 +300,8 @@ export const step = (state: PrimaryState, event: PrimaryEvent): Step => {
     case 'start':
       return connect(state);
     case 'vm-gone':
+      // What it lacks there is in the file of its RAM here, which outlives this QEMU.
+      if (followsThere(state)) return [state, none];
       return finish(
         state,
         event.ended ? { kind: 'vm-ended', reason: event.reason } : { kind: 'vm-lost', reason: event.reason },
@@ -278,6 +309,7 @@ export const step = (state: PrimaryState, event: PrimaryEvent): Step => {
     case 'fenced':
       return finish(state, { kind: 'fenced', term: event.term, message: event.message });
     case 'failed':
+      if (followsThere(state)) return [state, none];
       return finish(state, { kind: 'failed', failure: event.failure });
     case 'vm-reset':
       return [{ ...state, prefixStale: true }, none];
@@ -326,7 +358,9 @@ type CycleEvent = Extract<
       | 'acked'
       | 'released'
       | 'took-over'
-      | 'takeover-failed';
+      | 'takeover-failed'
+      | 'pages-served'
+      | 'pages-lost';
   }
 >;
 
@@ -396,7 +430,7 @@ const cycleStep = (state: PrimaryState, phase: Protected, event: CycleEvent): St
       if (cycle.final) {
         return [
           withPhase(committed, { ...phase, cycle: { at: 'handing-over', epoch: event.epoch } }),
-          [{ type: 'hand-over', epoch: event.epoch }],
+          [{ type: 'hand-over', epoch: event.epoch, ...following(state) }],
         ];
       }
       if (cycle.resumed) return release(committed, phase, cycle.epoch);
@@ -413,6 +447,11 @@ const cycleStep = (state: PrimaryState, phase: Protected, event: CycleEvent): St
 
     case 'took-over':
       if (cycle.at !== 'handing-over') return [state, none];
+      if (state.pagesFollow) {
+        const { term, epoch, resumeMs, downtimeMs } = event;
+        const serving: Cycle = { at: 'serving', epoch, term, resumeMs, downtimeMs };
+        return [withPhase(state, { ...phase, cycle: serving }), none];
+      }
       return finish(state, {
         kind: 'switched-over',
         term: event.term,
@@ -421,9 +460,19 @@ const cycleStep = (state: PrimaryState, phase: Protected, event: CycleEvent): St
         downtimeMs: event.downtimeMs,
       });
 
+    case 'pages-served':
+      return pagesServed(state, cycle, event.downtimeMs);
+
+    case 'pages-lost':
+      if (!followsThere(state)) return [state, none];
+      // It may run there; nobody here has heard that it does, so the question can still be put.
+      return cycle.at === 'handing-over'
+        ? enterLoss({ ...state, mustHold: true, pagesFollow: false }, event.failure.message, undefined)
+        : finish({ ...state, mustHold: true }, { kind: 'failed', failure: event.failure });
+
     case 'takeover-failed':
       if (cycle.at !== 'handing-over') return [state, none];
-      if (isMigration(state)) return giveUp(state, event.failure, undefined);
+      if (isMigration(state)) return giveUp({ ...state, pagesFollow: false }, event.failure, undefined);
       // The backup said that it does not run the VM: it goes on here, and its output may leave.
       return [
         withPhase(
@@ -448,6 +497,24 @@ const cycleStep = (state: PrimaryState, phase: Protected, event: CycleEvent): St
 
 const withPhase = (state: PrimaryState, phase: Phase): PrimaryState => ({ ...state, phase });
 
+/** It has been handed over, or that is under way, and lacks pages of here. */
+const followsThere = ({ phase, pagesFollow }: PrimaryState): boolean =>
+  pagesFollow &&
+  phase.name === 'protected' &&
+  (phase.cycle.at === 'handing-over' || phase.cycle.at === 'serving');
+
+const following = ({ pagesFollow }: PrimaryState): { readonly pagesFollow?: boolean } =>
+  pagesFollow ? { pagesFollow } : {};
+
+const pagesServed = (state: PrimaryState, cycle: Cycle, downtimeMs: number): Step => {
+  if (!followsThere(state)) return [state, none];
+  // Its word that it runs was lost on the way, with the connection: its page faults say so, too.
+  const unheard = { term: state.term + 1, epoch: state.committed, resumeMs: 0, downtimeMs };
+  const heard = cycle.at === 'serving' ? cycle : unheard;
+  const { term, epoch, resumeMs } = heard;
+  return finish(state, { kind: 'switched-over', term, epoch, resumeMs, downtimeMs: heard.downtimeMs });
+};
+
 const isMigration = ({ config }: PrimaryState): boolean => config.purpose.kind === 'migrate';
 
 const connect = (state: PrimaryState): Step => [
@@ -462,6 +529,7 @@ const connected = (state: PrimaryState): Step => {
     return finish({ ...state, mustHold: false }, { kind: 'detached' });
   }
   const { hasDisks } = state;
+  if (!hasDisks && movesAtOnce(state)) return moveWithoutPages(state);
   const resume = state.vmStopped && !state.operatorPaused;
   return [
     withPhase(
@@ -477,6 +545,20 @@ const connected = (state: PrimaryState): Step => {
   ];
 };
 
+const movesAtOnce = ({ config: { purpose } }: PrimaryState): boolean =>
+  purpose.kind === 'migrate' && purpose.atOnce === true;
+
+/** From here on it stands still until it runs there: whatever takes time is behind it, or follows. */
+const moveWithoutPages = (state: PrimaryState): Step =>
+  beginMove({
+    ...state,
+    phase: { name: 'protected', cycle: { at: 'idle' }, due: 'first', lost: undefined },
+    vmStopped: false,
+    prefixStale: true,
+    mustHold: false,
+    pagesFollow: true,
+  });
+
 const firstRound = (state: PrimaryState, resume: boolean): PrimaryAction => ({
   type: 'base-round',
   first: true,
@@ -489,6 +571,7 @@ const prefixIsAhead = (state: PrimaryState): boolean => isMigration(state) && !s
 
 const disksCopied = (state: PrimaryState): Step => {
   if (state.phase.name !== 'syncing' || !state.phase.copyingDisks) return [state, none];
+  if (movesAtOnce(state)) return moveWithoutPages(state);
   return [
     withPhase({ ...state, prefixStale: !prefixIsAhead(state) }, { ...state.phase, copyingDisks: false }),
     [firstRound(state, false)],
@@ -530,6 +613,7 @@ const roundDone = (state: PrimaryState, round: RoundStats): Step => {
   }
   const ready = withPhase(state, { name: 'protected', cycle: { at: 'idle' }, due: 'first', lost: undefined });
   if (next === 'stop-and-copy') return beginMove(ready);
+  if (next === 'post-copy') return beginMove({ ...ready, pagesFollow: true });
   return state.operatorPaused ? [ready, none] : beginEpoch(ready, 'first', false);
 };
 
@@ -555,6 +639,7 @@ const beginEpoch = (state: PrimaryState, trigger: EpochTrigger, final: boolean):
     takePrefix: state.prefixStale,
     final,
     trigger,
+    ...following(state),
   };
   // A reset that is reported while this epoch is captured marks the prefix stale anew.
   const next = withPhase(
@@ -628,6 +713,7 @@ const requestSwitchover = (state: PrimaryState): Step => {
 
 const backupLost = (state: PrimaryState, reason: string): Step => {
   const { phase } = state;
+  if (followsThere(state)) return [state, none]; // what it lacks travels by another connection, which decides
   switch (phase.name) {
     case 'connecting':
       return connectFailed(state, { code: 'HOLDFAST_E_PEER_LOST', message: reason });
@@ -714,7 +800,8 @@ const lossEntered = (state: PrimaryState): Step => {
 };
 
 const finish = (state: PrimaryState, outcome: Outcome): Step => {
-  const handedOver = state.phase.name === 'protected' && state.phase.cycle.at === 'handing-over';
+  const handedOver =
+    followsThere(state) || (state.phase.name === 'protected' && state.phase.cycle.at === 'handing-over');
   const mustHold = state.mustHold || (handedOver && outcome.kind === 'failed');
   // Output may leave on the operator's word (detach), or when the policy grants it after a failure of ours.
   const release =

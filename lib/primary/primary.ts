@@ -9,7 +9,7 @@ import { EventEmitter } from 'node:events';
 import { mkdir, rm, statfs } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import type { ControlMessage, SessionMessage } from '../control/messages.js';
+import type { ControlMessage, PageDisk, SessionMessage } from '../control/messages.js';
 import { DiskSet } from '../disk/disk-set.js';
 import type { MovedDisks } from '../disk/move-disks.js';
 import { reviveDiskServers } from '../disk/revive-servers.js';
@@ -26,6 +26,7 @@ import {
 } from '../errors.js';
 import { type Logger, NOTHING_LOGGED } from '../log.js';
 import { native, type PrimaryEngine, type RamMapping } from '../native.js';
+import type { FaultCost, ServeProgress } from '../native-early.js';
 import { chooseGate } from '../output/choose-gate.js';
 import { type GateStats, isInQemu, type OutputGate } from '../output/gate.js';
 import { relaysOf, type VmRelay } from '../output/relay-files.js';
@@ -64,6 +65,8 @@ import {
 } from './options.js';
 import { describeOutcome, outcomeError } from './outcome.js';
 import type { PacingExplanation } from './pacing-report.js';
+import { awaitIndex, beginIndex, type DisksIndexed, diskPagesOf, pageDisksOf } from './page-disks.js';
+import { servePages } from './serve-pages.js';
 import { VmDriver } from './vm-driver.js';
 
 /** QEMU writes 5 KB to a few hundred KB of device state; ROM blocks come on top in the prefix. */
@@ -129,11 +132,34 @@ export interface PrimaryStatus {
   readonly distributions: EpochSummary;
 }
 
+/** A VM that is to move. */
+export interface Moving {
+  /** When its rounds end. */
+  readonly afterRound: (pageBytes: number) => AfterRound;
+  /** Whether it may run there before its memory is there: never, when `afterRound` says so, at once. */
+  readonly resumeEarly: ResumeEarly;
+  /** For so long either side waits for a cut link, while pages are still to come. */
+  readonly earlyWaitMs: number;
+  /** Pages on a disk that both hosts have are not sent. */
+  readonly skipDiskPages: boolean;
+}
+
+export type ResumeEarly = 'never' | 'auto' | 'now';
+
+export interface RunsEarly {
+  readonly term: number;
+  /** By this host's clock: from the stop here until it was heard that it runs there. */
+  readonly downtimeMs: number;
+  readonly pages: number;
+}
+
 interface PrimaryEvents {
   epoch: [EpochReport];
   round: [RoundStats];
   /** Before the first round of a migration: for so many milliseconds the VM stood still. */
   'prefix-ahead': [number];
+  /** The VM runs there, and lacks so many pages of here. */
+  'runs-early': [RunsEarly];
   /** The last epoch before a hand-over is with the backup. */
   final: [FinalEpoch];
   /** What a session is going to send of each disk. */
@@ -141,6 +167,8 @@ interface PrimaryEvents {
   /** Some times a second, while that is done. */
   'disk-copy': [CopyProgress];
   'disks-copied': [DisksCopied];
+  /** Before the first round of a migration that skips pages on disks. */
+  'disks-indexed': [DisksIndexed];
   /** Protection goes on, but somebody should know. */
   warning: [HoldfastError];
   /** QEMU has stopped the VM, for a disk that failed. */
@@ -174,6 +202,11 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   readonly #guestClock: GuestClock;
   readonly #log: Logger;
   readonly #isMigration: boolean;
+  /** Pages on these need not travel; undefined: all do. */
+  readonly #pageDisks: readonly PageDisk[] | undefined;
+  /** Those that the backup has, and that are being indexed. */
+  #indexed: readonly string[] = [];
+  readonly #moving: Moving | undefined;
   readonly #epochs: EpochEffects;
   readonly #ioErrors: IoErrorWatch;
   readonly #ended: { promise: Promise<Outcome>; resolve: (outcome: Outcome) => void };
@@ -183,6 +216,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   #retryTimer: NodeJS.Timeout | undefined;
   #shutdownReason: string | undefined;
   #finishing: Promise<void> | undefined;
+  #faultCost: FaultCost | undefined;
 
   private constructor(parts: {
     settings: PrimarySettings;
@@ -202,7 +236,9 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     log: Logger;
     leftStopped: boolean;
     operatorPaused: boolean;
+    moving: Moving | undefined;
     afterRound: AfterRound | undefined;
+    pageDisks: readonly PageDisk[] | undefined;
     ioError: boolean;
   }) {
     super();
@@ -233,7 +269,9 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     }
     this.#scratchDir = parts.scratchDir;
     this.#log = parts.log;
-    this.#isMigration = parts.afterRound !== undefined;
+    this.#moving = parts.moving;
+    this.#isMigration = parts.moving !== undefined;
+    this.#pageDisks = parts.pageDisks;
     let resolve: (outcome: Outcome) => void = () => {};
     const promise = new Promise<Outcome>((settle) => {
       resolve = settle;
@@ -289,7 +327,11 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         captureFailuresMax: 3,
         purpose:
           parts.afterRound !== undefined
-            ? { kind: 'migrate', afterRound: parts.afterRound }
+            ? {
+                kind: 'migrate',
+                afterRound: parts.afterRound,
+                atOnce: parts.moving?.resumeEarly === 'now',
+              }
             : {
                 kind: 'protect',
                 convergence: fixedConvergence({
@@ -317,11 +359,11 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
    * What an earlier, killed daemon left in QEMU (userfaultfd, output gate) is
    * adopted, with the output it holds.
    *
-   * @param moving for lib/migrate/migration.ts: the VM is to move, and what this returns says when.
+   * @param moving for lib/migrate/migration.ts: the VM is to move.
    * @throws ConfigError, UnsupportedHostError, UnsupportedVmError (nothing was touched), InjectError,
    *         RamMappingError, QmpConnectionError
    */
-  static async start(options: PrimaryOptions, moving?: (pageBytes: number) => AfterRound): Promise<Primary> {
+  static async start(options: PrimaryOptions, moving?: Moving): Promise<Primary> {
     const { key, qmp: qmpPath, signal, logger, ...input } = options;
     const settings = checkPrimarySettings(input);
     signal?.throwIfAborted();
@@ -392,7 +434,9 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         log,
         leftStopped: !running && ours,
         operatorPaused: !running && !ours,
-        afterRound: moving?.(backend.mapping.pageSize),
+        moving,
+        afterRound: moving?.afterRound(backend.mapping.pageSize),
+        pageDisks: moving?.skipDiskPages === true ? await pageDisksOf(vm, servers?.disks ?? []) : undefined,
         ioError,
       });
       primary.#listen(signal);
@@ -419,9 +463,24 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     return this.#moved;
   }
 
+  /** Of the pages that follow a VM which runs there already. */
+  servingProgress(): ServeProgress {
+    return this.#engine.serveProgress();
+  }
+
+  /** What the page faults over there have cost; undefined before all pages are there. */
+  get faultCost(): FaultCost | undefined {
+    return this.#faultCost;
+  }
+
   /** The VM may run on the backup: this side leaves it stopped, or its output held. */
   get mayRunThere(): boolean {
     return this.#state.mustHold;
+  }
+
+  /** Threads of QEMU that run the vCPUs, as they were at the start. */
+  get vcpuThreads(): VmDescription['vcpuThreads'] {
+    return this.#vm.vcpuThreads;
   }
 
   get vmId(): string {
@@ -499,7 +558,9 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         ramBytes: this.#vm.ramBytes,
         vcpus: this.#vm.vcpus,
         // An epoch's pause doesn't count.
-        running: !this.#state.operatorPaused && (phase.name === 'protected' || !this.#state.vmStopped),
+        running:
+          !this.#state.operatorPaused &&
+          (phase.name === 'protected' ? phase.cycle.at !== 'serving' : !this.#state.vmStopped),
         ...(stop === undefined ? {} : { stopReason: `${stopText(stop)}. ${stopCure(stop)}` }),
       },
       backup,
@@ -666,7 +727,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         void this.#epochs.release(action.epoch);
         return;
       case 'hand-over':
-        void this.#handOver(action.epoch);
+        void this.#handOver(action.epoch, action.pagesFollow === true);
         return;
       case 'enter-loss':
         void this.#enterLoss(action);
@@ -681,14 +742,38 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
    * The final epoch is acknowledged, so its output may leave. QEMU's own filters can't deliver it: the VM
    * stays stopped.
    */
-  async #handOver(epoch: number): Promise<void> {
+  async #handOver(epoch: number, pagesFollow: boolean): Promise<void> {
     const link = this.#link;
+    if (pagesFollow && link !== undefined) void this.#servePages(link);
     if (!isInQemu(this.#gate)) {
       await this.#gate.release(this.#qmp).catch((error: unknown) => {
         this.#log.warn({ epoch, err: toHoldfastError(error).message }, "the final epoch's output is lost");
       });
     }
-    link?.send({ type: 'switchover', epoch });
+    const waitMs = this.#moving?.earlyWaitMs ?? 0;
+    link?.send({ type: 'switchover', epoch, ...(pagesFollow ? { pagesFollow: { waitMs } } : {}) });
+  }
+
+  /** Also when the control connection is lost: it is the VM there that needs them. */
+  async #servePages({ bulkPort: port, bulkToken: token }: BackupLink): Promise<void> {
+    const { host } = parseHostPort(this.#settings.backup);
+    const waitMs = this.#moving?.earlyWaitMs ?? 0;
+    const stoppedMs = performance.now() - this.#epochs.stoppedForMs();
+    try {
+      this.#faultCost = await servePages({
+        engine: this.#engine,
+        peer: { host, port, token },
+        waitMs,
+        log: this.#log,
+      });
+      this.#log.info({ ...this.#faultCost, ...this.#engine.serveProgress() }, 'all pages are there');
+      this.#dispatch({ type: 'pages-served', downtimeMs: performance.now() - stoppedMs });
+    } catch (error) {
+      const { code, message, cure } = toHoldfastError(error);
+      if (code === 'HOLDFAST_E_CANCELLED') return; // by our own disconnect, already decided
+      this.#log.error({ code, err: message }, 'the pages are not to be brought there');
+      this.#dispatch({ type: 'pages-lost', failure: { code, message, cure } });
+    }
   }
 
   #fail(error: unknown, context: string): void {
@@ -734,6 +819,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         verify: this.#settings.verify,
       });
       await this.#disks?.begin(link.journalBytes);
+      await this.#indexDisks(link.pageDisks);
       this.#epochs.relink(await peerIsLocal);
       if (lostMeanwhile !== undefined) throw new PeerLostError(lostMeanwhile);
       connecting = false;
@@ -767,6 +853,10 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       heartbeatTimeoutMs: this.#settings.heartbeatTimeoutMs,
       guestClockFollows: followsOnStandby(this.#settings.guestClock, this.#vm),
       ...(this.#isMigration ? { handOverOnly: true } : {}),
+      ...(this.#pageDisks === undefined
+        ? {}
+        : { pageDisks: this.#pageDisks.map(({ imagePath, imageBytes }) => ({ imagePath, imageBytes })) }),
+      ...resumeEarlyOf(this.#moving),
       ...(this.#servers === undefined
         ? {}
         : {
@@ -799,15 +889,15 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
 
   #onMessage(message: ControlMessage): void {
     switch (message.type) {
-      case 'took-over':
-        this.#dispatch({
-          type: 'took-over',
-          term: message.term,
-          epoch: message.epoch,
-          resumeMs: message.resumeMs,
-          downtimeMs: this.#epochs.stoppedForMs(),
-        });
+      case 'took-over': {
+        const { term, epoch, resumeMs } = message;
+        const downtimeMs = this.#epochs.stoppedForMs();
+        this.#dispatch({ type: 'took-over', term, epoch, resumeMs, downtimeMs });
+        if (this.#state.pagesFollow) {
+          this.emit('runs-early', { term, downtimeMs, pages: this.#engine.serveProgress().pages });
+        }
         return;
+      }
       case 'takeover-failed':
         this.#dispatch({
           type: 'takeover-failed',
@@ -839,6 +929,22 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   }
 
   // --- base sync ----------------------------------------------------------------------------
+
+  /** What fails here costs the time that it would have saved. */
+  async #indexDisks(has: readonly number[]): Promise<void> {
+    if (this.#pageDisks === undefined) return;
+    this.#indexed = await beginIndex(this.#engine, this.#pageDisks, has).catch((error: unknown) => {
+      this.emit('warning', toHoldfastError(error, 'pages on disks are sent like others'));
+      return [];
+    });
+  }
+
+  /** It has been read beside the disks' copying. */
+  async #awaitIndex(): Promise<void> {
+    if (this.#indexed.length === 0) return;
+    const progress = await awaitIndex(this.#engine, this.#vm.ramBytes, this.#log);
+    if (progress !== undefined) this.emit('disks-indexed', { ...progress, images: this.#indexed });
+  }
 
   async #copyDisks(resume: boolean): Promise<void> {
     try {
@@ -895,9 +1001,14 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       // The other path has it in every state.
       if (prefixAhead && this.#settings.deviceState === 'xen-save') await this.#takePrefixAhead();
       else if (resume) await this.#driver.resume();
+      if (first) await this.#awaitIndex();
       const startMs = performance.now();
-      const sent = await this.#engine.baseRound({ first });
-      const round = { ...sent, roundMs: performance.now() - startMs };
+      const { diskPages, ...sent } = await this.#engine.baseRound({ first });
+      const round = {
+        ...sent,
+        roundMs: performance.now() - startMs,
+        ...(diskPages === undefined ? {} : { diskPages: diskPagesOf(diskPages, this.#ram.mapping.pageSize) }),
+      };
       this.#log.info({ ...round, first }, 'base sync round');
       this.#dispatch({ type: 'round-done', round });
       this.emit('round', round);
@@ -1046,6 +1157,9 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     });
   }
 }
+
+const resumeEarlyOf = (moving: Moving | undefined): Pick<SessionMessage, 'resumeEarly'> =>
+  moving === undefined || moving.resumeEarly === 'never' ? {} : { resumeEarly: moving.resumeEarly };
 
 /** Stopped by somebody else, and meant to stay so. */
 const paused = (): UnsupportedVmError =>

@@ -47,13 +47,14 @@ export const saveDeviceState = async (
 export type MigrationCapabilities = CommandAnswer<'query-migrate-capabilities'>;
 
 /**
- * MIGRATION events, and leaving shared RAM out of the stream; one stream, whatever an operator's last migration left:
- * a file can't take several. zero-copy-send goes with multifd.
+ * MIGRATION events, and leaving shared RAM out of the stream; one stream, and one way, whatever the last migration
+ * of the VM left: a file can't take several, and gives no answers. zero-copy-send goes with multifd.
  */
 const CAPABILITIES_NEEDED = [
   { capability: 'events', state: true },
   { capability: 'x-ignore-shared', state: true },
   { capability: 'multifd', state: false },
+  { capability: 'return-path', state: false },
   { capability: 'zero-copy-send', state: false },
 ] as const;
 

@@ -23,6 +23,8 @@ const record = z.strictObject({
   ramPath: z.string(),
   /** Sockets of its disk servers, where a backup took it over: they may have to be told so once more. */
   disks: z.array(z.string()).optional(),
+  /** Where QEMU's engine is moving it to: if it stands still here, it may run there. */
+  movingTo: z.string().optional(),
 });
 export type VmRecord = z.infer<typeof record>;
 
@@ -65,6 +67,17 @@ export class VmRecords {
     return (await this.list()).find(
       (value) => value.process.pid === pid && value.process.startTicks === startTicks,
     );
+  }
+
+  /**
+   * Where a QEMU's VM was being moved to by a command that did not live to say how that ended. One that a backup
+   * took over has a record of the backup's, too: hence all of them are looked at.
+   */
+  async movingTo({ pid, startTicks }: ProcessIdentity): Promise<string | undefined> {
+    return (await this.list()).find(
+      ({ process, movingTo }) =>
+        movingTo !== undefined && process.pid === pid && process.startTicks === startTicks,
+    )?.movingTo;
   }
 
   #path(vmId: string): string {

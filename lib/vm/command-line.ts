@@ -321,6 +321,8 @@ export interface StandbyCommandOptions {
   /** What has another name on this host: tap devices, images, sockets. The first match counts. */
   readonly replacements?: readonly Replacement[];
   readonly pidfile?: string | undefined;
+  /** What it will load: Holdfast's composite stream (default), or a whole migration of the other QEMU's. */
+  readonly loads?: 'composite' | 'migration';
 }
 
 /**
@@ -350,7 +352,7 @@ export const forStandby = (argv: readonly string[], options: StandbyCommandOptio
     .map((option) => (option === backend ? option : replaceIn(option, options.replacements ?? [])))
     .map((option) => (option === backend ? overReplica(option, options.ramPath) : option));
   return renderArguments([
-    ...standbyMachine(rewritten, options.machineType),
+    ...standbyMachine(rewritten, options),
     monitor(options.qmpPath),
     { name: 'incoming', value: 'defer' },
     ...(options.pidfile === undefined ? [] : [{ name: 'pidfile', value: options.pidfile }]),
@@ -378,11 +380,11 @@ const overReplica = ({ name, value = '' }: CommandOption, path: string): Command
 /**
  * One -machine option: the versioned type first, all properties after it.
  * Without suppress-vmdesc QEMU would wait for a description after the devices,
- * which the composite stream does not have.
+ * which the composite stream does not have; a whole migration has it, or not, as the source says.
  */
 const standbyMachine = (
   options: readonly CommandOption[],
-  machineType: string | undefined,
+  { machineType, loads = 'composite' }: Pick<StandbyCommandOptions, 'machineType' | 'loads'>,
 ): CommandOption[] => {
   const machines = options.filter(isMachine);
   const type = machineType ?? machines.map(({ value }) => listValue(value, 'type', 'type')).findLast(Boolean);
@@ -390,13 +392,13 @@ const standbyMachine = (
     .flatMap(({ value = '' }) =>
       parseList(value).filter((part, index) => part.key !== undefined || index > 0),
     )
-    .filter(({ key }) => key !== 'type' && key !== 'suppress-vmdesc');
+    .filter(({ key }) => key !== 'type' && !(key === 'suppress-vmdesc' && loads === 'composite'));
   const machine: CommandOption = {
     name: 'machine',
     value: renderList([
       ...(type === undefined ? [] : [{ value: type }]),
       ...properties,
-      { key: 'suppress-vmdesc', value: 'on' },
+      ...(loads === 'composite' ? [{ key: 'suppress-vmdesc', value: 'on' }] : []),
     ]),
   };
   const first = options.findIndex(isMachine);

@@ -80,6 +80,8 @@ export interface VmDescription {
   readonly qemuVersion: string;
   readonly accelerator: 'kvm' | 'tcg';
   readonly vcpus: number;
+  /** Thread of each vCPU, by its index; one for all under TCG with thread=single. */
+  readonly vcpuThreads: readonly { readonly 'cpu-index': number; readonly 'thread-id': number }[];
   /** With its version, aliases resolved: pc-q35-7.2, not q35. */
   readonly machineType: string;
   readonly ramBytes: number;
@@ -141,6 +143,7 @@ export const describeVm = async ({ qmp, pid, findRamMappings }: DescribeOptions)
     qemuVersion: versionText(qmp.greeting.version),
     accelerator: kvm.enabled ? 'kvm' : 'tcg',
     vcpus: cpus.length,
+    vcpuThreads: cpus,
     machineType: String(machine).replace(/-machine$/, ''),
     ramBytes: sizes['base-memory'],
     memoryBackends: await describeBackends(qmp, host, memdevs, findRamMappings),

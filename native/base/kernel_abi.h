@@ -62,6 +62,21 @@ inline constexpr uint64_t kMissingFeatures =
     UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MISSING_HUGETLBFS;  // of 4.11
 static_assert(sizeof(uffdio_api) == 24 && sizeof(uffdio_register) == 32);
 
+// cachestat(2), of 6.5: which pages of a file's range the page cache has.
+struct CachestatRange {
+  uint64_t offset = 0;
+  uint64_t bytes = 0;
+};
+struct Cachestat {
+  uint64_t nr_cache = 0;
+  uint64_t nr_dirty = 0;
+  uint64_t nr_writeback = 0;
+  uint64_t nr_evicted = 0;
+  uint64_t nr_recently_evicted = 0;
+};
+static_assert(sizeof(CachestatRange) == 16 && sizeof(Cachestat) == 40);
+inline constexpr long kNrCachestat = 451;  // on every architecture
+
 // glibc 2.36 declares these without C linkage, older ones not at all.
 inline int PidfdOpen(pid_t pid) { return static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)); }
 inline int PidfdGetfd(int pidfd, int remote_fd) {

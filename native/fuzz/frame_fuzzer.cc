@@ -6,6 +6,7 @@
 // 4 are the number of streams less one. Of several streams, a byte before each
 // frame says whose it is; and with bit 5 also before each table, so that a
 // header of another stream comes in between. With bit 6 it is the disk stream.
+// Of references, a bit of the hash says whether the disk turns out to have the page.
 
 #include <algorithm>
 #include <array>
@@ -14,8 +15,10 @@
 
 #include "wire/digest.h"
 #include "wire/disk_decoder.h"
+#include "wire/disk_reference.h"
 #include "wire/frame_decoder.h"
 #include "wire/page_bitmap.h"
+#include "wire/page_frame.h"
 #include "wire/run_table.h"
 #include "wire/state_delta.h"
 
@@ -25,7 +28,9 @@ namespace {
 constexpr uint32_t kPageSize = 4096;
 constexpr uint64_t kRamPages = 1000;
 constexpr uint64_t kDeviceBytesMax = 4096;
-constexpr WireLimits kLimits{kPageSize, kRamPages * kPageSize, 600 * kPageSize, kDeviceBytesMax};
+constexpr std::array<uint64_t, 3> kReferenceDisks = {uint64_t{1} << 40, 0, 3 * kPageSize + 1};
+constexpr WireLimits kLimits{kPageSize, kRamPages * kPageSize, 600 * kPageSize, kDeviceBytesMax,
+                             kReferenceDisks};
 
 class Stream {
  public:
@@ -66,6 +71,9 @@ void UseTable(std::span<const std::byte> bytes, const FrameHeader& header, PageB
   }
   HF_ASSERT(std::ranges::equal(again.bytes(), bytes));
   if (header.type == FrameType::kPages) HF_ASSERT(header.payload_bytes == pages * kPageSize);
+  if (header.type == FrameType::kReferences) {
+    HF_ASSERT(header.payload_bytes == pages * DiskReference::kBytes);
+  }
 }
 
 class Receiving {
@@ -104,6 +112,11 @@ class Receiving {
       HF_ASSERT(!decoder_.in_round() || last_committed_ == 0);
       for (PageBitmap& seen : seen_) seen.Clear();
       epoch_bytes_ = 0;
+      amending_ = false;
+    }
+    if (frame.type == FrameType::kReferences && decoder_.in_epoch()) {
+      epoch_bytes_ += frame.payload_bytes / DiskReference::kBytes * kPageSize;
+      HF_ASSERT(epoch_bytes_ <= EpochBytesSentMax(kLimits));
     }
     if (frame.type == FrameType::kPages && decoder_.in_epoch()) {
       epoch_bytes_ += frame.payload_bytes;
@@ -122,9 +135,40 @@ class Receiving {
     if (frame.table_bytes > stream_.left()) return false;
     const auto table = stream_.Take(frame.table_bytes);
     if (!decoder_.Table(index, table).ok()) return false;
-    UseTable(table, frame, seen_[frame.slice]);
+    // What is asked for again has been seen: here it comes only if it was asked for.
+    if (amending_) asked_for_.Clear();
+    UseTable(table, frame, amending_ ? asked_for_ : seen_[frame.slice]);
+    if (frame.type == FrameType::kReferences) return TakeReferences(index, table);
     // Page bytes are not looked at: they need not be in the input.
     return true;
+  }
+
+  bool TakeReferences(unsigned index, std::span<const std::byte> table) {
+    const FrameHeader& frame = frames_[index];
+    if (frame.payload_bytes > stream_.left()) return false;
+    const auto payload = stream_.Take(frame.payload_bytes);
+    if (!decoder_.References(index, payload).ok()) return false;
+    size_t at = 0;
+    WireRun run;
+    for (RunCursor runs(table); runs.Next(run);) {
+      for (uint32_t i = 0; i < run.pages; i++, at++) {
+        const DiskReference reference = ReferenceAt(payload, at);
+        HF_ASSERT(reference.disk < kReferenceDisks.size());
+        HF_ASSERT(reference.offset + kPageSize <= kReferenceDisks[reference.disk]);
+        if ((reference.hash[0] & std::byte{1}) != std::byte{0}) {
+          decoder_.Want({run.first_page + i, 1});
+        }
+      }
+    }
+    return true;
+  }
+
+  // What the receiver does when all parts have ended and pages are wanted.
+  void AskAgain() {
+    if (!decoder_.wanting()) return;
+    auto pages = CheckRuns(decoder_.AskAgain(), kRamPages);
+    HF_ASSERT(pages.ok() && pages.value() > 0);
+    amending_ = true;
   }
 
   bool TakePayload(unsigned index) {
@@ -132,7 +176,11 @@ class Receiving {
     if (frame.payload_bytes > stream_.left()) return false;
     const auto payload = stream_.Take(frame.payload_bytes);
     switch (frame.type) {
-      case FrameType::kEndRound: return decoder_.EndPart(index, payload, 0).ok();
+      case FrameType::kEndRound: {
+        if (!decoder_.EndPart(index, payload, 0).ok()) return false;
+        AskAgain();
+        return true;
+      }
       case FrameType::kCommit:
       case FrameType::kEndPart: return EndPart(index, payload);
       case FrameType::kDeviceDelta: {
@@ -158,6 +206,7 @@ class Receiving {
     const bool in_epoch = decoder_.in_epoch();
     auto whole = decoder_.EndPart(index, payload, (choice_ & 4) != 0 ? said.digest : 0);
     if (!whole.ok()) return false;
+    AskAgain();
     if (!whole.value() || !in_epoch) return true;
     HF_ASSERT(decoder_.epoch() > last_committed_);
     HF_ASSERT(decoder_.totals().pages * kPageSize == epoch_bytes_);
@@ -174,6 +223,8 @@ class Receiving {
   std::vector<std::byte> state_;
   std::array<FrameHeader, 4> frames_;
   std::array<bool, 4> waiting_{};
+  PageBitmap asked_for_{kRamPages};  // in one frame of what was asked for again
+  bool amending_ = false;
   uint64_t epoch_bytes_ = 0;
   uint64_t last_committed_ = 0;
 };
@@ -252,6 +303,29 @@ void TryDelta(std::span<const std::byte> bytes) {
   HF_ASSERT(std::ranges::equal(state, rest));
 }
 
+// A list of pages in two frames, however it is cut: what is let through ascends,
+// lies in RAM, and is as long as it says.
+void TryPageList(std::span<const std::byte> bytes) {
+  if (bytes.size() < PageListBody::kBytes) return;
+  const PageListBody body = DecodePageList(bytes.first<PageListBody::kBytes>());
+  const auto tables = bytes.subspan(PageListBody::kBytes);
+  PageListReader reader(kRamPages);
+  const auto first = reader.Add(tables.first(tables.size() / 2), body);
+  if (!first.ok()) return;
+  if (!first.value()) {
+    const auto second = reader.Add(tables.subspan(tables.size() / 2), body);
+    if (!second.ok() || !second.value()) return;
+  }
+  uint64_t pages = 0;
+  uint64_t next_page = 0;
+  for (const PageRun& run : reader.Take()) {
+    HF_ASSERT(run.first_page >= next_page && run.pages > 0);
+    next_page = run.first_page + run.pages;
+    pages += run.pages;
+  }
+  HF_ASSERT(next_page <= kRamPages && pages == body.pages);
+}
+
 }  // namespace
 }  // namespace holdfast
 
@@ -266,6 +340,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   (void)holdfast::CheckRuns(bytes.subspan(1), holdfast::kRamPages);
   holdfast::TryDelta(bytes.subspan(1));
   holdfast::TryDiskStates(bytes.subspan(1));
+  (void)holdfast::CheckReferences(
+      bytes.first(bytes.size() / holdfast::DiskReference::kBytes * holdfast::DiskReference::kBytes),
+      holdfast::kReferenceDisks, holdfast::kPageSize);
+  holdfast::TryPageList(bytes.subspan(1));
   if ((data[0] & 64) != 0) {
     holdfast::ReceiveDisks(holdfast::Stream(bytes.subspan(1)), data[0]);
     return 0;

@@ -51,26 +51,18 @@ PageSource RamView::source() const {
   return {file_.get(), file_offset_, mapping_.data(), mapping_.size()};
 }
 
+std::optional<SparseFile> RamView::sparse_file() const {
+  if (page_size_ != kTmpfsPageSize) return {};
+  return SparseFile{file_.get(), file_offset_, page_size_};
+}
+
 Result<std::vector<PageRun>> RamView::Populated(DirtyTracker& tracker) const {
   return page_size_ == kTmpfsPageSize ? PopulatedOnTmpfs() : PopulatedOnHugetlbfs(tracker);
 }
 
 Result<std::vector<PageRun>> RamView::PopulatedOnTmpfs() const {
   std::vector<PageRun> runs;
-  const auto end = static_cast<off_t>(file_offset_ + mapping_.size());
-  auto at = static_cast<off_t>(file_offset_);
-  while (at < end) {
-    const off_t data = ::lseek(file_.get(), at, SEEK_DATA);
-    if (data < 0 && errno == ENXIO) break;  // holes to the end
-    if (data < 0) return Error::FromErrno("lseek", "SEEK_DATA on guest RAM");
-    if (data >= end) break;
-    const off_t hole = ::lseek(file_.get(), data, SEEK_HOLE);
-    if (hole < 0) return Error::FromErrno("lseek", "SEEK_HOLE on guest RAM");
-    const uint64_t first = (static_cast<uint64_t>(data) - file_offset_) / page_size_;
-    const uint64_t last = (static_cast<uint64_t>(std::min(hole, end)) - file_offset_ + page_size_ - 1) / page_size_;
-    AppendRun(runs, {first, first, static_cast<uint32_t>(last - first)});
-    at = hole;
-  }
+  HF_TRY(AppendHeldPages(*sparse_file(), 0, mapping_.size() / page_size_, runs));
   return runs;
 }
 

@@ -7,11 +7,13 @@
 #include <sys/types.h>
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "base/descriptor.h"
 #include "base/result.h"
 #include "guest/ram.h"
+#include "guest/sparse_file.h"
 #include "guest/tracker.h"
 #include "send/page_run.h"
 
@@ -24,6 +26,8 @@ class RamView {
                                                uint64_t file_offset);
 
   PageSource source() const;
+  // None where the file does not tell which pages it holds.
+  std::optional<SparseFile> sparse_file() const;
   uint32_t page_size() const { return page_size_; }
   uint64_t size() const { return mapping_.size(); }
 

@@ -145,13 +145,14 @@ uint64_t PagesOf(const std::vector<PageRun>& runs) {
 }
 
 Result<std::unique_ptr<DirtyTracker>> DirtyTracker::Open(pid_t pid, uint64_t address,
-                                                         uint64_t size, uint32_t page_size) {
+                                                         uint64_t size, uint32_t page_size,
+                                                         std::optional<SparseFile> file) {
   const std::string path = "/proc/" + std::to_string(pid) + "/pagemap";
   // Bound to the address space of this moment, whatever becomes of the process id.
   Descriptor pagemap(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!pagemap.valid()) return Error::FromErrno("open", path, ErrorCode::kUnsupported);
   return std::unique_ptr<DirtyTracker>(
-      new DirtyTracker(std::move(pagemap), address, size, page_size));
+      new DirtyTracker(std::move(pagemap), address, size, page_size, file));
 }
 
 Status DirtyTracker::Walk(const Query& query, uint64_t start, uint64_t end,
@@ -202,37 +203,81 @@ Status DirtyTracker::CheckAlive() const {
   return Error::FromErrno("PAGEMAP_SCAN", "guest RAM is no longer there: QEMU has ended");
 }
 
-// A range as several threads see it at once.
+// What is touched, as several threads see it at once.
 Result<std::vector<PageRun>> DirtyTracker::WalkAll(const Query& query, WorkerPool& pool) const {
-  const size_t chunks = std::max<size_t>(size_ / kScanChunkBytes, 1);
-  std::vector<std::vector<PageRun>> parts(chunks);
-  std::vector<Status> outcomes(chunks);
-  pool.ForEach(chunks, [&](size_t i) {
-    const uint64_t start = address_ + i * kScanChunkBytes;
-    const uint64_t end = i + 1 == chunks ? address_ + size_ : start + kScanChunkBytes;
-    outcomes[i] = Walk(query, start, end, parts[i]);
+  std::vector<TouchedBlocks::Range> chunks;
+  const uint64_t chunk_pages = kScanChunkBytes / page_size_;
+  for (TouchedBlocks::Range rest : blocks_.Taken()) {
+    for (; rest.end_page - rest.first_page >= 2 * chunk_pages; rest.first_page += chunk_pages) {
+      chunks.push_back({rest.first_page, rest.first_page + chunk_pages});
+    }
+    chunks.push_back(rest);
+  }
+  std::vector<std::vector<PageRun>> parts(chunks.size());
+  std::vector<Status> outcomes(chunks.size());
+  pool.ForEach(chunks.size(), [&](size_t i) {
+    const TouchedBlocks::Range& chunk = chunks[i];
+    outcomes[i] = Walk(query, address_ + chunk.first_page * page_size_,
+                       address_ + chunk.end_page * page_size_, parts[i]);
   });
   for (const Status& outcome : outcomes) {
     if (!outcome.ok()) return outcome.error();
   }
   HF_TRY(CheckAlive());
-  std::vector<PageRun> runs = std::move(parts[0]);
-  for (size_t i = 1; i < chunks; ++i) {
-    for (const PageRun& run : parts[i]) AppendRun(runs, run);
+  std::vector<PageRun> runs;
+  for (std::vector<PageRun>& part : parts) {
+    if (runs.empty()) {
+      runs = std::move(part);
+    } else {
+      for (const PageRun& run : part) AppendRun(runs, run);
+    }
   }
   return runs;
 }
 
+// The pages of `blocks` that exist: most are mapped, and the file knows the rest.
+Result<std::vector<PageRun>> DirtyTracker::Held(
+    const std::vector<TouchedBlocks::Range>& blocks) const {
+  std::vector<PageRun> held;
+  for (const TouchedBlocks::Range& block : blocks) {
+    std::vector<PageRun> mapped;
+    HF_TRY(Walk({0, abi::kPageIsPresent, 0}, address_ + block.first_page * page_size_,
+                address_ + block.end_page * page_size_, mapped));
+    HF_TRY(blocks_.AppendHeld(block, Ordered(std::move(mapped)), held));
+  }
+  return held;
+}
+
+// A block that is scanned for the first time reports all its pages, also those
+// that do not exist; they are left out as they are after the scan: one that the
+// guest makes in between is both reported now and found written by the next.
 Result<std::vector<PageRun>> DirtyTracker::Scan(WorkerPool& pool) {
-  return WalkAll({abi::kScanWriteProtectMatching | abi::kScanCheckWpAsync, abi::kPageIsWritten, 0},
-                 pool);
+  auto touched = blocks_.New();
+  if (!touched.ok()) return touched.error();
+  blocks_.Take(touched.value());
+  auto written = WalkAll(
+      {abi::kScanWriteProtectMatching | abi::kScanCheckWpAsync, abi::kPageIsWritten, 0}, pool);
+  if (!written.ok() || touched.value().empty()) return written;
+  auto held = Held(touched.value());
+  if (!held.ok()) return held.error();
+  std::vector<PageRun> first_scanned;
+  for (const TouchedBlocks::Range& block : touched.value()) {
+    const auto pages = static_cast<uint32_t>(block.end_page - block.first_page);
+    AppendRun(first_scanned, {block.first_page, block.first_page, pages});
+  }
+  const std::vector<PageRun> before = Ordered(std::move(written).value());
+  return UnionOf(Without(before, first_scanned), held.value());
 }
 
 Result<uint64_t> DirtyTracker::CountWritten(WorkerPool& pool) const {
+  auto touched = blocks_.New();
+  if (!touched.ok()) return touched.error();
+  auto held = Held(touched.value());
+  if (!held.ok()) return held.error();
   auto written = WalkAll({abi::kScanCheckWpAsync, abi::kPageIsWritten, 0}, pool);
   if (!written.ok()) return written.error();
   // Ordered: where a walk goes over the same pages twice, nothing has made them clean meanwhile.
-  return PagesOf(Ordered(std::move(written).value()));
+  return PagesOf(held.value()) + PagesOf(Ordered(std::move(written).value()));
 }
 
 Result<std::vector<PageRun>> DirtyTracker::Present() {

@@ -2,29 +2,36 @@
 //
 // One PAGEMAP_SCAN both reports and re-protects, atomically per page, so no
 // write falls between two scans. Needs a Userfault registered on the range.
+// Blocks of RAM that nobody has touched yet are left alone.
 #pragma once
 
 #include <sys/types.h>
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "base/descriptor.h"
 #include "base/result.h"
 #include "base/worker_pool.h"
+#include "guest/touched_blocks.h"
 #include "send/page_run.h"
 
 namespace holdfast {
 
 class DirtyTracker {
  public:
+  // `file`: what RAM lies on, where that tells which pages it holds. It outlives
+  // the tracker.
   static Result<std::unique_ptr<DirtyTracker>> Open(pid_t pid, uint64_t address, uint64_t size,
-                                                    uint32_t page_size);
+                                                    uint32_t page_size,
+                                                    std::optional<SparseFile> file = {});
 
   // Runs of the pages written since the last scan, ascending, disjoint, with
-  // source_page = first_page. The first scan reports every page. After an
-  // error it is unknown what was reported: only a new base makes up for it.
+  // source_page = first_page. The first scan reports every page, but those that
+  // the file lacks. After an error it is unknown what was reported: only a new
+  // base makes up for it.
   Result<std::vector<PageRun>> Scan(WorkerPool& pool);
 
   // How many pages were written since the last scan, without touching protection:
@@ -35,8 +42,13 @@ class DirtyTracker {
   Result<std::vector<PageRun>> Present();
 
  private:
-  DirtyTracker(Descriptor pagemap, uint64_t address, uint64_t size, uint32_t page_size)
-      : pagemap_(std::move(pagemap)), address_(address), size_(size), page_size_(page_size) {}
+  DirtyTracker(Descriptor pagemap, uint64_t address, uint64_t size, uint32_t page_size,
+               std::optional<SparseFile> file)
+      : pagemap_(std::move(pagemap)),
+        address_(address),
+        size_(size),
+        page_size_(page_size),
+        blocks_(size / page_size, file) {}
 
   struct Query {
     uint64_t flags;
@@ -46,11 +58,13 @@ class DirtyTracker {
   Status Walk(const Query& query, uint64_t start, uint64_t end, std::vector<PageRun>& runs) const;
   Result<std::vector<PageRun>> WalkAll(const Query& query, WorkerPool& pool) const;
   Status CheckAlive() const;
+  Result<std::vector<PageRun>> Held(const std::vector<TouchedBlocks::Range>& blocks) const;
 
   Descriptor pagemap_;
   const uint64_t address_;
   const uint64_t size_;
   const uint32_t page_size_;
+  TouchedBlocks blocks_;
 };
 
 // Appends `run`, joined with the last one where they touch in both page numbers.

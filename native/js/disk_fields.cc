@@ -51,6 +51,29 @@ std::vector<Shipper::Disk> ToDisks(Napi::Env env, Fields& fields) {
   return disks;
 }
 
+std::vector<DiskIndex::Disk> ToIndexedDisks(Napi::Env env, Fields& fields) {
+  std::vector<DiskIndex::Disk> disks;
+  for (const Napi::Value& element : Elements(fields, "disks")) {
+    Fields from(env, element);
+    const uint64_t number = from.Whole("number");
+    if (number >= kReferenceDisksMax) from.Wrong("number", 0);
+    disks.push_back({static_cast<uint32_t>(number), from.Text("path"), from.Whole("bytes")});
+    if (!from.Check()) break;
+  }
+  return disks;
+}
+
+std::vector<ReferenceDisks::Disk> ToReferenceDisks(Napi::Env env, Fields& fields) {
+  std::vector<ReferenceDisks::Disk> disks;
+  for (const Napi::Value& element : Elements(fields, "referenceDisks")) {
+    Fields from(env, element);
+    disks.push_back({from.Text("path"), from.Whole("bytes")});
+    if (!from.Check()) break;
+  }
+  if (disks.size() > kReferenceDisksMax) fields.Wrong("referenceDisks", 0);
+  return disks;
+}
+
 std::vector<Shipper::Plan> ToPlans(Napi::Env env, Fields& fields) {
   std::vector<Shipper::Plan> plans;
   for (const Napi::Value& element : Elements(fields, "plans")) {

@@ -111,9 +111,34 @@ Value ToValue(const Primary::Attached& attached) {
   };
 }
 
+ResultObject& With(ResultObject& object, Napi::Env env,
+                   const std::optional<Primary::DiskPages>& pages) {
+  if (!pages) return object;
+  return object.Set("diskPages", ResultObject(env)
+                                     .Number("referenced", pages->referenced)
+                                     .Number("different", pages->different)
+                                     .Number("unread", pages->unread)
+                                     .Number("referenceBytes", pages->reference_bytes)
+                                     .object());
+}
+
+Value ToValue(const DiskIndex::Progress& progress) {
+  return [progress](Napi::Env env) {
+    ResultObject object(env);
+    object.Flag("ended", progress.ended)
+        .Number("dataBytes", progress.data_bytes)
+        .Number("readBytes", progress.read_bytes)
+        .Number("blocks", progress.blocks)
+        .Number("millis", progress.millis);
+    if (progress.error) object.Text("error", progress.error->message);
+    return object.object();
+  };
+}
+
 Value ToValue(const Primary::Round& round) {
   return [round](Napi::Env env) {
-    return ResultObject(env)
+    ResultObject object(env);
+    return With(object, env, round.disk_pages)
         .Number("pages", round.pages)
         .Number("zeroPages", round.zero_pages)
         .Number("bytes", round.bytes)
@@ -161,7 +186,8 @@ Value ToValue(const Primary::Captured& captured) {
 
 Value ToValue(uint64_t epoch, const Primary::Sent& sent) {
   return [epoch, sent](Napi::Env env) {
-    return ResultObject(env)
+    ResultObject object(env);
+    return With(object, env, sent.disk_pages)
         .Number("epoch", epoch)
         .Number("pages", sent.counters.pages)
         .Number("zeroPages", sent.counters.zero_pages)
@@ -194,6 +220,8 @@ Napi::Function PrimaryEngine::Define(Napi::Env env) {
                          InstanceMethod("diskProgress", &PrimaryEngine::DiskProgress),
                          InstanceMethod("setStopPending", &PrimaryEngine::SetStopPending),
                          InstanceMethod("diskStats", &PrimaryEngine::DiskStats),
+                         InstanceMethod("indexDisks", &PrimaryEngine::IndexDisks),
+                         InstanceMethod("awaitIndex", &PrimaryEngine::AwaitIndex),
                          InstanceMethod("baseRound", &PrimaryEngine::BaseRound),
                          InstanceMethod("prestage", &PrimaryEngine::Prestage),
                          InstanceMethod("capture", &PrimaryEngine::Capture),
@@ -316,6 +344,34 @@ void PrimaryEngine::SetStopPending(const Napi::CallbackInfo& info) {
 Napi::Value PrimaryEngine::DiskStats(const Napi::CallbackInfo& info) {
   const auto disks = core_->shipped();
   return disks == nullptr ? Napi::Array::New(info.Env()) : ToArray(info.Env(), *disks);
+}
+
+Napi::Value PrimaryEngine::IndexDisks(const Napi::CallbackInfo& info) {
+  Fields fields(info.Env(), info[0]);
+  const std::vector<DiskIndex::Disk> disks = ToIndexedDisks(info.Env(), fields);
+  const uint64_t table_bytes_max = fields.Whole("tableBytesMax");
+  if (!fields.Check()) return {};
+  return core_->Submit(
+      info.Env(), Value(),
+      [core = core_.get(), link = core_->link(), disks, table_bytes_max]() -> Result<js::Value> {
+        if (link->cancelled()) return Cut();
+        return FromStatus(core->primary().IndexDisks(disks, table_bytes_max));
+      });
+}
+
+Napi::Value PrimaryEngine::AwaitIndex(const Napi::CallbackInfo& info) {
+  Fields fields(info.Env(), info[0]);
+  const auto timeout_ms =
+      static_cast<int>(std::min<uint64_t>(fields.Whole("timeoutMs"), 86'400'000));
+  if (!fields.Check()) return {};
+  return core_->Submit(
+      info.Env(), Value(),
+      [core = core_.get(), link = core_->link(), timeout_ms]() -> Result<js::Value> {
+        if (link->cancelled()) return Cut();
+        auto progress = core->primary().AwaitIndex(timeout_ms, *link);
+        if (!progress.ok()) return progress.error();
+        return ToValue(progress.value());
+      });
 }
 
 Napi::Value PrimaryEngine::BaseRound(const Napi::CallbackInfo& info) {

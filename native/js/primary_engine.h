@@ -23,6 +23,8 @@ class PrimaryEngine : public Napi::ObjectWrap<PrimaryEngine> {
   Napi::Value DiskProgress(const Napi::CallbackInfo& info);
   void SetStopPending(const Napi::CallbackInfo& info);
   Napi::Value DiskStats(const Napi::CallbackInfo& info);
+  Napi::Value IndexDisks(const Napi::CallbackInfo& info);
+  Napi::Value AwaitIndex(const Napi::CallbackInfo& info);
   Napi::Value BaseRound(const Napi::CallbackInfo& info);
   Napi::Value Prestage(const Napi::CallbackInfo& info);
   Napi::Value Capture(const Napi::CallbackInfo& info);

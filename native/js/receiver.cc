@@ -7,6 +7,7 @@
 
 #include "js/bridge.h"
 #include "js/core.h"
+#include "js/disk_fields.h"
 #include "js/disk_store.h"
 #include "js/event_channel.h"
 #include "js/fields.h"
@@ -121,13 +122,18 @@ Napi::Value ReceiverObject::OpenSession(const Napi::CallbackInfo& info) {
     session.disks = DiskStoreObject::StoreOf(fields.Get("disks"));
     if (session.disks == nullptr) fields.Wrong("disks", 0);
   }
+  if (fields.Has("referenceDisks")) {
+    session.reference_disks = ToReferenceDisks(info.Env(), fields);
+  }
   if (!fields.Check()) return {};
   return core_->Submit(info.Env(), Value(), [this, session]() -> Result<js::Value> {
     const Status opened = core_->receiver().OpenSession(session);
     if (!opened.ok()) return opened.error();
-    return js::Value([this](Napi::Env env) -> Napi::Value {
+    return js::Value([this, has = core_->receiver().reference_disks()](Napi::Env env) -> Napi::Value {
       HoldForSession(env);
-      return env.Undefined();
+      const Napi::Array disks = Napi::Array::New(env, has.size());
+      for (uint32_t i = 0; i < has.size(); i++) disks.Set(i, Napi::Boolean::New(env, has[i]));
+      return ResultObject(env).Set("referenceDisks", disks).object();
     });
   });
 }

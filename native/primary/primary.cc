@@ -47,6 +47,14 @@ Result<std::vector<std::byte>> ReadStateFile(const Primary::StateFile& wanted) {
   return content;
 }
 
+// So many references tell whether the disks are the same after all.
+constexpr uint64_t kReferencesTelling = 1'024;
+
+Primary::DiskPages DiskPagesOf(const SendCounters& counters) {
+  return {counters.disk_pages, counters.disk_pages_different, counters.disk_pages_unread,
+          counters.disk_reference_bytes};
+}
+
 Error NotAttached() { return Error::Of(ErrorCode::kRamMapping, "not attached to guest RAM"); }
 Error LacksBase() {
   return Error::Of(ErrorCode::kProtocol, "this connection lacks a complete base");
@@ -69,7 +77,7 @@ Result<Primary::Attached> Primary::Attach() {
   auto staging = StagingPool::Create(options_.staging_bytes_max);
   if (!staging.ok()) return staging.error();
   auto tracker = DirtyTracker::Open(options_.pid, options_.host_address, options_.ram_bytes,
-                                    located.value().page_size);
+                                    located.value().page_size, ram.value()->sparse_file());
   if (!tracker.ok()) return tracker.error();
   auto qemu_main = MainThread::Open(options_.pid);
   if (!qemu_main.ok()) return qemu_main.error();
@@ -141,6 +149,25 @@ Result<Shipper::Synced> Primary::SyncDisks(std::span<const Shipper::Plan> plans,
   return synced;
 }
 
+Status Primary::IndexDisks(std::span<const DiskIndex::Disk> disks, uint64_t table_bytes_max) {
+  if (writer_ == nullptr) return NotConnected();
+  if (ram_->page_size() != kReferenceBlockBytes) {
+    return Error::Of(ErrorCode::kUnsupported, "guest RAM is in pages of " +
+                                                  std::to_string(ram_->page_size()) +
+                                                  " bytes, and disks are compared by 4096");
+  }
+  auto index = DiskIndex::Start(disks, table_bytes_max);
+  if (!index.ok()) return index.error();
+  index_ = std::move(index).value();
+  return {};
+}
+
+Result<DiskIndex::Progress> Primary::AwaitIndex(int timeout_ms, const CancelSignal& cancel) {
+  if (index_ == nullptr) return NotConnected();
+  HF_TRY(index_->AwaitEnd(timeout_ms, cancel));
+  return index_->progress();
+}
+
 Result<Primary::Round> Primary::BaseRound(bool first, const CancelSignal& cancel) {
   if (ram_ == nullptr) return NotAttached();
   if (writer_ == nullptr) return NotConnected();
@@ -172,6 +199,15 @@ Result<Primary::Round> Primary::BaseRound(bool first, const CancelSignal& cancel
   round.pages = counters.pages;
   round.zero_pages = counters.zero_pages;
   round.bytes = counters.bytes;
+  if (index_ != nullptr) {
+    round.disk_pages = DiskPagesOf(counters);
+    // Disks that are not the same cost a reference and a page for each page.
+    const auto& [referenced, different, unread, reference_bytes] = *round.disk_pages;
+    if (referenced >= kReferencesTelling && different + unread > referenced / 2) {
+      writer_->UseIndex(nullptr);
+      index_.reset();
+    }
+  }
   round.scan_ms = scanned_ms - start_ms;
   const double sent_ms = MonotonicMs();
   round.send_ms = sent_ms - scanned_ms;
@@ -203,8 +239,17 @@ Result<Primary::Dirty> Primary::TakeDirtyPages(bool all, WorkerPool& pool) {
   return dirty;
 }
 
+// Of a VM that is stopped, of which nothing was sent: the tracker has nothing to say.
+Result<Primary::Dirty> Primary::TakePopulated() {
+  dirty_set_unknown_ = true;
+  auto populated = ram_->Populated(*tracker_);
+  if (!populated.ok()) return populated.error();
+  return Dirty{{}, Ordered(std::move(populated).value())};
+}
+
 Status Primary::SendRound(const std::vector<PageRun>& runs, const CancelSignal& cancel) {
   writer_->UseStrategy(options_.strategy);
+  writer_->UseIndex(index_.get());
   HF_TRY(writer_->BeginRound());
   const auto batch_pages = static_cast<uint32_t>(kBaseBatchBytes / ram_->page_size());
   std::vector<PageRun> batch;
@@ -227,7 +272,8 @@ Status Primary::SendRound(const std::vector<PageRun>& runs, const CancelSignal& 
     }
   }
   if (!batch.empty()) HF_TRY(flush());
-  return writer_->EndRound();
+  const EpochWriter::Again again{ram_->source(), runs};
+  return writer_->EndRound(&again);
 }
 
 Status Primary::CheckSlice(const Slice& slice) const {
@@ -295,6 +341,7 @@ Status Primary::SendSlice(const Slice& slice, Prestaged& prestaged) {
   const uint64_t bytes_before = begun ? writer_->counters().bytes : 0;
   const Status sent = [&]() -> Status {
     writer_->UseStrategy(slice.strategy);
+    writer_->UseIndex(nullptr);
     if (!begun) HF_TRY(writer_->BeginEpoch(slice.epoch));
     HF_TRY(writer_->Pages(staging_->source(), ahead_.unsent(), /*stable=*/true));
     return writer_->EndSlice();
@@ -324,7 +371,7 @@ Result<Primary::Captured> Primary::Capture(uint64_t epoch, Mode mode) {
   const double start_ms = MonotonicMs();
   const bool later = mode == Mode::kLater;
   if (later) GiveUpAhead();
-  auto taken = TakeDirtyPages(/*all=*/later && !base_sent_, *pool_);
+  auto taken = later && !base_sent_ ? TakePopulated() : TakeDirtyPages(/*all=*/false, *pool_);
   if (!taken.ok()) return taken.error();
   Dirty dirty = std::move(taken).value();
   const double scanned_ms = MonotonicMs();
@@ -481,6 +528,7 @@ Result<Primary::Sent> Primary::SendEpoch(const Epoch& epoch, Strategy strategy,
   const double start_cpu_ms = ThreadCpuMs();
   if (shipper_ != nullptr) shipper_->MarkBoundary(epoch.number, epoch.disk_ends.value());
   writer_->UseStrategy(strategy);
+  writer_->UseIndex(epoch.begun ? nullptr : index_.get());
   if (!epoch.begun) HF_TRY(writer_->BeginEpoch(epoch.number));
   const PageSource source = epoch.mode == Mode::kStaged ? staging_->source() : ram_->source();
   HF_TRY(writer_->Pages(source, epoch.runs, /*stable=*/true));
@@ -491,10 +539,12 @@ Result<Primary::Sent> Primary::SendEpoch(const Epoch& epoch, Strategy strategy,
   sent.send_ms = MonotonicMs() - start_ms;
   HF_TRY(AwaitDisks(epoch));
   // Output commit: only the backup's own message counts.
-  auto ack = writer_->AwaitAck(epoch.number);
+  const EpochWriter::Again again{source, epoch.runs};
+  auto ack = writer_->AwaitAck(epoch.number, &again);
   if (!ack.ok()) return ack.error();
   sent.ack_ms = MonotonicMs() - start_ms;
   sent.counters = writer_->counters();
+  if (index_ != nullptr) sent.disk_pages = DiskPagesOf(sent.counters);
   sent.cpu_ms =
       ThreadCpuMs() - start_cpu_ms + epoch.ahead_cpu_ms + sent.counters.helper_cpu_ms;
   sent.device_bytes = device.size();
@@ -557,6 +607,7 @@ void Primary::Disconnect() {
   shipped_->Set(nullptr);
   shipper_.reset();
   writer_.reset();
+  index_.reset();
   cancel_.reset();
   base_sent_ = false;
 }

@@ -17,6 +17,9 @@
 //     until ServePages has brought them.
 // After a base round that failed, or a scan of which the outcome is unknown, all
 // pages count as dirty.
+//
+// After IndexDisks pages that a disk of both sides has leave as references to it, in
+// rounds and in epochs of which nothing was sent ahead.
 #pragma once
 
 #include <sys/types.h>
@@ -41,6 +44,7 @@
 #include "guest/tracker.h"
 #include "guest/userfault.h"
 #include "postcopy/page_server.h"
+#include "send/disk_index.h"
 #include "send/epoch_writer.h"
 
 namespace holdfast {
@@ -72,6 +76,14 @@ class Primary {
     bool verify = true;
   };
 
+  // Pages that were sent as references to a disk.
+  struct DiskPages {
+    uint64_t referenced = 0;
+    uint64_t different = 0;  // of these, the disk had something else,
+    uint64_t unread = 0;     // or was not read: both came again, in full
+    uint64_t reference_bytes = 0;
+  };
+
   struct Round {
     uint64_t pages = 0;
     uint64_t zero_pages = 0;
@@ -80,6 +92,7 @@ class Primary {
     double scan_ms = 0;
     double send_ms = 0;
     double count_ms = 0;  // of dirty_pages
+    std::optional<DiskPages> disk_pages{};  // with an index only
   };
 
   // kLater: the epoch has no pages; what it lacks is served when it runs already.
@@ -133,6 +146,7 @@ class Primary {
     double ack_ms = 0;
     double cpu_ms = 0;  // of all sending threads
     double previous_apply_ms = -1;
+    std::optional<DiskPages> disk_pages{};
   };
 
   explicit Primary(const Options& options) : options_(options) {}
@@ -147,6 +161,10 @@ class Primary {
   Result<std::vector<Shipper::Difference>> ConnectDisks();
   // Once their servers log: the disks' base.
   Result<Shipper::Synced> SyncDisks(std::span<const Shipper::Plan> plans, const SyncId& sync_id);
+  // Pages of 4 KiB only: kUnsupported. Until the connection ends; begins to read.
+  Status IndexDisks(std::span<const DiskIndex::Disk> disks, uint64_t table_bytes_max);
+  // Of that, until all is read, for so long at most.
+  Result<DiskIndex::Progress> AwaitIndex(int timeout_ms, const CancelSignal& cancel);
   Result<Round> BaseRound(bool first, const CancelSignal& cancel);
   // Speculative: stages what is dirty by now, while the VM runs, and sends it as
   // a slice of the epoch (capture/ahead_pages.h).
@@ -197,6 +215,7 @@ class Primary {
     std::vector<PageRun> pages;    // and those that were carried
   };
   Result<Dirty> TakeDirtyPages(bool all, WorkerPool& pool);
+  Result<Dirty> TakePopulated();
   Status SendRound(const std::vector<PageRun>& runs, const CancelSignal& cancel);
   Result<Sent> SendEpoch(const Epoch& epoch, Strategy strategy, std::span<const std::byte> device,
                          std::span<const std::byte> prefix);
@@ -228,6 +247,7 @@ class Primary {
   WorkerPool alone_{1};  // while the VM runs, the other cores are its
   std::shared_ptr<const CancelSignal> cancel_;
   Peer peer_;  // of the writer
+  std::unique_ptr<DiskIndex> index_;  // the writer may use it
   std::unique_ptr<EpochWriter> writer_;
   std::unique_ptr<Shipper> shipper_;  // interrupts the writer until it is gone
   std::vector<uint64_t> disk_ends_;   // of the epoch acknowledged last

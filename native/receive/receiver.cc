@@ -341,6 +341,14 @@ Status Receiver::OpenSession(const Session& options) {
   return {};
 }
 
+std::vector<bool> Receiver::reference_disks() const {
+  const auto session = impl_->Current();
+  std::vector<bool> has;
+  if (session == nullptr) return has;
+  for (const uint64_t bytes : session->reference_disks()) has.push_back(bytes > 0);
+  return has;
+}
+
 Result<Receiver::Fenced> Receiver::Fence() {
   const auto session = impl_->Current();
   if (session == nullptr) return NoSession("fence");

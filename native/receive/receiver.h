@@ -21,6 +21,7 @@
 
 #include "base/descriptor.h"
 #include "base/result.h"
+#include "receive/reference_disks.h"
 
 namespace holdfast {
 
@@ -60,6 +61,8 @@ class Receiver {
     bool deliver_state = false;  // with kCommitted events
     bool gated = false;          // committed epochs are applied only as AllowApplies() says
     std::shared_ptr<DiskStore> disks{};  // open; none: the VM has no disks
+    // To which pages may be referred; at most kReferenceDisksMax.
+    std::vector<ReferenceDisks::Disk> reference_disks{};
     bool sparse = false;  // reserve no memory: what is not written stays a hole
   };
 
@@ -89,6 +92,8 @@ class Receiver {
 
   // The following block: call them from a thread that may.
   Status OpenSession(const Session& session);
+  // Of the session: which of its reference disks this side has.
+  std::vector<bool> reference_disks() const;
   Result<Fenced> Fence();
   struct Written {
     uint64_t bytes = 0;

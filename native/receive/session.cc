@@ -67,10 +67,12 @@ Status CheckOptions(const Receiver::Session& options) {
   return {};
 }
 
-WireLimits LimitsOf(const Receiver::Session& options) {
+WireLimits LimitsOf(const Receiver::Session& options,
+                    std::span<const uint64_t> reference_disks = {}) {
   // Of each page the latest content counts: more than RAM cannot be needed.
   return {options.page_size, options.ram_bytes,
-          std::min(options.epoch_bytes_max, options.ram_bytes), options.device_bytes_max};
+          std::min(options.epoch_bytes_max, options.ram_bytes), options.device_bytes_max,
+          reference_disks};
 }
 
 }  // namespace
@@ -99,7 +101,8 @@ ReplicaSession::ReplicaSession(const Receiver::Session& options, const Receiver:
       sink_(sink),
       last_byte_ms_(last_byte_ms),
       disks_(options.disks != nullptr ? options.disks->NewSession() : nullptr),
-      decoder_(LimitsOf(options)),
+      reference_disks_(options.reference_disks),
+      decoder_(LimitsOf(options, reference_disks_.bytes())),
       replica_(std::move(replica)),
       slots_{Slot(std::move(staging[0])), Slot(std::move(staging[1]))} {
   apply_thread_ = Thread("hf-apply", [this] { ApplyLoop(); });
@@ -225,16 +228,16 @@ void ReplicaSession::GreetBack(int fd) const {
 // The primary reads each answer before it asks again, so there is always room;
 // one that does not read must not hold the mutex under which this is called.
 Status ReplicaSession::Answer(int fd, FrameType type, uint64_t epoch,
-                              std::span<const std::byte> body) {
-  const HeaderBytes head =
-      EncodeHeader({.type = type, .epoch = epoch, .payload_bytes = body.size()});
-  std::array<std::byte, kFrameHeaderBytes + std::max(AckBody::kBytes, HelloOkBody::kBytes)> frame;
-  HF_ASSERT(head.size() + body.size() <= frame.size());
-  std::memcpy(frame.data(), head.data(), head.size());
-  if (!body.empty()) std::memcpy(frame.data() + head.size(), body.data(), body.size());
-  const size_t bytes = head.size() + body.size();
-  const ssize_t sent = ::send(fd, frame.data(), bytes, MSG_NOSIGNAL | MSG_DONTWAIT);
-  if (sent == static_cast<ssize_t>(bytes)) return {};
+                              std::span<const std::byte> body, std::span<const std::byte> table) {
+  const HeaderBytes head = EncodeHeader({.type = type,
+                                         .epoch = epoch,
+                                         .table_bytes = static_cast<uint32_t>(table.size()),
+                                         .payload_bytes = body.size()});
+  std::vector<std::byte> frame(head.begin(), head.end());
+  frame.insert(frame.end(), table.begin(), table.end());
+  frame.insert(frame.end(), body.begin(), body.end());
+  const ssize_t sent = ::send(fd, frame.data(), frame.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+  if (sent == static_cast<ssize_t>(frame.size())) return {};
   if (sent >= 0) errno = EAGAIN;
   return Error::FromErrno("send", "bulk connection: answering the primary",
                           ErrorCode::kPeerLost);

@@ -34,6 +34,7 @@
 #include "disk/disk_session.h"
 #include "guest/standby_clock.h"
 #include "receive/receiver.h"
+#include "receive/reference_disks.h"
 #include "receive/replica.h"
 #include "receive/staging.h"
 #include "receive/stream_reader.h"
@@ -69,6 +70,7 @@ class ReplicaSession {
   // makes a connection, the others join it.
   std::optional<Refusal> Adopt(Descriptor& socket, const HelloBody& hello);
 
+  std::span<const uint64_t> reference_disks() const { return reference_disks_.bytes(); }
   // HELLO_OK to a page stream, which belongs to no connection.
   void GreetPages(int fd);
 
@@ -117,6 +119,8 @@ class ReplicaSession {
     std::vector<std::byte> table;
     std::vector<FilePart> file_parts;  // of a round's pages, in the replica's file
     std::vector<iovec> parts;          // or in its mapping
+    std::vector<std::byte> references;
+    std::optional<ReferenceReader> reference_reader;  // of its part, if it had any
     Thread thread;  // last: joined first; stream 0 is received by the session's thread
   };
 
@@ -145,6 +149,7 @@ class ReplicaSession {
     uint64_t bytes = 0;
     Cost cost{};
     bool whole = false;  // of the streams' parts; its disks may still be behind
+    WantedBody wanted{};  // not told yet
   };
 
   ReplicaSession(const Receiver::Session& options, const Receiver::EventSink& sink,
@@ -160,6 +165,8 @@ class ReplicaSession {
   Status OnPages(const FrameHeader& header, Stream& stream);
   Status OnRoundPages(const FrameHeader& header, Stream& stream);
   Status OnZero(const FrameHeader& header, Stream& stream);
+  Status OnReferences(const FrameHeader& header, Stream& stream);
+  Status AskAgain();
   Status OnState(const FrameHeader& header, Stream& stream);
   Status OnDelta(const FrameHeader& header, Stream& stream);
   Status OnEndPart(const FrameHeader& header, Stream& stream);
@@ -190,7 +197,8 @@ class ReplicaSession {
   void GreetBack(int fd) const;
   void CutAll();
   std::vector<int> Sockets() const;
-  static Status Answer(int fd, FrameType type, uint64_t epoch, std::span<const std::byte> body);
+  static Status Answer(int fd, FrameType type, uint64_t epoch, std::span<const std::byte> body,
+                       std::span<const std::byte> table = {});
 
   void ApplyLoop();
   void FinishApply(Slot& slot, double apply_ms);
@@ -202,6 +210,7 @@ class ReplicaSession {
   std::atomic<double>& last_byte_ms_;
 
   const std::unique_ptr<DiskSession> disks_;  // none: the VM has no disks
+  const ReferenceDisks reference_disks_;      // before the decoder, which knows how long they are
 
   std::mutex receive_mutex_;
   FrameDecoder decoder_;  // also under mutex_ alone while there is no connection

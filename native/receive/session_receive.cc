@@ -65,6 +65,7 @@ Status ReplicaSession::Handle(const FrameHeader& header, Stream& stream) {
     case FrameType::kPages:
       return stream.in_round ? OnRoundPages(header, stream) : OnPages(header, stream);
     case FrameType::kZero: return OnZero(header, stream);
+    case FrameType::kReferences: return OnReferences(header, stream);
     case FrameType::kPrefix:
     case FrameType::kDevice: return OnState(header, stream);
     case FrameType::kDeviceDelta: return OnDelta(header, stream);
@@ -91,6 +92,7 @@ Status ReplicaSession::Handle(const FrameHeader& header, Stream& stream) {
     case FrameType::kDiskReady:
     case FrameType::kDiskBoundary:
     case FrameType::kDiskReceived:
+    case FrameType::kWanted:
     case FrameType::kPageList:
     case FrameType::kPageLacks:
     case FrameType::kPageDemand:
@@ -106,6 +108,7 @@ Status ReplicaSession::OnBegin(Stream& stream) {
   stream.in_round = decoder_.in_round();
   stream.digest.Reset();
   stream.bytes = 0;
+  stream.reference_reader.reset();
   if (incoming_.open) return {};
   std::vector<std::byte> device = std::move(incoming_.device);
   device.clear();  // its memory is kept: every epoch has some
@@ -201,6 +204,7 @@ Status ReplicaSession::OnEndPart(const FrameHeader& header, Stream& stream) {
   if (!whole.ok()) return whole.error();
   Account(stream);
   if (header.type == FrameType::kCommit) incoming_.commit = {arrived, DecodePart(body).age_ns};
+  if (decoder_.wanting()) return AskAgain();
   if (!whole.value()) return {};
   incoming_.open = false;
   if (stream.in_round) return PublishRound();
@@ -266,7 +270,7 @@ void ReplicaSession::Account(Stream& stream) {
   total.digest_ms += now.digest_ms - stream.cost_before.digest_ms;
   total.syscalls += now.syscalls - stream.cost_before.syscalls;
   stream.cost_before = now;
-  incoming_.bytes += stream.bytes;
+  incoming_.bytes += std::exchange(stream.bytes, 0);
 }
 
 Status ReplicaSession::PublishRound() {

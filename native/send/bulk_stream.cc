@@ -26,6 +26,9 @@ static_assert(kFrameBytesMax <= kPagesBytesMax);
 static_assert(kFrameBytesMax / 4096 * kRunBytesMax <= kTableBytesMax);
 static_assert(kZeroRunsMax * kRunBytesMax <= kTableBytesMax);
 
+constexpr size_t kReferencesMax = kReferencesBytesMax / DiskReference::kBytes;
+static_assert(kReferencesMax * kRunBytesMax <= kTableBytesMax);
+
 // Scattered pages are cold, and the processor's own prefetcher stops at a
 // page's end: what is read soon is asked for ahead.
 constexpr uint64_t kCacheLineBytes = 64;
@@ -115,6 +118,8 @@ Status BulkStream::Begin(uint64_t epoch, bool digested, Strategy strategy) {
   slice_ = 0;
   digested_ = digested;
   counters_ = {};
+  again_ = false;
+  before_again_ = {};
   syscalls_before_ = socket_.syscalls();
   tally_before_ = TallyOfSenders();
   digest_.Reset();
@@ -122,6 +127,17 @@ Status BulkStream::Begin(uint64_t epoch, bool digested, Strategy strategy) {
   FrameHeader header{.type = FrameType::kBegin};
   if (epoch == 0) header.flags = kFlagBase;
   return Queue(header, {});
+}
+
+void BulkStream::BeginAgain(const WantedBody& why) {
+  HF_ASSERT(pages_.pages() == 0 && zeros_.pages() == 0);
+  again_ = true;
+  slice_ = 0;
+  digest_.Reset();
+  counters_.disk_pages_different += why.different;
+  counters_.disk_pages_unread += why.unread;
+  before_again_ = {counters_.pages + counters_.disk_pages, counters_.zero_pages};
+  UseStrategy(strategy_);
 }
 
 void BulkStream::UseStrategy(Strategy strategy) {
@@ -182,6 +198,10 @@ Status BulkStream::Pages(const PageSource& source, std::span<const PageRun> runs
         if (zeros_.runs() == kZeroRunsMax || zeros_.pages() == kZeroPagesMax) HF_TRY(FlushZeros());
         continue;
       }
+      if (Refer(source, run.first_page + page, offset)) {
+        if (places_.size() == kReferencesMax) HF_TRY(FlushReferences());
+        continue;
+      }
       pages_.Add(run.first_page + page);
       if (!extents_.empty() && extents_.back().offset + extents_.back().bytes == offset) {
         extents_.back().bytes += page_size_;
@@ -191,7 +211,45 @@ Status BulkStream::Pages(const PageSource& source, std::span<const PageRun> runs
       if ((pages_.pages() + 1) * page_size_ > kFrameBytesMax) HF_TRY(FlushPages(source));
     }
   }
+  HF_TRY(FlushReferences());
   return FlushPages(source);
+}
+
+// Only in what is no slice ahead of the pause: those are replaced by later ones, and
+// what is asked for again must be what counts.
+bool BulkStream::Refer(const PageSource& source, uint64_t page, uint64_t offset) {
+  if (index_ == nullptr || again_ || slice_ > 0) return false;
+  const auto place = index_->Find(source.base + offset);
+  if (!place) return false;
+  referred_.Add(page);
+  places_.push_back(*place);
+  contents_.push_back(source.base + offset);
+  return true;
+}
+
+// Of a page that the guest changes meanwhile (base rounds) the hash is of whatever
+// was seen here: what the disk does not have is asked for, and what changed is dirty.
+Status BulkStream::FlushReferences() {
+  if (places_.empty()) return {};
+  hashes_.resize(contents_.size());
+  HashContents(contents_, page_size_, hashes_);
+  references_.clear();
+  for (size_t i = 0; i < places_.size(); i++) {
+    PutReference(references_, {places_[i].offset, places_[i].disk, hashes_[i]});
+  }
+  const auto table = referred_.Encode();
+  if (digested_) {
+    digest_.Update(table);
+    digest_.Update(references_);
+  }
+  HF_TRY(Queue({.type = FrameType::kReferences, .payload_bytes = references_.size()}, table));
+  HF_TRY(SendQueued(references_, true));
+  counters_.disk_pages += places_.size();
+  counters_.disk_reference_bytes += kFrameHeaderBytes + table.size() + references_.size();
+  referred_.Clear();
+  places_.clear();
+  contents_.clear();
+  return {};
 }
 
 Status BulkStream::FlushZeros() {
@@ -271,7 +329,8 @@ Status BulkStream::State(FrameType type, std::span<const std::byte> bytes) {
 Status BulkStream::End(FrameType type, std::optional<int64_t> stopped_ns) {
   HF_TRY(FlushZeros());
   const PartBody body{
-      .totals = {counters_.pages, counters_.zero_pages},
+      .totals = {counters_.pages + counters_.disk_pages - before_again_.pages,
+                 counters_.zero_pages - before_again_.zero_pages},
       .digest = digested_ ? digest_.Value() : 0,
       .age_ns = stopped_ns ? static_cast<uint64_t>(HostClock::Now().ns - *stopped_ns) : 0};
   const bool round = type == FrameType::kEndRound;
@@ -290,7 +349,8 @@ Status BulkStream::Abandon() {
   return SendQueued({}, false);
 }
 
-Result<FrameHeader> BulkStream::Await(FrameType type, std::span<std::byte> body, int timeout_ms) {
+Result<FrameHeader> BulkStream::Await(FrameType type, std::span<std::byte> body, int timeout_ms,
+                                      Wanted* wanted) {
   HeaderBytes head;
   HF_TRY(socket_.ReceiveAll(head, timeout_ms));
   auto header = DecodeHeader(head, 0);
@@ -302,6 +362,14 @@ Result<FrameHeader> BulkStream::Await(FrameType type, std::span<std::byte> body,
     HF_TRY(socket_.ReceiveAll(payload, timeout_ms));
     was_refused_ = true;
     return DecodeError(payload);
+  }
+  if (got.type == FrameType::kWanted && wanted != nullptr) {
+    wanted->table.resize(got.table_bytes);
+    HF_TRY(socket_.ReceiveAll(wanted->table, timeout_ms));
+    std::array<std::byte, WantedBody::kBytes> why;
+    HF_TRY(socket_.ReceiveAll(why, timeout_ms));
+    wanted->why = DecodeWanted(why);
+    return header;
   }
   if (got.type != type) {
     return Error::Of(ErrorCode::kProtocol, Text("%s frame instead of %s", FrameName(got.type),

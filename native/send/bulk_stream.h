@@ -14,11 +14,13 @@
 
 #include "base/cancel.h"
 #include "base/result.h"
+#include "send/disk_index.h"
 #include "send/page_run.h"
 #include "send/page_sender.h"
 #include "send/strategy.h"
 #include "send/stream_socket.h"
 #include "wire/digest.h"
+#include "wire/disk_reference.h"
 #include "wire/frame.h"
 #include "wire/run_table.h"
 
@@ -37,6 +39,16 @@ struct SendCounters {
   uint64_t reference_bytes = 0;  // of page bytes: sent as they lie in memory
   uint64_t completions = 0;      // calls that the kernel has reported on
   double helper_cpu_ms = 0;      // CPU time of sending threads other than the caller's
+  uint64_t disk_pages = 0;           // pages sent as references to a disk, beside `pages`
+  uint64_t disk_reference_bytes = 0;     // their frames; of `bytes`
+  uint64_t disk_pages_different = 0;     // of these, asked for again: the disk has something else
+  uint64_t disk_pages_unread = 0;        // or was not read; both came again, and count in `pages`
+};
+
+// What the peer asks for in place of an answer.
+struct Wanted {
+  std::vector<std::byte> table;
+  WantedBody why;
 };
 
 class BulkStream {
@@ -55,6 +67,13 @@ class BulkStream {
   // Opens this stream's part of an epoch (0: of a base round); `digested` says
   // whether what it carries is hashed.
   Status Begin(uint64_t epoch, bool digested, Strategy strategy);
+  // Begins the part anew after its end, with pages that the peer asks for. They are
+  // sent as they are; End follows.
+  void BeginAgain(const WantedBody& why);
+
+  // From the next pages on, those that the index finds are sent as references;
+  // none: all as they are. It must outlive what is sent by it.
+  void UseIndex(const DiskIndex* index) { index_ = index; }
 
   // All of the runs, ascending after those before in this slice; zero pages may
   // wait for the slice's end.
@@ -74,7 +93,9 @@ class BulkStream {
   Status Abandon();
 
   // Reads one frame of the backward direction: the awaited one, or an error.
-  Result<FrameHeader> Await(FrameType type, std::span<std::byte> body, int timeout_ms);
+  // With `wanted` also WANTED; the header says which it was.
+  Result<FrameHeader> Await(FrameType type, std::span<std::byte> body, int timeout_ms,
+                            Wanted* wanted = nullptr);
 
   // Waits until something has come on one of them, or it has ended: its index,
   // the lowest of several.
@@ -107,6 +128,8 @@ class BulkStream {
   Status SendQueued(std::span<const std::byte> payload, bool more);
   Status FlushZeros();
   Status FlushPages(const PageSource& source);
+  bool Refer(const PageSource& source, uint64_t page, uint64_t offset);
+  Status FlushReferences();
   Status SendPieces(const PageSource& source);
   Status SendExtents(const PageSource& source, std::span<const Extent> part);
   Strategy StrategyFor(const PageSource& source) const;
@@ -126,6 +149,8 @@ class BulkStream {
   uint32_t slice_ = 0;
   bool digested_ = false;
   bool was_refused_ = false;  // the peer sent ERROR
+  bool again_ = false;        // since BeginAgain
+  PageTotals before_again_;
   Digest digest_;
   SendCounters counters_;
   uint64_t syscalls_before_ = 0;
@@ -151,6 +176,13 @@ class BulkStream {
   TableBuilder pages_;
   TableBuilder zeros_;
   std::vector<Extent> extents_;  // of the pages in `pages_`, same order
+
+  const DiskIndex* index_ = nullptr;
+  TableBuilder referred_;
+  std::vector<DiskIndex::Place> places_;       // of these, same order
+  std::vector<const std::byte*> contents_;     // and where they are in memory
+  std::vector<ContentHash> hashes_;
+  std::vector<std::byte> references_;
 };
 
 }  // namespace holdfast

@@ -13,6 +13,7 @@
 
 #include "base/clock.h"
 #include "base/worker_pool.h"
+#include "send/wanted_runs.h"
 #include "wire/state_delta.h"
 #include "wire/text.h"
 
@@ -80,7 +81,12 @@ struct EpochWriter::Impl {
   void Fail(size_t index, Error error);
   Status WorstOf();
   Status EndParts(FrameType type, std::optional<int64_t> stopped_ns = std::nullopt);
-  Result<FrameHeader> AwaitAnswer(FrameType type, std::span<std::byte> body);
+  Result<FrameHeader> AwaitAnswer(FrameType type, std::span<std::byte> body,
+                                  Wanted* wanted = nullptr);
+  Result<FrameHeader> AwaitEnd(FrameType end, FrameType answer, std::span<std::byte> body,
+                               const Again* again);
+  Status SendAgain(const Wanted& wanted, FrameType end, const Again* again);
+  uint64_t Referred() const;
   Status FinishAll();
 
   const uint32_t page_size;
@@ -93,6 +99,8 @@ struct EpochWriter::Impl {
   uint64_t epoch = 0;
   uint32_t slices = 0;     // ended ones of the epoch
   uint64_t next_page = 0;  // runs ascend over a whole slice or round
+  std::optional<int64_t> stopped_ns;  // of the epoch
+  uint64_t asked_pages = 0;           // again, of what is open
 
   // The backup's checkpoint has device_base; the epoch under way, device_sent.
   std::optional<std::vector<std::byte>> device_base;
@@ -135,6 +143,8 @@ Status EpochWriter::Impl::Begin(Phase next, uint64_t number) {
   epoch = number;
   next_page = 0;
   slices = 0;
+  asked_pages = 0;
+  stopped_ns.reset();
   const bool digested = verify && next == Phase::kEpoch;
   for (const auto& stream : streams) HF_TRY(stream->Begin(number, digested, strategy));
   return {};
@@ -226,11 +236,13 @@ Status EpochWriter::Impl::EndParts(FrameType type, std::optional<int64_t> stoppe
 
 // The answer comes on stream 0. The loss of another is the connection's: the
 // peer may lack what it carried, and then has nothing to answer.
-Result<FrameHeader> EpochWriter::Impl::AwaitAnswer(FrameType type, std::span<std::byte> body) {
-  if (streams.size() == 1) return streams[0]->Await(type, body, kPeerSilenceMsMax);
-  auto first = BulkStream::AwaitFirst(streams, kPeerSilenceMsMax);
+Result<FrameHeader> EpochWriter::Impl::AwaitAnswer(FrameType type, std::span<std::byte> body,
+                                                   Wanted* wanted) {
+  const int silence_ms_max = kPeerSilenceMsMax + static_cast<int>(Referred() / kReferencesPerMsMin);
+  if (streams.size() == 1) return streams[0]->Await(type, body, silence_ms_max, wanted);
+  auto first = BulkStream::AwaitFirst(streams, silence_ms_max);
   if (!first.ok()) return first.error();
-  if (first.value() == 0) return streams[0]->Await(type, body, kPeerSilenceMsMax);
+  if (first.value() == 0) return streams[0]->Await(type, body, silence_ms_max, wanted);
   const Error ended = streams[first.value()]->WhyEnded();
   // A peer that answered and then left: its answer counts, whichever came first.
   auto answer = streams[0]->Await(type, body, kLateAnswerMs);
@@ -238,6 +250,43 @@ Result<FrameHeader> EpochWriter::Impl::AwaitAnswer(FrameType type, std::span<std
   return ended.code == ErrorCode::kPeerLost && answer.error().code != ErrorCode::kPeerLost
              ? answer.error()
              : ended;
+}
+
+// The answer to the end of a round or an epoch, once the peer has all that it lacks.
+Result<FrameHeader> EpochWriter::Impl::AwaitEnd(FrameType end, FrameType answer,
+                                                std::span<std::byte> body, const Again* again) {
+  for (;;) {
+    Wanted wanted;
+    auto header = AwaitAnswer(answer, body, &wanted);
+    if (!header.ok() || header.value().type == answer) return header;
+    HF_TRY(SendAgain(wanted, end, again));
+  }
+}
+
+uint64_t EpochWriter::Impl::Referred() const {
+  uint64_t pages = 0;
+  for (const auto& stream : streams) pages += stream->counters().disk_pages;
+  return pages;
+}
+
+Status EpochWriter::Impl::SendAgain(const Wanted& wanted, FrameType end, const Again* again) {
+  const uint64_t referred = Referred();
+  auto pages = CheckRuns(wanted.table, ram_pages);
+  if (!pages.ok()) {
+    return Error::Of(ErrorCode::kProtocol, "WANTED frame: " + pages.error().message);
+  }
+  asked_pages += pages.value();
+  // A peer that asks for more than it was referred to could ask for ever.
+  if (again == nullptr || asked_pages > referred) {
+    return Error::Of(ErrorCode::kProtocol,
+                     Text("WANTED frame: %" PRIu64 " pages, but %" PRIu64 " were referred to",
+                          asked_pages, referred));
+  }
+  auto runs = WantedRuns(wanted.table, again->runs);
+  if (!runs.ok()) return runs.error();
+  streams[0]->BeginAgain(wanted.why);
+  HF_TRY(streams[0]->Pages(again->source, runs.value()));
+  return streams[0]->End(end, stopped_ns);
 }
 
 Status EpochWriter::Impl::FinishAll() {
@@ -282,6 +331,10 @@ Result<std::unique_ptr<EpochWriter>> EpochWriter::Adopt(Descriptor connected, co
   auto impl = std::make_unique<Impl>(hello);
   HF_TRY(impl->AddStream(std::move(connected), hello, 1, timeout_ms, cancel));
   return std::unique_ptr<EpochWriter>(new EpochWriter(std::move(impl)));
+}
+
+void EpochWriter::UseIndex(const DiskIndex* index) {
+  for (const auto& stream : impl_->streams) stream->UseIndex(index);
 }
 
 void EpochWriter::UseStrategy(Strategy strategy) {
@@ -336,10 +389,10 @@ Status EpochWriter::Device(std::span<const std::byte> bytes) {
 
 uint64_t EpochWriter::device_bytes_sent() const { return impl_->device_bytes_sent; }
 
-Status EpochWriter::EndRound() {
+Status EpochWriter::EndRound(const Again* again) {
   HF_ASSERT(impl_->phase == Impl::Phase::kRound);
   HF_TRY(impl_->EndParts(FrameType::kEndRound));
-  auto header = impl_->AwaitAnswer(FrameType::kRoundOk, {});
+  auto header = impl_->AwaitEnd(FrameType::kEndRound, FrameType::kRoundOk, {}, again);
   if (!header.ok()) return header.error();
   HF_TRY(impl_->FinishAll());
   impl_->phase = Impl::Phase::kBetween;
@@ -349,13 +402,14 @@ Status EpochWriter::EndRound() {
 Status EpochWriter::Commit(std::optional<int64_t> stopped_ns) {
   HF_ASSERT(impl_->phase == Impl::Phase::kSealed);
   impl_->phase = Impl::Phase::kCommitted;
+  impl_->stopped_ns = stopped_ns;
   return impl_->EndParts(FrameType::kCommit, stopped_ns);
 }
 
-Result<EpochWriter::Ack> EpochWriter::AwaitAck(uint64_t epoch) {
+Result<EpochWriter::Ack> EpochWriter::AwaitAck(uint64_t epoch, const Again* again) {
   HF_ASSERT(impl_->phase == Impl::Phase::kCommitted && epoch == impl_->epoch);
   std::array<std::byte, AckBody::kBytes> body;
-  auto header = impl_->AwaitAnswer(FrameType::kAck, body);
+  auto header = impl_->AwaitEnd(FrameType::kCommit, FrameType::kAck, body, again);
   if (!header.ok()) return header.error();
   // An acknowledgement of another epoch must never release this one's output.
   if (header.value().epoch != epoch) {
@@ -397,6 +451,10 @@ SendCounters EpochWriter::counters() const {
     total.reference_bytes += one.reference_bytes;
     total.completions += one.completions;
     total.helper_cpu_ms += one.helper_cpu_ms;
+    total.disk_pages += one.disk_pages;
+    total.disk_reference_bytes += one.disk_reference_bytes;
+    total.disk_pages_different += one.disk_pages_different;
+    total.disk_pages_unread += one.disk_pages_unread;
   }
   return total;
 }

@@ -6,6 +6,9 @@
 //   epoch: BeginEpoch, { Pages…, EndSlice }*, Pages…, Prefix?, Device, Commit, AwaitAck
 //          or after a slice Abandon, as if the epoch had never begun
 //
+// With an index, pages that a disk has leave as references to it. What the backup
+// does not find there it asks for while EndRound and AwaitAck wait, and gets in full.
+//
 // Slices are sent ahead of the pause, each page as it was at some moment; the
 // last content of a page counts, in whatever order the streams arrive.
 //
@@ -54,6 +57,14 @@ class EpochWriter {
 
   // From the next round, epoch or slice on; kCopy at first. Not in the middle of one.
   void UseStrategy(Strategy strategy);
+  // The same; none at first. Whoever uses one says where the pages are once more.
+  void UseIndex(const DiskIndex* index);
+
+  // Where all pages of a round, or of an epoch without slices, can be read again.
+  struct Again {
+    PageSource source;
+    std::span<const PageRun> runs;  // as they were sent
+  };
 
   Status BeginRound();
   Status BeginEpoch(uint64_t epoch);
@@ -78,7 +89,7 @@ class EpochWriter {
   // What the last Device sent.
   uint64_t device_bytes_sent() const;
 
-  Status EndRound();  // sends END_ROUND, waits for ROUND_OK
+  Status EndRound(const Again* again = nullptr);  // sends END_ROUND, waits for ROUND_OK
   // Sends COMMIT; the acknowledgement is awaited apart. `stopped_ns`: the host's
   // monotonic clock when the VM was stopped, of which the peer learns how long
   // ago that was.
@@ -89,7 +100,7 @@ class EpochWriter {
   };
   // When this and EndRound return, nobody reads the pages any more: the peer
   // has them, and the kernel has let go of them.
-  Result<Ack> AwaitAck(uint64_t epoch);
+  Result<Ack> AwaitAck(uint64_t epoch, const Again* again = nullptr);
 
   bool verified() const;  // the sides agreed on digests
   uint64_t link() const;  // of HELLO_OK: what belongs to this connection names it

@@ -12,6 +12,8 @@
 
 #include <atomic>
 #include <map>
+#include <memory>
+#include <set>
 
 #include "base/kernel_abi.h"
 #include "capture/ahead_pages.h"
@@ -431,6 +433,109 @@ TEST("what was written is counted, and stays written") {
   CHECK_OK(written);
   CHECK_EQ(PagesOf(Ordered(std::move(written).value())), kWritten);
   CHECK_EQ(count(), 0u);
+}
+
+// RAM of which the file holds little: written from here, or by others into the file.
+struct SparseRam {
+  static constexpr uint64_t kPage = 4096;
+  static constexpr uint64_t kBlock = 512;
+  static constexpr uint64_t kBlocks = 6;
+  static constexpr uint64_t kPages = kBlocks * kBlock + 7;  // the last block is short
+  static constexpr uint64_t kFileOffset = 3 * kPage;
+
+  SparseRam() : file(::memfd_create("ram", MFD_CLOEXEC)) {
+    CHECK_EQ(::ftruncate(file.get(), kFileOffset + kPages * kPage), 0);
+    void* base = ::mmap(nullptr, kPages * kPage, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(),
+                        kFileOffset);
+    CHECK(base != MAP_FAILED);
+    guest = Mapping(base, kPages * kPage);
+    event = Track(base, kPages * kPage);
+    auto opened = DirtyTracker::Open(::getpid(), reinterpret_cast<uint64_t>(base), kPages * kPage,
+                                     kPage, SparseFile{file.get(), kFileOffset, kPage});
+    CHECK_OK(opened);
+    tracker = std::move(opened).value();
+  }
+
+  void Write(uint64_t page) { guest.data()[page * kPage] = std::byte{1}; }
+  void Read(uint64_t page) {
+    CHECK(*const_cast<volatile std::byte*>(guest.data() + page * kPage) == std::byte{0});
+  }
+  std::vector<uint64_t> Scan() {
+    auto runs = tracker->Scan(pool);
+    CHECK_OK(runs);
+    std::vector<uint64_t> pages;
+    for (const PageRun& run : runs.value()) {
+      CHECK_EQ(run.first_page, run.source_page);
+      for (uint64_t i = 0; i < run.pages; ++i) pages.push_back(run.first_page + i);
+    }
+    return pages;
+  }
+  uint64_t Count() {
+    auto pages = tracker->CountWritten(pool);
+    CHECK_OK(pages);
+    return pages.value();
+  }
+  uint64_t HeldPages() const {
+    struct stat status {};
+    CHECK_EQ(::fstat(file.get(), &status), 0);
+    return static_cast<uint64_t>(status.st_blocks) * 512 / kPage;
+  }
+
+  Descriptor file;
+  Mapping guest;
+  Descriptor event;
+  std::unique_ptr<DirtyTracker> tracker;
+  WorkerPool pool{2};
+};
+
+TEST("sparse RAM: what nobody has touched is not reported, and neither scanned nor filled") {
+  using Pages = std::vector<uint64_t>;
+  constexpr uint64_t kBlock = SparseRam::kBlock;
+  SparseRam ram;
+  CHECK(ram.Scan().empty());
+  ram.Write(2 * kBlock + 5);
+  CHECK_EQ(ram.Count(), 1u);
+  CHECK_EQ(ram.Count(), 1u);
+  CHECK(ram.Scan() == Pages{2 * kBlock + 5});
+  CHECK_EQ(ram.Count(), 0u);
+  CHECK(ram.Scan().empty());
+
+  // Its block is armed now, page by page: also those that did not exist.
+  ram.Write(2 * kBlock + 5);
+  ram.Write(2 * kBlock + 100);
+  ram.Write(0);
+  ram.Write(SparseRam::kPages - 1);
+  CHECK_EQ(ram.Count(), 4u);
+  CHECK(ram.Scan() == (Pages{0, 2 * kBlock + 5, 2 * kBlock + 100, SparseRam::kPages - 1}));
+  CHECK(ram.Scan().empty());
+
+  // A page that was read only may count, but it must not hide one that is written next to it.
+  ram.Read(4 * kBlock);
+  ram.Scan();
+  ram.Write(4 * kBlock);
+  ram.Write(4 * kBlock + 1);
+  CHECK(ram.Scan() == (Pages{4 * kBlock, 4 * kBlock + 1}));
+  CHECK_EQ(ram.HeldPages(), 6u);
+}
+
+TEST("sparse RAM: whatever is written between scans is reported by the next") {
+  Random random(7);
+  SparseRam ram;
+  std::set<uint64_t> touched;
+  for (int round = 0; round < 200; ++round) {
+    std::set<uint64_t> written;
+    for (uint64_t i = random() % 9; i > 0; --i) {
+      // Mostly where it was touched before, so that blocks are left to be new in later rounds.
+      const uint64_t span = (static_cast<uint64_t>(round) / 40 + 1) * SparseRam::kPages / 5;
+      written.insert(random() % span);
+    }
+    for (const uint64_t page : written) ram.Write(page);
+    touched.insert(written.begin(), written.end());
+    CHECK_EQ(ram.Count(), written.size());
+    const auto reported = ram.Scan();
+    CHECK(std::set<uint64_t>(reported.begin(), reported.end()) == written);
+  }
+  CHECK_EQ(ram.HeldPages(), touched.size());
 }
 
 TEST("huge pages: those that the file holds and the guest has not mapped count as well") {

@@ -195,6 +195,14 @@ TEST("what an authenticated primary may not send") {
   refuse(Concat({begin, frame(FrameType::kDevice, 0, 0),
                  frame(FrameType::kCommit, 0, PartBody::kBytes), commit}),
          ErrorCode::kChecksum, "digest");
+  // No disk was told to this session.
+  RunTableWriter first;
+  first.Add({0, 1});
+  const auto one_page = first.bytes();
+  refuse(Concat({begin,
+                 frame(FrameType::kReferences, static_cast<uint32_t>(one_page.size()), 32),
+                 one_page, Bytes(32), Bytes(1000)}),
+         ErrorCode::kProtocol, "disk 0 is unknown");
   // Megabytes after the offence: the reason must still get through.
   refuse(Concat({frame(FrameType::kDevice, 0, 0), Bytes(3 << 20)}), ErrorCode::kProtocol,
          "DEVICE");

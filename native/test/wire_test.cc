@@ -139,7 +139,7 @@ TEST("headers outside the limits are refused, by field") {
     REFUSED(DecodeHeader(EncodeHeader(header), 1000), text);
   };
   refuse({.type = static_cast<FrameType>(0)}, "type 0");
-  refuse({.type = static_cast<FrameType>(26)}, "type 26");
+  refuse({.type = static_cast<FrameType>(28)}, "type 28");
   refuse({.type = FrameType::kPages, .flags = 1, .table_bytes = 12, .payload_bytes = 1}, "flags");
   refuse({.type = FrameType::kBegin, .flags = 2}, "flags 0x0002");
   refuse({.type = FrameType::kBegin, .epoch = kEpochMax + 1}, "epoch");

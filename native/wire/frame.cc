@@ -6,6 +6,7 @@
 
 #include "wire/digest.h"
 #include "wire/disk_frame.h"
+#include "wire/disk_reference.h"
 #include "wire/page_frame.h"
 #include "wire/text.h"
 
@@ -56,6 +57,8 @@ PayloadLimits LimitsOf(FrameType type, uint64_t device_bytes_max) {
     case FrameType::kDiskSynced: return {sizeof(SyncId), sizeof(SyncId)};
     case FrameType::kDiskBoundary: return {DiskBoundaryBytes(1), DiskBoundaryBytes(kDisksMax)};
     case FrameType::kDiskReceived: return {DiskLogBody::kBytes, DiskLogBody::kBytes};
+    case FrameType::kReferences: return {DiskReference::kBytes, kReferencesBytesMax};
+    case FrameType::kWanted: return {WantedBody::kBytes, WantedBody::kBytes};
     case FrameType::kPageList:
     case FrameType::kPageLacks: return {PageListBody::kBytes, PageListBody::kBytes};
     case FrameType::kPageDemand: return {PageDemandBody::kBytes, PageDemandBody::kBytes};
@@ -75,7 +78,10 @@ PayloadLimits LimitsOf(FrameType type, uint64_t device_bytes_max) {
 
 bool HasPages(FrameType type) { return type == FrameType::kPages || type == FrameType::kZero; }
 
-bool HasTable(FrameType type) { return HasPages(type) || type == FrameType::kDiskMarks; }
+bool HasTable(FrameType type) {
+  return HasPages(type) || type == FrameType::kDiskMarks || type == FrameType::kReferences ||
+         type == FrameType::kWanted;
+}
 
 // One of no pages has none.
 bool MayHaveTable(FrameType type) {
@@ -135,6 +141,8 @@ const char* FrameName(FrameType type) {
     case FrameType::kDiskReady: return "DISK_READY";
     case FrameType::kDiskBoundary: return "DISK_BOUNDARY";
     case FrameType::kDiskReceived: return "DISK_RECEIVED";
+    case FrameType::kReferences: return "REFERENCES";
+    case FrameType::kWanted: return "WANTED";
     case FrameType::kPageList: return "PAGE_LIST";
     case FrameType::kPageLacks: return "PAGE_LACKS";
     case FrameType::kPageDemand: return "PAGE_DEMAND";

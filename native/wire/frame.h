@@ -63,6 +63,8 @@ enum class FrameType : uint16_t {
   kDiskReady = 23,
   kDiskBoundary = 24,
   kDiskReceived = 25,
+  kReferences = 26,  // pages whose content a disk has: wire/disk_reference.h
+  kWanted = 27,      // and those that the backup did not find there
   kPageList = 32,  // the page stream's, from here on: wire/page_frame.h
   kPageLacks = 33,
   kPageDemand = 34,

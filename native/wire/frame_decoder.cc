@@ -2,6 +2,7 @@
 
 #include <cinttypes>
 
+#include "wire/disk_reference.h"
 #include "wire/run_table.h"
 #include "wire/text.h"
 
@@ -27,7 +28,9 @@ Status CheckTotals(const char* name, const PageTotals& said, const PageTotals& c
 }  // namespace
 
 FrameDecoder::FrameDecoder(const WireLimits& limits)
-    : limits_(limits), ram_pages_(limits.ram_bytes / limits.page_size) {}
+    : limits_(limits),
+      ram_pages_(limits.ram_bytes / limits.page_size),
+      wanted_(limits.ram_bytes / limits.page_size) {}
 
 void FrameDecoder::NewConnection(unsigned streams) {
   HF_ASSERT(streams >= 1 && streams <= kStreamsMax);
@@ -92,12 +95,18 @@ Status FrameDecoder::CheckBegin(unsigned stream, const FrameHeader& header) cons
 Status FrameDecoder::CheckOrder(unsigned stream, const FrameHeader& header) const {
   const char* name = FrameName(header.type);
   const bool open = parts_[stream].state == Part::State::kOpen;
+  const bool amending = parts_[stream].state == Part::State::kAmending;
   bool expected = false;
   switch (header.type) {
     case FrameType::kBegin: return CheckBegin(stream, header);
     case FrameType::kError: return {};  // ends the connection wherever it is
+    case FrameType::kReferences:
     case FrameType::kPages:
     case FrameType::kZero:
+      if (amending && header.slice != 0) {
+        return Refused(Text("%s frame: slice %" PRIu32 " of pages that were asked for", name,
+                            header.slice));
+      }
       if (open && in_round() && header.slice != 0) {
         return Refused(Text("%s frame: slice %" PRIu32 " of a base round", name, header.slice));
       }
@@ -105,7 +114,7 @@ Status FrameDecoder::CheckOrder(unsigned stream, const FrameHeader& header) cons
         return Refused(Text("%s frame: slice %" PRIu32 " after slice %" PRIu32, name, header.slice,
                             parts_[stream].slice));
       }
-      expected = open;
+      expected = open || (amending && header.type != FrameType::kReferences);
       break;
     case FrameType::kPrefix: expected = open && stream == 0 && in_epoch() && !prefix_seen_; break;
     case FrameType::kDevice: expected = open && stream == 0 && in_epoch(); break;
@@ -115,8 +124,12 @@ Status FrameDecoder::CheckOrder(unsigned stream, const FrameHeader& header) cons
       }
       expected = open && stream == 0 && in_epoch();
       break;
-    case FrameType::kCommit: expected = parts_[stream].state == Part::State::kSealed; break;
-    case FrameType::kEndRound: expected = open && stream == 0 && in_round(); break;
+    case FrameType::kCommit:
+      expected = parts_[stream].state == Part::State::kSealed || (amending && in_epoch());
+      break;
+    case FrameType::kEndRound:
+      expected = (open || amending) && stream == 0 && in_round();
+      break;
     case FrameType::kEndPart: expected = open && stream != 0; break;
     case FrameType::kAbandon: expected = open && in_epoch(); break;
     case FrameType::kHello:
@@ -133,6 +146,7 @@ Status FrameDecoder::CheckOrder(unsigned stream, const FrameHeader& header) cons
     case FrameType::kDiskReady:
     case FrameType::kDiskBoundary:
     case FrameType::kDiskReceived:
+    case FrameType::kWanted:
     case FrameType::kPageList:
     case FrameType::kPageLacks:
     case FrameType::kPageDemand:
@@ -151,18 +165,27 @@ Status FrameDecoder::CheckOrder(unsigned stream, const FrameHeader& header) cons
   return {};
 }
 
+// Page bytes that a frame makes: what it carries, or what it refers to.
+uint64_t FrameDecoder::PageBytesOf(const FrameHeader& header) const {
+  if (header.type == FrameType::kPages) return header.payload_bytes;
+  if (header.type != FrameType::kReferences) return 0;
+  return header.payload_bytes / DiskReference::kBytes * limits_.page_size;
+}
+
 Status FrameDecoder::CheckBudget(const FrameHeader& header) const {
-  if (header.type != FrameType::kPages) return {};
-  if (header.payload_bytes % limits_.page_size != 0) {
-    return Refused(Text("PAGES frame: payloadBytes %" PRIu64 " is not a multiple of %" PRIu32,
-                        header.payload_bytes, limits_.page_size));
+  const bool referred = header.type == FrameType::kReferences;
+  if (header.type != FrameType::kPages && !referred) return {};
+  const uint32_t unit = referred ? DiskReference::kBytes : limits_.page_size;
+  if (header.payload_bytes % unit != 0) {
+    return Refused(Text("%s frame: payloadBytes %" PRIu64 " is not a multiple of %" PRIu32,
+                        FrameName(header.type), header.payload_bytes, unit));
   }
   if (!in_epoch()) return {};
   const uint64_t bytes_max = EpochBytesSentMax(limits_);
-  if (header.payload_bytes > bytes_max - page_bytes_) {
-    return Refused(Text("PAGES frame: payloadBytes %" PRIu64 " on top of %" PRIu64
+  if (PageBytesOf(header) > bytes_max - page_bytes_) {
+    return Refused(Text("%s frame: payloadBytes %" PRIu64 " on top of %" PRIu64
                         " exceeds %" PRIu64 " for one epoch",
-                        header.payload_bytes, page_bytes_, bytes_max));
+                        FrameName(header.type), PageBytesOf(header), page_bytes_, bytes_max));
   }
   return {};
 }
@@ -177,6 +200,7 @@ void FrameDecoder::Open(const FrameHeader& begin) {
   parts_ended_ = parts_abandoned_ = 0;
   totals_ = {};
   for (PageBitmap& seen : seen_) seen.Clear();
+  wanted_.Clear();
 }
 
 void FrameDecoder::Enter(unsigned stream, const FrameHeader& header) {
@@ -191,7 +215,8 @@ void FrameDecoder::Enter(unsigned stream, const FrameHeader& header) {
       break;
     // Counted now, not when its table has come: other streams' frames arrive in between.
     case FrameType::kPages:
-      page_bytes_ += header.payload_bytes;
+    case FrameType::kReferences:
+      page_bytes_ += PageBytesOf(header);
       part.slice = header.slice;
       break;
     case FrameType::kZero: part.slice = header.slice; break;
@@ -205,7 +230,8 @@ void FrameDecoder::Enter(unsigned stream, const FrameHeader& header) {
 Status FrameDecoder::Table(unsigned stream, std::span<const std::byte> table) {
   Part& part = parts_[stream];
   const FrameHeader& frame = part.current;
-  HF_ASSERT(frame.type == FrameType::kPages || frame.type == FrameType::kZero);
+  HF_ASSERT(frame.type == FrameType::kPages || frame.type == FrameType::kZero ||
+            frame.type == FrameType::kReferences);
   HF_ASSERT(table.size() == frame.table_bytes);
   const char* name = FrameName(frame.type);
   auto pages = CheckRuns(table, ram_pages_);
@@ -215,19 +241,48 @@ Status FrameDecoder::Table(unsigned stream, std::span<const std::byte> table) {
     return Refused(Text("PAGES frame: payloadBytes %" PRIu64 " for %" PRIu64 " pages of %" PRIu32,
                         frame.payload_bytes, pages.value(), limits_.page_size));
   }
-  // Streams are in no order among each other: within a slice, a page must have
-  // one content.
+  if (frame.type == FrameType::kReferences &&
+      frame.payload_bytes != pages.value() * DiskReference::kBytes) {
+    return Refused(Text("REFERENCES frame: payloadBytes %" PRIu64 " for %" PRIu64 " pages",
+                        frame.payload_bytes, pages.value()));
+  }
+  HF_TRY(part.state == Part::State::kAmending ? CheckAskedFor(frame, table)
+                                              : CheckOnce(frame, table));
+  (frame.type == FrameType::kZero ? part.totals.zero_pages : part.totals.pages) += pages.value();
+  return {};
+}
+
+Status FrameDecoder::CheckAskedFor(const FrameHeader& frame, std::span<const std::byte> table) {
+  WireRun run;
+  for (RunCursor runs(table); runs.Next(run);) {
+    if (!wanted_.Came(run)) {
+      return Refused(Text("%s frame: a page of first page %" PRIu64 ", pages %" PRIu32
+                          " was not asked for",
+                          FrameName(frame.type), run.first_page, run.pages));
+    }
+  }
+  return {};
+}
+
+// Streams are in no order among each other: within a slice, a page must have
+// one content.
+Status FrameDecoder::CheckOnce(const FrameHeader& frame, std::span<const std::byte> table) {
   PageBitmap& seen = SeenIn(frame.slice);
   WireRun run;
   for (RunCursor runs(table); runs.Next(run);) {
     if (!seen.Add(run.first_page, run.pages)) {
       return Refused(Text("%s frame: a page of first page %" PRIu64 ", pages %" PRIu32
                           " came before in this %s",
-                          name, run.first_page, run.pages, in_round() ? "round" : "slice"));
+                          FrameName(frame.type), run.first_page, run.pages,
+                          in_round() ? "round" : "slice"));
     }
   }
-  (frame.type == FrameType::kPages ? part.totals.pages : part.totals.zero_pages) += pages.value();
   return {};
+}
+
+Status FrameDecoder::References(unsigned stream, std::span<const std::byte> payload) const {
+  HF_ASSERT(parts_[stream].current.type == FrameType::kReferences);
+  return CheckReferences(payload, limits_.reference_disks, limits_.page_size);
 }
 
 Result<bool> FrameDecoder::EndPart(unsigned stream, std::span<const std::byte> payload,
@@ -252,10 +307,16 @@ Result<bool> FrameDecoder::EndPart(unsigned stream, std::span<const std::byte> p
                           ", but what came has 0x%016" PRIx64,
                           FrameName(type), said.digest, epoch_, digest));
   }
+  const bool amended = part.state == Part::State::kAmending;
+  if (amended && wanted_.missing_pages() > 0) {
+    return Refused(Text("%s frame: %" PRIu64 " of the pages that were asked for did not come",
+                        FrameName(type), wanted_.missing_pages()));
+  }
   part.state = Part::State::kEnded;
   totals_.pages += part.totals.pages;
   totals_.zero_pages += part.totals.zero_pages;
-  if (++parts_ended_ < parts_.size()) return false;
+  if (!amended) parts_ended_++;
+  if (parts_ended_ < parts_.size() || !wanted_.empty()) return false;
 
   if (in_round()) {
     round_torn_ = false;
@@ -265,6 +326,15 @@ Result<bool> FrameDecoder::EndPart(unsigned stream, std::span<const std::byte> p
   }
   Close();
   return true;
+}
+
+std::span<const std::byte> FrameDecoder::AskAgain() {
+  HF_ASSERT(wanting());
+  Part& part = parts_[0];
+  part.state = Part::State::kAmending;
+  part.slice = 0;
+  part.totals = {};
+  return wanted_.Ask();
 }
 
 Result<bool> FrameDecoder::Abandon(unsigned stream) {

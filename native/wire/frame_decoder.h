@@ -1,12 +1,12 @@
 // What the receiver may be sent, and when: a pure state machine over the
 // frames of all streams of a connection.
 //
-//   stream 0:  Idle ── BEGIN ──► Open ─┐ PAGES ZERO PREFIX
+//   stream 0:  Idle ── BEGIN ──► Open ─┐ PAGES ZERO REFERENCES PREFIX
 //                                 │  ◄─┘
 //                                 ├── DEVICE(_DELTA) ► Sealed ─ COMMIT ─► Ended
 //                                 ├── END_ROUND ────────────────────► Ended
 //                                 └── ABANDON ──────────────────────► Ended
-//   others:    Idle ── BEGIN ──► Open ─┐ PAGES ZERO
+//   others:    Idle ── BEGIN ──► Open ─┐ PAGES ZERO REFERENCES
 //                                 │  ◄─┘
 //                                 ├── END_PART ─────────────────────► Ended
 //                                 └── ABANDON ──────────────────────► Ended
@@ -15,6 +15,13 @@
 // of all have ended it is whole, or given up where all were abandoned, and all
 // are idle again. Limits, and that a page comes once in a slice, hold over all
 // streams together.
+//
+// Pages that came as references and were not found on the disk are wanted: when
+// all parts have ended they are asked for, and come on stream 0, until none is:
+//
+//   stream 0:  Ended ── WANTED was sent ──► Amending ─┐ PAGES ZERO
+//                                                │  ◄─┘
+//                                                └── COMMIT, END_ROUND ──► Ended
 //
 // The caller reads a header, then the table, then the payload, and shows each
 // to the decoder before it acts on it. After an error the connection is void.
@@ -29,6 +36,7 @@
 #include "base/result.h"
 #include "wire/frame.h"
 #include "wire/page_bitmap.h"
+#include "wire/wanted_pages.h"
 
 namespace holdfast {
 
@@ -37,6 +45,8 @@ struct WireLimits {
   uint64_t ram_bytes = 0;
   uint64_t epoch_bytes_max = 0;   // page bytes of one epoch, each page counted once
   uint64_t device_bytes_max = 0;  // DEVICE and PREFIX, each
+  // Of the disks that pages may be referred to, by number; 0: this side lacks it.
+  std::span<const uint64_t> reference_disks{};
 };
 
 // All page bytes that an epoch may carry, over those that count: of each two
@@ -57,8 +67,13 @@ class FrameDecoder {
   // Every frame after the handshake.
   Result<FrameHeader> Header(unsigned stream, std::span<const std::byte, kFrameHeaderBytes> bytes);
 
-  // Table of the PAGES or ZERO frame whose header came last on this stream.
+  // Table of the PAGES, ZERO or REFERENCES frame whose header came last on this stream.
   Status Table(unsigned stream, std::span<const std::byte> table);
+
+  // After its table, the payload of REFERENCES. Want() says of which pages the disk
+  // does not have the content; before this stream's part ends.
+  Status References(unsigned stream, std::span<const std::byte> payload) const;
+  void Want(const WireRun& run) { wanted_.Want(run); }
 
   // After the header of ABANDON. True: it was the last part's, and the epoch is
   // given up, as if it had never begun.
@@ -67,6 +82,10 @@ class FrameDecoder {
   // Payload of END_ROUND, COMMIT or END_PART. `digest` is what the receiver
   // computed, 0 if nothing. True: this was the last part, all has come.
   Result<bool> EndPart(unsigned stream, std::span<const std::byte> payload, uint64_t digest);
+  // All parts have ended, but pages are wanted: AskAgain() gives the table of the
+  // next WANTED frame, and stream 0 is open for them.
+  bool wanting() const { return work_ != Work::kNone && parts_ended_ == parts_.size(); }
+  std::span<const std::byte> AskAgain();
 
   bool in_epoch() const { return work_ == Work::kEpoch; }
   bool in_round() const { return work_ == Work::kRound; }
@@ -77,7 +96,8 @@ class FrameDecoder {
  private:
   enum class Work { kNone, kRound, kEpoch };
   struct Part {
-    enum class State { kIdle, kOpen, kSealed, kEnded };
+    // kAmending: PAGES and ZERO of what was asked for.
+    enum class State { kIdle, kOpen, kSealed, kEnded, kAmending };
     State state = State::kIdle;
     FrameHeader current;
     uint32_t slice = 0;  // the newest so far
@@ -88,6 +108,9 @@ class FrameDecoder {
   Status CheckBegin(unsigned stream, const FrameHeader& header) const;
   Status CheckNew(const FrameHeader& header) const;
   Status CheckBudget(const FrameHeader& header) const;
+  uint64_t PageBytesOf(const FrameHeader& header) const;
+  Status CheckAskedFor(const FrameHeader& frame, std::span<const std::byte> table);
+  Status CheckOnce(const FrameHeader& frame, std::span<const std::byte> table);
   void Enter(unsigned stream, const FrameHeader& header);
   void Open(const FrameHeader& begin);
   PageBitmap& SeenIn(uint32_t slice);
@@ -109,6 +132,7 @@ class FrameDecoder {
   size_t parts_abandoned_ = 0;  // of these
   PageTotals totals_;
   std::vector<PageBitmap> seen_;  // by slice: pages of what is open
+  WantedPages wanted_;            // of what is open
 };
 
 }  // namespace holdfast

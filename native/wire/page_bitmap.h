@@ -32,6 +32,16 @@ class PageBitmap {
     return seen == 0;
   }
 
+  // Takes the run out; false if any page of it was not there.
+  bool Remove(uint64_t first_page, uint64_t pages) {
+    bool all = true;
+    for (uint64_t page = first_page; page < first_page + pages; page++) {
+      all = all && Test(page);
+      words_[page / 64] &= ~(uint64_t{1} << (page % 64));
+    }
+    return all;
+  }
+
   void Clear() {
     for (const uint64_t block : blocks_) {
       const uint64_t first = block * kBlockWords;

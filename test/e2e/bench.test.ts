@@ -44,6 +44,7 @@ describe('bench', () => {
           'dirty-5000',
           'dirty-500',
           'ram-8g',
+          'ram-8g-fresh',
           'idle-200',
           'sweep-cpu-2500-20ms',
           'sweep-redis-20ms',
@@ -66,6 +67,7 @@ describe('bench', () => {
       }
       // Where the machine has no room for it, the case would be missing above.
       expect(byName.get('ram-8g')?.populatedBytes).toBeGreaterThan(0.8 * 2 ** 30);
+      expect(byName.get('ram-8g-fresh')?.populatedBytes).toBeLessThan(0.5 * 2 ** 30);
       expect(byName.get('idle-200')).toMatchObject({ missed: 0, checkpointsPerSMean: expect.any(Number) });
       expect(byName.get('failover')?.killToRunningMsMax).toBeGreaterThan(0);
       for (const workload of ['cpu-2500', 'redis']) {
@@ -81,6 +83,7 @@ describe('bench', () => {
       for (const name of [
         'pauseMsP99Dirty5000',
         'pauseMsP50Ram8g',
+        'pauseMsP50Ram8gFresh',
         'checkpointsPerSecondIdle',
         'guestCpuShare20ms',
       ])

@@ -1,18 +1,22 @@
 /** `holdfast migrate`: a VM moves and nobody notices; whatever ends before the hand-over, it goes on where it was. */
 
+import { setTimeout as sleep } from 'node:timers/promises';
 import { expect, test } from 'vitest';
-import { startMigration } from '../lab/daemons.js';
+import type { BackupStatus } from '../../lib/backup/backup.js';
+import { backupStatus, startMigration } from '../lab/daemons.js';
 import { createDisk, diskPath, diskReplacements } from '../lab/disk.js';
 import { guestArgs, guestReadyText } from '../lab/guest.js';
 import { checkDiskchurn, checkMemwriter, guestBootId, startMemwriter } from '../lab/guest-shell.js';
 import type { JsonProcess } from '../lab/json-process.js';
 import type { Lab } from '../lab/lab.js';
+import { limitLink } from '../lab/limit-link.js';
 import { guestAddress } from '../lab/network.js';
 import { RedisLoad } from '../lab/redis-load-process.js';
-import { waitForText } from '../lab/wait.js';
+import { waitFor, waitForText } from '../lab/wait.js';
 import {
   bootRedisGuest,
   isRunning,
+  killOrphan,
   otherHost,
   type RunningVm,
   ramFiles,
@@ -177,3 +181,52 @@ test('what ends before the hand-over leaves the guest, and its disk, where they 
   expect((await checkMemwriter(lab.client)).errors).toBe(0);
   expect((await checkDiskchurn(lab.client)).errors).toBe(0);
 });
+
+test('a hand-over that comes to nothing: the guest runs here again, or stands still until it is known', async () => {
+  const lab = await makeLab();
+  const vm = await bootRedisGuest(lab);
+  const load = await RedisLoad.start(lab.client);
+
+  // The destination's QEMU has another NIC: it refuses the state, each time.
+  const unlike = await startBackupFor(lab, vm, ['--replace', 'virtio-net-pci=e1000']);
+  const refused = await migrate(lab, vm);
+  expect(await refused.ended()).toEqual({ code: 8, signal: null });
+  expect(refused.failure?.message).toContain('no standby resumed epoch 1');
+  expect(refused.failure?.message).toContain('the VM stays here');
+  expect(unlike.of('took-over')).toEqual([]);
+  await expectRunning(vm);
+  await load.advance(20);
+  process.kill(unlike.pid, 'SIGTERM');
+  await unlike.ended();
+
+  // The destination is killed when it has the hand-over, and before its standby can run.
+  await limitLink(lab, 400); // so that there is time to freeze its standby
+  const mute = await startBackupFor(lab, vm);
+  const held = await migrate(lab, vm, ['--retry', '100ms']);
+  const { standbyPid = 0 } = await untilStandby(lab);
+  process.kill(standbyPid, 'SIGSTOP');
+  await held.message('final');
+  await mute.until('the takeover', () => mute.messages.at(-1)?.event === 'taking-over');
+  process.kill(mute.pid, 'SIGKILL');
+  await held.message('waiting');
+  const acknowledged = load.acknowledged;
+  await sleep(500);
+  expect(load.acknowledged).toBe(acknowledged);
+
+  // Asked again, another daemon there knows that nobody runs it.
+  await killOrphan(standbyPid);
+  await limitLink(lab, undefined);
+  const asked = await startBackupFor(lab, vm);
+  expect(await held.ended()).toEqual({ code: 0, signal: null });
+  await expectRunning(whereItRuns('b', await asked.message('took-over')));
+  expect(isRunning(vm.pid)).toBe(false);
+  await load.advance(50);
+  expect(await load.stop()).toMatchObject({ ok: true, lost: 0, violations: [] });
+});
+
+/** On host b; what the daemon there says of itself. */
+const untilStandby = async (lab: Lab): Promise<BackupStatus> =>
+  await waitFor('the standby', async () => {
+    const status = await backupStatus(lab);
+    return status.standbyPid !== undefined && status;
+  });

@@ -68,7 +68,11 @@ export class TracedPrimary implements Traced {
         // Enough for the machine's part: two rounds.
         purpose:
           words.migrate === true
-            ? { kind: 'migrate', afterRound: afterRound(Number(words['rounds-max'] ?? 3)) }
+            ? {
+                kind: 'migrate',
+                afterRound: afterRound(Number(words['rounds-max'] ?? 3), words['post-copy'] === true),
+                atOnce: words['at-once'] === true,
+              }
             : { kind: 'protect', convergence: (rounds) => rounds.length >= 2 },
       },
       {
@@ -99,10 +103,11 @@ export class TracedPrimary implements Traced {
 }
 
 const afterRound =
-  (roundsMax: number): primary.AfterRound =>
+  (roundsMax: number, postCopy: boolean): primary.AfterRound =>
   (rounds) => {
     if (rounds.length >= roundsMax) return { code: 'HOLDFAST_E_LIMIT', message: 'not converged' };
-    return rounds.length >= 2 ? 'stop-and-copy' : 'next-round';
+    if (rounds.length < 2) return 'next-round';
+    return postCopy ? 'post-copy' : 'stop-and-copy';
   };
 
 const firstEpoch = [
@@ -136,7 +141,10 @@ const primaryEvent = (name: string, words: Words): primary.PrimaryEvent => {
     case 'takeover-failed':
     case 'failed':
     case 'give-up':
+    case 'pages-lost':
       return { type: name, failure: failure(words) };
+    case 'pages-served':
+      return { type: name, downtimeMs: 30 };
     case 'fenced':
       return { type: name, term: Number(words.term), message: 'the backup took over' };
     case 'backup-lost':
@@ -222,6 +230,7 @@ export class TracedBackup implements Traced {
         vm: 'vm-a',
         g: 1,
         'hand-over-only': words['hand-over-only'] === true,
+        'may-lack-pages': words['may-lack-pages'] === true,
       });
       this.apply('prepared', { g: 1 });
       this.apply('committed', { g: 1, epoch: 1 });
@@ -248,12 +257,16 @@ const backupEvent = (name: string, words: Words): backup.BackupEvent => {
         term: Number(words.term ?? 1),
         outputHeld: words.held === true,
         handOverOnly: words['hand-over-only'] === true,
+        mayLackPages: words['may-lack-pages'] === true,
       };
     case 'prepare-failed':
       return { type: name, generation, failure: failure(words) };
     case 'committed':
-    case 'switchover':
       return { type: name, generation, epoch };
+    case 'switchover': {
+      const wait = words['pages-wait-ms'];
+      return { type: name, generation, epoch, ...(wait === undefined ? {} : { pagesWaitMs: Number(wait) }) };
+    }
     case 'primary-lost':
       return { type: name, generation, silent: words.silent === true, reason };
     case 'vm-lost':
@@ -283,6 +296,7 @@ const describeBackup = (state: backup.BackupState): string => {
     checkpoint: state.checkpoint && `g${state.checkpoint.generation}/${state.checkpoint.epoch}`,
     receiving: state.receiving && `g${state.receiving}`,
     handOverOnly: state.handOverOnly,
+    mayLackPages: state.mayLackPages,
   });
   const failed = state.phase.name === 'ended' && state.phase.failure !== undefined ? ' (failed)' : '';
   return `${state.phase.name}${failed}${flags === '' ? '' : ` [${flags}]`}`;

@@ -5,6 +5,7 @@ import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
 import { checkpointFlags, restoreFlags } from '../../lib/cli/checkpoint-settings.js';
 import { migrateFlags } from '../../lib/cli/migrate-settings.js';
+import { buildProgram } from '../../lib/cli/program.js';
 import {
   backupCommandSettings,
   backupFlags,
@@ -34,6 +35,17 @@ describe('docs/embedding.md', () => {
   }, 30_000);
 });
 
+describe('docs/trace.md', () => {
+  it('names every flag of `holdfast trace`, and none that is not there', async () => {
+    const command = buildProgram(() => {}).commands.find((one) => one.name() === 'trace');
+    const flags = (command?.options ?? []).map(({ long }) => long ?? '');
+    const named = new Set((await read('trace.md')).match(/(?<=[\s`(])--[a-z][a-z-]+/g));
+    for (const flag of flags) expect(named).toContain(flag);
+    const known = new Set([...flags, '--trace', '--pid']); // of primary, and of a container's runtime
+    for (const flag of named) expect(known).toContain(flag);
+  });
+});
+
 describe('docs/operations.md', () => {
   it('has the exit code and the code of every error', async () => {
     const table = (await read('operations.md')).split('## Exit codes')[1] ?? '';
@@ -54,7 +66,7 @@ describe('docs/operations.md', () => {
   it.each(['operations.md', 'checkpoints.md'])('%s names only flags that exist', async (page) => {
     const tables = [primaryFlags, backupFlags, migrateFlags, checkpointFlags, restoreFlags];
     const flags = tables.flatMap((table) => Object.values(table).map(({ flag }) => flag.split(' ')[0]));
-    const known = new Set([...flags, '--config', '--json', '--help', '--watch', '--sparse']);
+    const known = new Set([...flags, '--config', '--json', '--help', '--watch', '--sparse', '--dry-run']);
     const named = (await read(page)).match(/(?<=[\s`(])--[a-z][a-z-]+/g) ?? [];
     expect(named.length).toBeGreaterThan(10);
     for (const flag of named) expect(known).toContain(flag);

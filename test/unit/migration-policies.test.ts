@@ -170,6 +170,16 @@ describe('03 odd rounds', () => {
     expect(linkRate([small])).toBe(122.88);
     expect(linkRate([...roundsLeaving(60_000), { ...roundOf(60_000, 9), roundMs: 60_000 }])).toBe(4_096);
   });
+
+  it('a round that was mostly read from disks does not tell it, but is a bound', () => {
+    const read = { ...roundOf(10_000, 100), roundMs: 4_000, diskPages: { verified: 90_000 } };
+    const small: MigrationRound = { pages: 100, zeroPages: 0, bytes: 409_600, roundMs: 20, dirtyPages: 3 };
+    expect(linkRate([read])).toBe(10_240);
+    expect(linkRate([read, small])).toBe(20_480);
+    expect(linkRate([read, { ...small, roundMs: 1_000 }])).toBe(10_240);
+    expect(linkRate([...roundsLeaving(60_000), read])).toBe(40_960);
+    expect(linkRate([{ ...read, diskPages: { verified: 9_000 } }])).toBe(10_240);
+  });
 });
 
 describe('04 when to give up', () => {

@@ -3,6 +3,7 @@ import { describe, expect, it } from 'vitest';
 import { CommandConsole } from '../../lib/cli/console.js';
 import { narrateMigration } from '../../lib/cli/narrate-migration.js';
 import { afterRound } from '../../lib/migrate/after-round.js';
+import { downtimeParts } from '../../lib/migrate/downtime-parts.js';
 import type { Migration } from '../../lib/migrate/migration.js';
 import { asPrimarySettings, checkMigrationSettings } from '../../lib/migrate/options.js';
 import { describeMigration, type MigrationOutcome, migrationError } from '../../lib/migrate/outcome.js';
@@ -76,13 +77,22 @@ describe('the end of a migration', () => {
   it('moved: how long it took, and how long the VM stood still', () => {
     const moved: MigrationOutcome = {
       ...{ kind: 'moved', term: 2, totalMs: 1_234, downtimeMs: 12.3, resumeMs: 5, firstStopMs: 0, rounds: 3 },
-      ...{ bytes: 100 << 20, diskBytes: 0, final: undefined },
+      ...{ bytes: 100 << 20, diskBytes: 0, final: undefined, downtimeParts: undefined },
     };
     expect(describeMigration(moved)).toBe(
       'moved: the VM runs over there (term 2); it stood still for 12 ms; 1,234 ms in all, 3 rounds, 100 MiB',
     );
     expect(describeMigration({ ...moved, firstStopMs: 4 })).toContain('12 ms, and for 4 ms before the first');
     expect(describeMigration({ ...moved, diskBytes: 1 << 30 })).toContain('100 MiB and 1 GiB of disks');
+  });
+
+  it('moved: the parts of its downtime are all of it', () => {
+    const parts = downtimeParts(
+      { stopMs: 0.5, ackMs: 1.5, ackedAfterMs: 3 },
+      { downtimeMs: 11, resumeMs: 6 },
+    );
+    expect(parts).toEqual({ stopMs: 0.5, captureMs: 1, transferMs: 1.5, handOverMs: 2, resumeMs: 6 });
+    expect(Object.values(parts).reduce((sum, ms) => sum + ms, 0)).toBe(11);
   });
 
   it('stayed: the error says why, and where the VM is', () => {
@@ -137,6 +147,24 @@ describe('what is told', () => {
     ]);
     end();
     expect(listeners.size).toBe(0);
+  });
+
+  it('what the disks had of it', () => {
+    const { lines, say } = narrated(false);
+    const diskPages = { referenced: 70, verified: 60, mismatched: 8, unread: 2, resent: 10 };
+    say('disks-indexed', {
+      ...{ ended: true, dataBytes: 3 << 20, readBytes: 3 << 20, blocks: 700, millis: 12 },
+      images: ['/srv/a.img', '/srv/b.img'],
+    });
+    say('round', { ...progress, diskPages: { ...diskPages, savedBytes: 245_760 } });
+    say('round', { ...progress, diskPages: { ...diskPages, mismatched: 0, unread: 0, savedBytes: -1 } });
+    expect(
+      lines.slice(1).flatMap((line) => line.split('\n').filter((part) => part.includes('disks'))),
+    ).toEqual([
+      '  disks looked through for pages: 3 MiB of /srv/a.img, /srv/b.img in 12 ms',
+      '    60 pages read from disks there, 240 KiB saved; 8 were something else there and 2 could not be read there in time, and were sent',
+      '    60 pages read from disks there, 0 B saved',
+    ]);
   });
 
   it('as JSON, with all figures', () => {

@@ -188,6 +188,15 @@ describe('03 for the standby', () => {
     test(what, () => expect(forStandby(words(line), standby).join(' ')).toBe(expected));
   }
 
+  for (const own of ['', ',suppress-vmdesc=on', ',suppress-vmdesc=off']) {
+    test(`one that loads a whole migration describes the stream as the source does (${own || 'by default'})`, () => {
+      const line = words(`-machine q35,memory-backend=ram${own} ${ram}`);
+      expect(forStandby(line, { ...standby, loads: 'migration' }).join(' ')).toBe(
+        `-machine pc-q35-7.2,memory-backend=ram${own} ${replica} ${tail}`,
+      );
+    });
+  }
+
   test('what forPrimary made is what forStandby takes', () => {
     const { argv } = forPrimary(words('-M q35 -m 64 -nodefaults'), primaryPaths);
     expect(forStandby(argv, { ...standby, pidfile: '/run/pid' }).join(' ')).toBe(

@@ -14,6 +14,7 @@ const good: VmDescription = {
   qemuVersion: '7.2.22',
   accelerator: 'kvm',
   vcpus: 1,
+  vcpuThreads: [{ 'cpu-index': 0, 'thread-id': 1 }],
   machineType: 'pc-q35-7.2',
   ramBytes: 1 << 26,
   memoryBackends: [

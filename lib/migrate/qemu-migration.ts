@@ -1,0 +1,393 @@
+/**
+ * Moves one running VM to a host where a Backup waits, by QEMU's own pre-copy (qemu-engine.ts): the same events,
+ * policies and ends as Migration has with Holdfast's engine.
+ *
+ *   open a session ─► both QEMUs get the connection ─► migrateWithQemu ─► moved
+ *        ▲   │                                              ├── given up, failed, destination lost ─► stayed
+ *        │   └── it runs over there already ─► fenced       └── handed over, and no answer
+ *        └──────────────── asked again, until it answers ◄──────────┘
+ *
+ * A session that the destination accepts proves that it does not run the VM, and has dropped what it had of it:
+ * then a VM that stands still here goes on, and the migration begins anew. In the VM's record stands where it is
+ * being moved to, so that a command that is started after one that was killed asks the same destination.
+ */
+import { EventEmitter } from 'node:events';
+import { setTimeout as delay } from 'node:timers/promises';
+import {
+  ConfigError,
+  type HoldfastError,
+  PeerLostError,
+  QmpConnectionError,
+  QmpError,
+  toHoldfastError,
+  UnsupportedVmError,
+} from '../errors.js';
+import { type Logger, NOTHING_LOGGED } from '../log.js';
+import { native } from '../native.js';
+import { relaysOf } from '../output/relay-files.js';
+import { SupersededError } from '../primary/backup-link.js';
+import { recordOf } from '../primary/identity.js';
+import type { Failure } from '../primary/machine.js';
+import { parseHostPort } from '../primary/options.js';
+import { QmpClient } from '../qmp/client.js';
+import { type VmRecord, VmRecords } from '../state/records.js';
+import type { VmDescription } from '../vm/describe.js';
+import { quitVm } from '../vm/launch.js';
+import { isAlive } from '../vm/process.js';
+import { examineQemuVm } from './examine-qemu-vm.js';
+import type { AnyMigration, MigrationEvents, MigrationOptions, MigrationStatus } from './migration.js';
+import { checkMigrationSettings, type MigrationSettings } from './options.js';
+import type { MigrationFinal, MigrationOutcome } from './outcome.js';
+import { migrationPolicy } from './policies.js';
+import {
+  type MigrationArrival,
+  type MigrationRoundReport,
+  migrateWithQemu,
+  type QemuMigrationResult,
+} from './qemu-engine.js';
+import { endLeftMigration } from './qemu-settings.js';
+import { RemoteTarget } from './remote-target.js';
+import { qemuSession } from './session.js';
+
+/** As Migration counts it: what the VM stands still for beside its pages. */
+const OVERHEAD_MS = 10;
+/** A destination whose QEMU ends says why, about when the stream breaks. */
+const REASON_MS_MAX = 1_000;
+/** A QEMU that closed its monitor gets this long to end before it counts as still running. */
+const QEMU_EXIT_GRACE_MS = 100;
+/** SHUTDOWN reasons that are not the guest's or the operator's wish. */
+const KILLED_FROM_OUTSIDE: ReadonlySet<string> = new Set(['host-error', 'host-signal']);
+
+interface Parts {
+  readonly settings: MigrationSettings;
+  readonly key: Uint8Array;
+  readonly qmp: QmpClient;
+  readonly vm: VmDescription;
+  readonly record: VmRecord;
+  readonly records: VmRecords;
+  readonly relays: Awaited<ReturnType<typeof relaysOf>>;
+  /** A killed command left it so; it may run over there. */
+  readonly leftStopped: boolean;
+  readonly startedMs: number;
+  readonly log: Logger;
+}
+
+export class QemuEngineMigration
+  extends EventEmitter<MigrationEvents>
+  implements AnyMigration, AsyncDisposable
+{
+  readonly movedDisks = undefined;
+  readonly following = undefined;
+  readonly #parts: Parts;
+  readonly #cancelled = new AbortController();
+  /** Settled by release(): the operator's word that the VM does not run over there. */
+  readonly #released = new AbortController();
+  readonly #ended: Promise<MigrationOutcome>;
+  #phase: MigrationStatus['phase'] = 'connecting';
+  #reason: string | undefined;
+  #mayRunThere: boolean;
+  #rounds = 0;
+  #final: MigrationFinal | undefined;
+  #shutdownReason: string | undefined;
+
+  private constructor(parts: Parts) {
+    super();
+    this.#parts = parts;
+    this.#mayRunThere = parts.leftStopped;
+    parts.qmp.on('SHUTDOWN', ({ data }) => {
+      this.#shutdownReason = String(data.reason ?? 'unknown');
+    });
+    this.#ended = this.#run();
+  }
+
+  /**
+   * Attaches to a running VM and begins to move it. Settles when the VM has passed the pre-flight checks.
+   * @throws ConfigError, UnsupportedVmError (nothing was touched), QmpConnectionError, FencedError
+   */
+  static async start(options: MigrationOptions): Promise<QemuEngineMigration> {
+    const startedMs = performance.now();
+    const { key, qmp: qmpPath, signal, logger, ...input } = options;
+    const settings = checkMigrationSettings(input);
+    const qmp = await QmpClient.connect(qmpPath, {
+      timeoutMs: 5_000,
+      sendWithFd: native.sendWithFd,
+      signal,
+    });
+    try {
+      const vm = await examineQemuVm(qmp);
+      const records = new VmRecords(settings.runDir, 'primary');
+      const leftFor = await records.movingTo(vm.process);
+      if (leftFor !== undefined) await endLeftMigration(qmp);
+      const { running } = await qmp.execute('query-status');
+      const leftStopped = !running && leftFor !== undefined;
+      if (leftStopped && leftFor !== settings.to) throw otherDestination(leftFor);
+      const known = await recordOf(records, vm, qmpPath);
+      if (!running && !leftStopped) throw paused();
+      const record = { ...known, movingTo: settings.to };
+      await records.write(record);
+      const relays = await relaysOf(vm);
+      const log = logger ?? NOTHING_LOGGED;
+      const parts = { settings, key, qmp, vm, record, records, relays, leftStopped, startedMs, log };
+      const migration = new QemuEngineMigration(parts);
+      if (signal?.aborted) migration.#cancelled.abort();
+      signal?.addEventListener('abort', () => migration.#cancelled.abort(), { once: true });
+      return migration;
+    } catch (error) {
+      await qmp.close();
+      throw toHoldfastError(error);
+    }
+  }
+
+  /** Settles when the VM has moved, or stays, with how. Never rejects. */
+  get ended(): Promise<MigrationOutcome> {
+    return this.#ended;
+  }
+
+  status(): MigrationStatus {
+    const { settings, vm, record, qmp } = this.#parts;
+    return {
+      role: 'primary',
+      name: settings.name,
+      phase: this.#phase,
+      ...(this.#reason === undefined ? {} : { reason: this.#reason }),
+      vm: {
+        id: record.vmId,
+        name: vm.name ?? '',
+        pid: vm.process.pid,
+        qmp: qmp.path,
+        ramBytes: vm.ramBytes,
+        vcpus: vm.vcpus,
+        running: !this.#mayRunThere,
+      },
+      backup: settings.to,
+      term: record.term,
+      epoch: 0,
+      committedEpoch: 0,
+      outputHeld: false,
+      baseRounds: this.#rounds,
+      epochs: 0,
+      distributions: {},
+    };
+  }
+
+  /** Gives up, as Migration.cancel() does. */
+  async cancel(): Promise<MigrationOutcome> {
+    this.#cancelled.abort();
+    return await this.#ended;
+  }
+
+  /** The operator's word that the VM does not run over there: it runs on here. */
+  async release(): Promise<MigrationOutcome> {
+    this.#released.abort();
+    return await this.cancel();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.cancel();
+  }
+
+  async #run(): Promise<MigrationOutcome> {
+    const { qmp, log } = this.#parts;
+    const outcome = await this.#attempts().catch((error: unknown) => this.#whenFailed(error));
+    await this.#leave(outcome).catch((error: unknown) => {
+      log.error({ err: toHoldfastError(error).message }, 'while ending');
+    });
+    await qmp.close();
+    this.#enter('ended');
+    this.emit('ended', outcome);
+    return outcome;
+  }
+
+  async #attempts(): Promise<MigrationOutcome> {
+    for (;;) {
+      const outcome = await this.#attempt();
+      if (outcome !== undefined) return outcome;
+      if (!(await this.#waitToAskAgain())) return await this.#endWaiting();
+    }
+  }
+
+  /** Undefined: it may run over there, and has to be asked again. */
+  async #attempt(): Promise<MigrationOutcome | undefined> {
+    const { qmp, settings, key, vm, record, relays, log } = this.#parts;
+    this.#enter('connecting');
+    let target: RemoteTarget;
+    try {
+      target = await RemoteTarget.open({
+        address: parseHostPort(settings.to),
+        key,
+        session: qemuSession(vm, record, relays, settings),
+        connectTimeoutMs: settings.connectTimeoutMs,
+        signal: AbortSignal.any([this.#cancelled.signal, this.#released.signal]),
+      });
+    } catch (error) {
+      if (error instanceof SupersededError) return fenced(error);
+      if (!this.#mayRunThere) throw error;
+      this.#reason = toHoldfastError(error).message;
+      return undefined;
+    }
+    try {
+      if (this.#mayRunThere) await this.#goOnHere();
+      await target.connect(qmp);
+      this.#enter('syncing');
+      return this.#moved(await this.#migrate(target), target);
+    } catch (error) {
+      if (target.fenced !== undefined) return fenced(target.fenced);
+      if (target.mayRun) {
+        this.#mayRunThere = true;
+        this.#reason = target.failure?.message ?? toHoldfastError(error).message;
+        log.error({ reason: this.#reason }, 'no answer to the hand-over');
+        return undefined;
+      }
+      throw await this.#reasonOf(error, target);
+    } finally {
+      // What is over there may be all that is left of a VM whose QEMU has ended here: then it is not told to drop it.
+      if (target.tookOver === undefined && !target.mayRun && qmp.open) await target.abandon();
+      else await target.close();
+    }
+  }
+
+  async #migrate(target: RemoteTarget): Promise<QemuMigrationResult> {
+    const { qmp, settings } = this.#parts;
+    return await migrateWithQemu({
+      qmp,
+      target,
+      policy: migrationPolicy(settings.policy),
+      downtimeMs: settings.downtimeMs,
+      overheadMs: OVERHEAD_MS,
+      limit: { roundsMax: settings.roundsMax, totalMsMax: settings.timeMaxMs },
+      signal: AbortSignal.any([this.#cancelled.signal, target.lost]),
+      onRound: (report) => this.#tellRound(report),
+      onArrived: (arrival) => this.#tellArrival(arrival),
+    });
+  }
+
+  #tellRound({ number, round, decision }: MigrationRoundReport): void {
+    this.#rounds = number;
+    const bytesPerSecond = (round.bytes / round.roundMs) * 1_000;
+    this.emit('round', { ...round, round: number, bytesPerSecond, decision });
+  }
+
+  #tellArrival({ pages, zeroPages, bytes, stoppedForMs }: MigrationArrival): void {
+    this.#final = { dirtyPages: pages, zeroPages, bytes, ackMs: stoppedForMs };
+    this.emit('final', this.#final);
+  }
+
+  #moved({ downtimeMs, bytes, rounds }: QemuMigrationResult, { tookOver }: RemoteTarget): MigrationOutcome {
+    return {
+      kind: 'moved',
+      term: tookOver!.term,
+      totalMs: performance.now() - this.#parts.startedMs,
+      downtimeMs,
+      downtimeParts: undefined,
+      resumeMs: tookOver!.resumeMs,
+      firstStopMs: 0,
+      rounds: rounds.length,
+      bytes,
+      diskBytes: 0,
+      final: this.#final,
+    };
+  }
+
+  /** The destination has said that it does not run the VM, by opening a session for it. */
+  async #goOnHere(): Promise<void> {
+    await this.#parts.qmp.execute('cont');
+    this.#mayRunThere = false;
+    this.#reason = undefined;
+  }
+
+  /** False: somebody ended the wait. */
+  async #waitToAskAgain(): Promise<boolean> {
+    this.#enter('waiting');
+    const signal = AbortSignal.any([this.#cancelled.signal, this.#released.signal]);
+    return await delay(this.#parts.settings.retryMs, undefined, { signal }).then(
+      () => this.#parts.qmp.open,
+      () => false,
+    );
+  }
+
+  async #endWaiting(): Promise<MigrationOutcome> {
+    if (!this.#parts.qmp.open) throw new QmpConnectionError('the monitor closed');
+    if (this.#released.signal.aborted) await this.#goOnHere();
+    return {
+      kind: 'stayed',
+      failure: { code: 'HOLDFAST_E_CANCELLED', message: this.#reason ?? 'the migration was cancelled' },
+      mayRunThere: this.#mayRunThere,
+    };
+  }
+
+  /** QEMU knows only that its stream broke; the destination says why, or is gone. */
+  async #reasonOf(error: unknown, target: RemoteTarget): Promise<unknown> {
+    if (this.#cancelled.signal.aborted || !this.#parts.qmp.open) return error;
+    const { refusal } = target;
+    if (refusal !== undefined) return asError(refusal);
+    if (error instanceof QmpError && !target.lost.aborted) {
+      await delay(REASON_MS_MAX, undefined, { signal: target.lost }).catch(() => {});
+    }
+    const { failure } = target;
+    if (failure === undefined) return error;
+    return new PeerLostError(failure.message, { cause: error });
+  }
+
+  async #whenFailed(error: unknown): Promise<MigrationOutcome> {
+    const { qmp, vm } = this.#parts;
+    const { code, message, cure } = toHoldfastError(error);
+    if (!qmp.open) {
+      const deadlineMs = performance.now() + QEMU_EXIT_GRACE_MS;
+      while ((await isAlive(vm.process)) && performance.now() < deadlineMs) await delay(2);
+      if (!(await isAlive(vm.process))) return this.#vmGone();
+    }
+    return { kind: 'stayed', failure: { code, message, cure }, mayRunThere: this.#mayRunThere };
+  }
+
+  #vmGone(): MigrationOutcome {
+    const reason = this.#shutdownReason;
+    return reason !== undefined && !KILLED_FROM_OUTSIDE.has(reason)
+      ? { kind: 'vm-ended', reason }
+      : { kind: 'vm-lost', reason: reason ?? 'QEMU ended without a shutdown' };
+  }
+
+  /** The VM here, and what is known of it, as the outcome has it. */
+  async #leave(outcome: MigrationOutcome): Promise<void> {
+    const { qmp, vm, record, records } = this.#parts;
+    switch (outcome.kind) {
+      case 'moved':
+        await quitVm({ identity: vm.process, qmp }); // its twin runs over there: this one must never run again
+        await records.remove(record.vmId);
+        return;
+      case 'fenced': {
+        await qmp.execute('stop');
+        const { movingTo: _movingTo, ...rest } = record;
+        await records.write({ ...rest, role: 'superseded', term: outcome.term });
+        return;
+      }
+      case 'stayed':
+        if (!outcome.mayRunThere) await records.remove(record.vmId);
+        return;
+      case 'vm-ended':
+      case 'vm-lost':
+        await records.remove(record.vmId);
+        return;
+    }
+  }
+
+  #enter(phase: MigrationStatus['phase']): void {
+    this.#phase = phase;
+    this.emit('phase', this.status());
+  }
+}
+
+const asError = ({ code, message, cure }: Failure): HoldfastError =>
+  toHoldfastError(Object.assign(new Error(message), { code, cure }));
+
+const fenced = ({ message, term }: SupersededError): MigrationOutcome => ({ kind: 'fenced', message, term });
+
+/** Stopped by somebody else, and meant to stay so. */
+const paused = (): UnsupportedVmError =>
+  new UnsupportedVmError('the VM is paused; it would run on the destination', {
+    cure: "Resume it first (QMP cont); if a migration by Holdfast's own engine left it so, give that command again.",
+  });
+
+const otherDestination = (to: string): ConfigError =>
+  new ConfigError(`the VM stands still since it was moved to ${to}, and may run there`, {
+    cure: `Ask that one: --to ${to}. If you know that the VM does not run there: QMP cont, then move it.`,
+  });

@@ -1,0 +1,59 @@
+/**
+ * Brings a VM that runs on the destination already what it lacks, over one connection after the other: a
+ * link that is cut is waited for, as long as the settings say, from the moment that nothing came through.
+ *
+ *   servePages ─ all there ─► settles
+ *       ▲  └── connection lost ─► again, until it is too long ago that one came about ─► PeerLostError
+ *       └──────────────┘
+ */
+import { setTimeout as delay } from 'node:timers/promises';
+import { PeerLostError, toHoldfastError } from '../errors.js';
+import type { Logger } from '../log.js';
+import { timeText } from '../migrate/words.js';
+import type { PrimaryEngine } from '../native.js';
+import type { FaultCost, ServePagesOptions } from '../native-early.js';
+
+/** The guest waits meanwhile. */
+const RETRY_MS = 100;
+/** Of one attempt: a link that is back answers sooner. */
+const CONNECT_MS = 1_000;
+
+export interface ServeOptions {
+  readonly engine: Pick<PrimaryEngine, 'servePages' | 'serveProgress'>;
+  readonly peer: Omit<ServePagesOptions, 'timeoutMs'>;
+  /** How long a cut link is waited for. */
+  readonly waitMs: number;
+  readonly log: Logger;
+}
+
+/** @throws PeerLostError; CancelledError when the engine was disconnected */
+export const servePages = async ({ engine, peer, waitMs, log }: ServeOptions): Promise<FaultCost> => {
+  let connections = 0;
+  let lostSinceMs = performance.now();
+  for (;;) {
+    const startMs = performance.now();
+    try {
+      return await engine.servePages({ ...peer, timeoutMs: CONNECT_MS });
+    } catch (error) {
+      const failure = toHoldfastError(error);
+      if (failure.code === 'HOLDFAST_E_CANCELLED') throw failure;
+      const progress = engine.serveProgress();
+      const cameAbout = progress.connections > connections;
+      connections = progress.connections;
+      if (cameAbout) lostSinceMs = performance.now();
+      const { pagesLeft } = progress;
+      if (performance.now() - lostSinceMs > waitMs) throw lostForGood(waitMs, failure);
+      log.warn({ pagesLeft, code: failure.code, err: failure.message }, 'the page stream is lost; again');
+      await delay(Math.max(0, RETRY_MS - (performance.now() - startMs)));
+    }
+  }
+};
+
+const lostForGood = (waitMs: number, cause: Error): PeerLostError =>
+  new PeerLostError(
+    `the destination was not reached for ${timeText(waitMs)} before all pages were there: ${cause.message}`,
+    {
+      cause,
+      cure: 'The VM there has ended, or will. The one here is as it was when it was stopped: QMP cont goes back to that moment.',
+    },
+  );
