@@ -29,6 +29,7 @@ const vm: VmDescription = {
   qemuVersion: '7.2.22',
   accelerator: 'tcg',
   vcpus: 1,
+  vcpuThreads: [{ 'cpu-index': 0, 'thread-id': 1 }],
   machineType: 'pc-q35-7.2',
   ramBytes: 1 << 26,
   memoryBackends: [backend],
