@@ -42,7 +42,7 @@ export const placeDisks = async (
   { replace = [], overwriteDisks = false }: PlaceDisksOptions,
 ): Promise<PlacedDisks> => {
   const { disks } = entry.manifest;
-  const targets = disks.map(({ image }) => replaced(image, replace));
+  const targets = placesOf(entry, replace);
   for (const target of targets) {
     if (overwriteDisks || !(await exists(target))) continue;
     throw new ConfigError(`the image ${target} is there already; checkpoint ${entry.epoch} has its own`, {
@@ -72,6 +72,12 @@ export const placeDisks = async (
   return { paths: done, remove };
 };
 
+/** Where each of a checkpoint's disks goes. */
+export const placesOf = (
+  { manifest }: Pick<Entry, 'manifest'>,
+  replace: readonly Replacement[],
+): readonly string[] => manifest.disks.map(({ image }) => replaced(image, replace));
+
 const exists = (path: string): Promise<boolean> =>
   stat(path).then(
     () => true,
@@ -79,7 +85,7 @@ const exists = (path: string): Promise<boolean> =>
   );
 
 /** As QEMU's command line is changed: the first match counts. */
-const replaced = (path: string, replacements: readonly Replacement[]): string => {
+export const replaced = (path: string, replacements: readonly Replacement[]): string => {
   for (const { from, to } of replacements) {
     if (path === from) return to;
     if (path.startsWith(`${from}/`)) return to + path.slice(from.length);

@@ -121,6 +121,8 @@ interface Overlay {
   readonly disk: CheckpointDisk;
   readonly node: string;
   readonly path: string;
+  /** QEMU has it: its file may only go once QEMU has said that it let go of it. */
+  isKnown: boolean;
 }
 
 let overlaysNamed = 0;
@@ -144,6 +146,7 @@ export class DiskOverlays {
         disk,
         node: `${NODE_PREFIX}${process.pid}-${overlaysNamed}`, // QEMU allows 31 characters
         path: `${disk.image}${OVERLAY_SUFFIX}`,
+        isKnown: false,
       };
       await createOverlay(overlay);
       this.#prepared.push(overlay);
@@ -152,6 +155,7 @@ export class DiskOverlays {
         ...{ driver: 'qcow2', 'node-name': overlay.node, cache, discard: 'unmap', backing: null },
         file: { driver: 'file', filename: overlay.path, cache, discard: 'unmap' },
       });
+      overlay.isKnown = true;
     }
   }
 
@@ -183,10 +187,11 @@ export class DiskOverlays {
 
   /** Back to the images, whatever was reached before. Idempotent. */
   async commit(): Promise<void> {
-    for (const overlay of this.#prepared.splice(0)) {
-      // Not known to QEMU where preparing it failed.
-      await this.#qmp.executeAny('blockdev-del', { 'node-name': overlay.node }).catch(() => {});
-      await rm(overlay.path, { force: true });
+    while (this.#prepared[0] !== undefined) {
+      const { node, path, isKnown } = this.#prepared[0];
+      if (isKnown) await this.#qmp.executeAny('blockdev-del', { 'node-name': node });
+      await rm(path, { force: true });
+      this.#prepared = this.#prepared.slice(1);
     }
     while (this.#inUse[0] !== undefined) {
       const { node, path } = this.#inUse[0];

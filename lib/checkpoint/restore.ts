@@ -9,12 +9,14 @@
  * migrated again.
  */
 import { once } from 'node:events';
+import { existsSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { createConnection } from 'node:net';
-import { join, resolve } from 'node:path';
+import { join, relative, resolve } from 'node:path';
 import { ConfigError, type HoldfastError, StandbyError, toHoldfastError } from '../errors.js';
 import { type Logger, NOTHING_LOGGED } from '../log.js';
 import { native } from '../native.js';
+import type { QmpClient } from '../qmp/client.js';
 import {
   announceSelf,
   prepareIncoming,
@@ -23,11 +25,12 @@ import {
   waitRunning,
 } from '../qmp/recipes.js';
 import { forPrimary, forStandby, type Replacement } from '../vm/command-line.js';
+import { imagePathOf } from '../vm/drives.js';
 import { killVm, type LaunchedVm, launchVm } from '../vm/launch.js';
 import { isAlive } from '../vm/process.js';
 import { claimReading } from './claims.js';
 import { type Entry, listCheckpoints } from './directory.js';
-import { placeDisks } from './disk-copies.js';
+import { placeDisks, replaced } from './disk-copies.js';
 import { OnDemandRam } from './on-demand.js';
 import { damagedCheckpoint, layerFilesOf, type SelectedCheckpoint, selectCheckpoint } from './select.js';
 import { checkDevice } from './verify.js';
@@ -146,7 +149,8 @@ interface StartedVm {
 /** Settles when the VM runs; leaves nothing if it fails. */
 const start = async (options: RestoreOptions, { entry, layers }: SelectedCheckpoint): Promise<StartedVm> => {
   const { ramPath, onDemand = true, logger = NOTHING_LOGGED } = options;
-  const { binary, argv } = commandLineOf(options, entry);
+  const cwd = cwdOf(options, entry);
+  const { binary, argv } = commandLineOf(options, entry, cwd);
   const stream = await checkDevice(entry);
   const placed = await placeDisks(entry, options);
   let vm: LaunchedVm | undefined;
@@ -156,11 +160,12 @@ const start = async (options: RestoreOptions, { entry, layers }: SelectedCheckpo
     if (!onDemand) await native.assembleRam({ layers: files, path: ramPath });
     const startedMs = performance.now();
     vm = await launchVm({
-      ...{ binary, argv, qmpPath: options.qmpPath, logPath: options.logPath, signal: options.signal },
+      ...{ binary, argv, cwd, qmpPath: options.qmpPath, logPath: options.logPath, signal: options.signal },
       sendWithFd: native.sendWithFd,
       peerPid: native.peerPid,
     });
     refuseOlderQemu(entry, versionText(vm.qmp.greeting.version));
+    await assertOpens(vm.qmp, placed.paths, cwd);
     if (onDemand) {
       const { ramBytes } = entry.manifest.vm;
       ram = await OnDemandRam.start({ pid: vm.pid, ramBytes, ramPath }, files);
@@ -219,7 +224,8 @@ const isDamage = (code: string): boolean => code === 'HOLDFAST_E_CHECKSUM' || co
 /** @throws ConfigError if it is not one for this checkpoint */
 const commandLineOf = (
   { commandLine, ramPath, qmpPath, replace = [] }: RestoreOptions,
-  { epoch, manifest: { vm } }: Entry,
+  { epoch, manifest: { vm, disks } }: Entry,
+  cwd: string,
 ): { readonly binary: string; readonly argv: readonly string[] } => {
   const [binary = vm.binary, ...given] = commandLine ?? [vm.binary, ...vm.argv];
   const { argv, ram } = forPrimary(given, { ramPath, qmpPath });
@@ -240,9 +246,36 @@ const commandLineOf = (
     qmpPath,
     ramId: vm.ramId,
     machineType: vm.machineType,
-    replacements: replace,
+    // An image that the command line calls by a relative path has its new place, too.
+    replacements: [
+      ...replace,
+      ...disks.map(({ image }) => ({ from: relative(cwd, image), to: replaced(image, replace) })),
+    ],
   });
   return { binary, argv: standby };
+};
+
+/** What is relative in a command line is so to where it was given, or to where its VM was started. */
+const cwdOf = ({ commandLine }: RestoreOptions, { manifest: { vm } }: Entry): string =>
+  commandLine === undefined && existsSync(vm.cwd) ? vm.cwd : process.cwd();
+
+/** The VM must not run over any other disks than the checkpoint's. @throws ConfigError */
+const assertOpens = async (qmp: QmpClient, images: readonly string[], cwd: string): Promise<void> => {
+  const drives = await qmp.execute('query-block');
+  const open = new Set(
+    drives.flatMap(({ inserted }) => {
+      const path = inserted === undefined ? undefined : imagePathOf(inserted.file);
+      return path === undefined ? [] : [resolve(cwd, path)];
+    }),
+  );
+  const missing = images.filter((image) => !open.has(image));
+  if (missing.length === 0) return;
+  throw new ConfigError(
+    `the command line has no drive over ${missing.join(', ')}, where the checkpoint's are`,
+    {
+      cure: 'Give it the drives of the VM that was checkpointed; --replace says where their images are now.',
+    },
+  );
 };
 
 /** Settles when the VM runs, with how long that took. */

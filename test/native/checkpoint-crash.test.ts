@@ -6,6 +6,7 @@ import {
   mkdtempSync,
   readdirSync,
   readFileSync,
+  readlinkSync,
   rmSync,
   truncateSync,
   writeFileSync,
@@ -15,9 +16,11 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { Checkpointing } from '../../lib/checkpoint/checkpointing.js';
 import { listCheckpoints } from '../../lib/checkpoint/directory.js';
+import { restoreCheckpoint } from '../../lib/checkpoint/restore.js';
 import { layerFilesOf, selectCheckpoint } from '../../lib/checkpoint/select.js';
 import { verifyCheckpoints } from '../../lib/checkpoint/verify.js';
 import { native } from '../../lib/native.js';
+import { killVm } from '../../lib/vm/launch.js';
 import { repositoryRoot } from '../lab/guest.js';
 import { crashPoints } from './checkpoint-points.js';
 import { pageBytes, SmallQemu } from './primary-qemu.js';
@@ -117,7 +120,7 @@ test('01 killed at any point', { timeout: 120_000 }, async () => {
   expect(await run(3)).toBe(0);
   expect(await kept()).toEqual([2, 3]);
   await expectAllWhole();
-  for (const crash of crashPoints.flatMap((point) => (point === 'round' ? [point] : [point, `${point}:2`]))) {
+  for (const crash of [...crashPoints, 'paused:2', 'merging:2', 'merged:2']) {
     const before = await kept();
     await write();
     // Its first checkpoint is a full one; those after it are increments, and merge what was there.
@@ -150,13 +153,49 @@ test('02 what is written after the pause is in the image, and not in the checkpo
   await running.idle();
   expect(existsSync(`${image}.holdfast-overlay`)).toBe(false);
   const copied = readFileSync(join(another, 'epoch-000001', 'disk-0.raw'));
-  expect([copied[1 << 20], copied[2 << 20]]).toEqual([71, expect.not.stringMatching('81')]);
+  expect(copied[1 << 20]).toBe(71);
+  expect(copied[2 << 20]).not.toBe(81);
   await qemu.qmp('human-monitor-command', { 'command-line': 'qemu-io d0 "flush"' });
   const now = readFileSync(image);
   expect([now[1 << 20], now[2 << 20]]).toEqual([77, 81]);
 });
 
-test('03 one directory, one writer', async () => {
+test('03 a VM that is restored from it has that disk, elsewhere', async () => {
+  const another = join(scratch, 'another');
+  const place = join(scratch, 'restored.raw');
+  const ramPath = `/dev/shm/holdfast-crash-${process.pid}`;
+  const options = {
+    ...{ dir: another, ramPath, qmpPath: join(scratch, 'restored-qmp') },
+    ...{ logPath: join(scratch, 'restored-log'), scratchDir: scratch },
+  };
+  await expect(restoreCheckpoint(options)).rejects.toThrow(`the image ${image} is there already`);
+  const commandLine = ['qemu-system-x86_64', '-M', 'q35', '-nodefaults', '-m', String(RAM_MIB), '-machine'];
+  const ram = [
+    'memory-backend=ram',
+    '-object',
+    `memory-backend-file,id=ram,size=${RAM_MIB}M,share=on,mem-path=x`,
+  ];
+  const diskless = {
+    ...options,
+    commandLine: [...commandLine, ...ram],
+    replace: [{ from: image, to: place }],
+  };
+  await expect(restoreCheckpoint(diskless)).rejects.toThrow(`no drive over ${place}`);
+  expect(existsSync(place)).toBe(false);
+  const { vm, complete } = await restoreCheckpoint({ ...options, replace: [{ from: image, to: place }] });
+  try {
+    await complete;
+    expect(readFileSync(place).equals(readFileSync(join(another, 'epoch-000001', 'disk-0.raw')))).toBe(true);
+    const open = readdirSync(`/proc/${vm.pid}/fd`).map((fd) => readlinkSync(`/proc/${vm.pid}/fd/${fd}`));
+    expect(open).toContain(place);
+    expect(open).not.toContain(image);
+  } finally {
+    await killVm(vm.identity);
+    rmSync(ramPath, { force: true });
+  }
+});
+
+test('04 one directory, one writer', async () => {
   const another = join(scratch, 'claimed');
   await using _running = await Checkpointing.start({ qmp: qmpPath, dir: another, runDir: scratch });
   const claim = await import('../../lib/checkpoint/claims.js');
