@@ -18,6 +18,7 @@ import { native } from '../native.js';
 import type { QmpClient } from '../qmp/client.js';
 import type { VmDescription } from '../vm/describe.js';
 import { imagePathOf } from '../vm/drives.js';
+import { isEmptyOverlay } from './empty-overlay.js';
 import type { DiskEntry } from './manifest.js';
 
 const OVERLAY_SUFFIX = '.holdfast-overlay';
@@ -203,7 +204,9 @@ export class DiskOverlays {
 
 const createOverlay = async ({ disk, path }: Overlay): Promise<void> => {
   const found = await stat(path).catch(() => undefined);
-  if (found !== undefined) {
+  if (found !== undefined && (await isEmptyOverlay(path))) {
+    await rm(path); // prepared by a run that was killed before it told QEMU
+  } else if (found !== undefined) {
     throw new DiskError(`${path} is there already: writes of a VM that ended while it was checkpointed`, {
       cure: `With no VM running on it: qemu-img commit ${path}, which puts them into ${disk.image}; then remove it. If they are not wanted, remove it.`,
     });

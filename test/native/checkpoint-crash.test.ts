@@ -1,5 +1,5 @@
 /** Checkpoints whose writer is killed anywhere: those that were there stay, the VM too, and the next run tidies up. */
-import { spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import {
   existsSync,
@@ -195,7 +195,22 @@ test('03 a VM that is restored from it has that disk, elsewhere', async () => {
   }
 });
 
-test('04 one directory, one writer', async () => {
+test('04 an overlay that lies there: an empty one goes, one with writes is refused', async () => {
+  const overlay = `${image}.holdfast-overlay`;
+  execFileSync('qemu-img', ['create', '-q', '-u', '-f', 'qcow2', '-b', image, '-F', 'raw', overlay, '4M']);
+  const options = { qmp: qmpPath, dir: join(scratch, 'overlaid'), runDir: scratch };
+  await using running = await Checkpointing.start(options);
+  await running.take();
+  await running.idle();
+  expect(existsSync(overlay)).toBe(false);
+  execFileSync('qemu-img', ['create', '-q', '-f', 'qcow2', overlay, '4M']);
+  execFileSync('qemu-io', ['-f', 'qcow2', '-c', 'write 0 64k', overlay]);
+  await expect(running.take()).rejects.toThrow(`${overlay} is there already`);
+  expect(existsSync(overlay)).toBe(true);
+  rmSync(overlay);
+});
+
+test('05 one directory, one writer', async () => {
   const another = join(scratch, 'claimed');
   await using _running = await Checkpointing.start({ qmp: qmpPath, dir: another, runDir: scratch });
   const claim = await import('../../lib/checkpoint/claims.js');
