@@ -12,8 +12,6 @@
 // After a scan of which the outcome is unknown only a full layer will do.
 #pragma once
 
-#include <sys/types.h>
-
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -24,21 +22,15 @@
 #include "base/result.h"
 #include "base/worker_pool.h"
 #include "capture/staging_pool.h"
-#include "capture/step_aside.h"
+#include "capture/tracked_ram.h"
 #include "checkpoint/layer_writer.h"
-#include "guest/ram_view.h"
-#include "guest/tracker.h"
-#include "guest/userfault.h"
 
 namespace holdfast {
 
 class Checkpointer {
  public:
   struct Options {
-    pid_t pid = 0;
-    uint64_t host_address = 0;
-    uint64_t ram_bytes = 0;
-    uint64_t file_offset = 0;
+    RamPlace ram;
     uint64_t staging_bytes_max = 0;
     unsigned copy_threads = 1;
   };

@@ -27,6 +27,14 @@ struct RamMapping {
   ino_t inode = 0;
 };
 
+// Where guest RAM is, in a process and in its file.
+struct RamPlace {
+  pid_t pid = 0;
+  uint64_t host_address = 0;
+  uint64_t ram_bytes = 0;
+  uint64_t file_offset = 0;
+};
+
 // Mappings of tmpfs files, hugetlbfs files and memfds, at least `min_bytes` long.
 Result<std::vector<RamMapping>> FindRamMappings(pid_t pid, uint64_t min_bytes);
 

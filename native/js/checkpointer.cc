@@ -10,6 +10,7 @@
 #include "js/background.h"
 #include "js/bridge.h"
 #include "js/core.h"
+#include "js/engine_fields.h"
 #include "js/fields.h"
 #include "js/layer_fields.h"
 #include "js/result_object.h"
@@ -69,21 +70,9 @@ CheckpointerObject::CheckpointerObject(const Napi::CallbackInfo& info)
   const Napi::Env env = info.Env();
   Fields fields(env, info[0]);
   Checkpointer::Options options;
-  options.pid = static_cast<pid_t>(fields.Whole("pid"));
   options.staging_bytes_max = fields.Whole("stagingBytesMax");
-  options.copy_threads = static_cast<unsigned>(fields.Whole("copyThreads"));
-  constexpr unsigned kCopyThreadsMax = 64;
-  if (options.copy_threads < 1 || options.copy_threads > kCopyThreadsMax) {
-    fields.Wrong("copyThreads", 0);
-  }
-  if (options.pid <= 0) fields.Wrong("pid", 0);
-  const Napi::Value mapping = fields.Get("ram");
-  if (!fields.Check()) return;
-  Fields ram(env, mapping);
-  options.host_address = ram.BigWhole("hostAddress");
-  options.ram_bytes = ram.Whole("sizeBytes");
-  options.file_offset = ram.Whole("fileOffset");
-  if (!ram.Check()) return;
+  options.copy_threads = CopyThreadsField(fields);
+  if (!CheckWithRam(env, fields, options.ram)) return;
   const auto& bridge = Bridge::Of(env);
   core_ = std::make_shared<CheckpointerCore>(bridge, options);
   bridge->Register(core_);

@@ -8,6 +8,7 @@
 #include "checkpoint/chain_origin.h"
 #include "js/bridge.h"
 #include "js/core.h"
+#include "js/engine_fields.h"
 #include "js/event_queue.h"
 #include "js/fields.h"
 #include "js/layer_fields.h"
@@ -158,18 +159,10 @@ EarlyGuestObject::EarlyGuestObject(const Napi::CallbackInfo& info)
   const Napi::Env env = info.Env();
   Fields fields(env, info[0]);
   EarlyGuest::Options options;
-  options.pid = static_cast<pid_t>(fields.Whole("pid"));
-  if (options.pid <= 0) fields.Wrong("pid", 0);
   options.empty_all = fields.Flag("emptyAll");
   auto make_origin = ToOriginMaker(env, fields);
   const Napi::Function listener = fields.Callback("onEvent");
-  const Napi::Value mapping = fields.Get("ram");
-  if (!fields.Check()) return;
-  Fields ram(env, mapping);
-  options.host_address = ram.BigWhole("hostAddress");
-  options.ram_bytes = ram.Whole("sizeBytes");
-  options.file_offset = ram.Whole("fileOffset");
-  if (!ram.Check()) return;
+  if (!CheckWithRam(env, fields, options.ram)) return;
   const auto& bridge = Bridge::Of(env);
   auto channel = std::make_shared<Channel>(bridge, listener);
   core_ = std::make_shared<EarlyGuestCore>(bridge, options, std::move(make_origin),

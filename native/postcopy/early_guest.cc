@@ -2,34 +2,32 @@
 
 #include <utility>
 
-#include "guest/ram.h"
-
 namespace holdfast {
 
 Result<std::unique_ptr<EarlyGuest>> EarlyGuest::Start(const Options& options,
                                                       const OriginMaker& make_origin,
                                                       FaultServer::EventSink sink) {
-  auto located = LocateRamMapping(options.pid, options.host_address, options.ram_bytes,
-                                  options.file_offset);
+  auto located = LocateRamMapping(options.ram.pid, options.ram.host_address, options.ram.ram_bytes,
+                                  options.ram.file_offset);
   if (!located.ok()) return located.error();
   const uint32_t page_size = located.value().page_size;
-  auto ram = OpenRamFileForWriting(options.pid, located.value());
+  auto ram = OpenRamFileForWriting(options.ram.pid, located.value());
   if (!ram.ok()) return ram.error();
-  auto origin = make_origin(options.ram_bytes / page_size, page_size);
+  auto origin = make_origin(options.ram.ram_bytes / page_size, page_size);
   if (!origin.ok()) return origin.error();
   auto userfault =
-      Userfault::AcquireMissing(options.pid, options.host_address, options.ram_bytes);
+      Userfault::AcquireMissing(options.ram.pid, options.ram.host_address, options.ram.ram_bytes);
   if (!userfault.ok()) return userfault.error();
 
   std::unique_ptr<EarlyGuest> guest(new EarlyGuest());
   guest->userfault_ = std::move(userfault).value();
   guest->ram_ = std::move(ram).value();
   auto server = FaultServer::Start({.event_fd = guest->userfault_->fd(),
-                                    .address = options.host_address,
-                                    .ram_bytes = options.ram_bytes,
+                                    .address = options.ram.host_address,
+                                    .ram_bytes = options.ram.ram_bytes,
                                     .page_size = page_size,
                                     .ram_fd = guest->ram_.get(),
-                                    .file_offset = options.file_offset,
+                                    .file_offset = options.ram.file_offset,
                                     .empty_all = options.empty_all},
                                    std::move(origin).value(), std::move(sink));
   if (!server.ok()) {

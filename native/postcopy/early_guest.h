@@ -7,14 +7,13 @@
 // Destroyed without Release, the guest waits for what it lacks, for ever.
 #pragma once
 
-#include <sys/types.h>
-
 #include <cstdint>
 #include <functional>
 #include <memory>
 
 #include "base/descriptor.h"
 #include "base/result.h"
+#include "guest/ram.h"
 #include "guest/userfault.h"
 #include "postcopy/fault_server.h"
 #include "postcopy/page_origin.h"
@@ -24,10 +23,7 @@ namespace holdfast {
 class EarlyGuest {
  public:
   struct Options {
-    pid_t pid = 0;
-    uint64_t host_address = 0;
-    uint64_t ram_bytes = 0;
-    uint64_t file_offset = 0;
+    RamPlace ram;
     bool empty_all = false;  // as FaultServer takes it
   };
 

@@ -68,28 +68,16 @@ Error LacksDisks() {
 
 Result<Primary::Attached> Primary::Attach() {
   if (userfault_ != nullptr) return Attached{true, 0};
-  auto located = LocateRamMapping(options_.pid, options_.host_address, options_.ram_bytes,
-                                  options_.file_offset);
-  if (!located.ok()) return located.error();
-  auto ram = RamView::Open(options_.pid, located.value(), options_.host_address,
-                           options_.ram_bytes, options_.file_offset);
-  if (!ram.ok()) return ram.error();
   auto staging = StagingPool::Create(options_.staging_bytes_max);
   if (!staging.ok()) return staging.error();
-  auto tracker = DirtyTracker::Open(options_.pid, options_.host_address, options_.ram_bytes,
-                                    located.value().page_size, ram.value()->sparse_file());
-  if (!tracker.ok()) return tracker.error();
-  auto qemu_main = MainThread::Open(options_.pid);
-  if (!qemu_main.ok()) return qemu_main.error();
-  // Last, for it is what a failure would have to undo in QEMU.
-  auto userfault = Userfault::Acquire(options_.pid, options_.host_address, options_.ram_bytes);
-  if (!userfault.ok()) return userfault.error();
-
-  userfault_ = std::move(userfault).value();
-  tracker_ = std::move(tracker).value();
-  ram_ = std::move(ram).value();
+  auto attached = TrackedRam::Attach(options_.ram);
+  if (!attached.ok()) return attached.error();
+  TrackedRam& tracked = attached.value();
+  userfault_ = std::move(tracked.userfault);
+  tracker_ = std::move(tracked.tracker);
+  ram_ = std::move(tracked.view);
   staging_ = std::move(staging).value();
-  qemu_main_ = std::move(qemu_main).value();
+  qemu_main_ = std::move(tracked.qemu_main);
   pool_ = std::make_unique<WorkerPool>(std::max(1u, options_.copy_threads));
   hot_ = std::make_unique<HotPages>(ram_->size() / ram_->page_size());
   dirty_set_unknown_ = true;

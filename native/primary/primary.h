@@ -22,8 +22,6 @@
 // rounds and in epochs of which nothing was sent ahead.
 #pragma once
 
-#include <sys/types.h>
-
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -38,11 +36,8 @@
 #include "capture/ahead_pages.h"
 #include "capture/hot_pages.h"
 #include "capture/staging_pool.h"
-#include "capture/step_aside.h"
+#include "capture/tracked_ram.h"
 #include "disk/shipper.h"
-#include "guest/ram_view.h"
-#include "guest/tracker.h"
-#include "guest/userfault.h"
 #include "postcopy/page_server.h"
 #include "send/disk_index.h"
 #include "send/epoch_writer.h"
@@ -52,10 +47,7 @@ namespace holdfast {
 class Primary {
  public:
   struct Options {
-    pid_t pid = 0;
-    uint64_t host_address = 0;
-    uint64_t ram_bytes = 0;
-    uint64_t file_offset = 0;
+    RamPlace ram;
     uint64_t staging_bytes_max = 0;
     Strategy strategy = Strategy::kCopy;  // of base rounds
     unsigned copy_threads = 1;
