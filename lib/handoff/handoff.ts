@@ -27,7 +27,7 @@ import {
 import type { NativeBinding } from '../native.js';
 import { QmpClient } from '../qmp/client.js';
 import { killVm } from '../vm/launch.js';
-import { isAlive } from '../vm/process.js';
+import { isAlive, waitForExit } from '../vm/process.js';
 import { type Examined, examine } from './examine.js';
 import { HandoffNames } from './names.js';
 import { HandoffRelays } from './network.js';
@@ -36,6 +36,7 @@ import { HandoffSource, isLost } from './source.js';
 import { HandoffTarget, mayRun } from './target.js';
 
 const CONNECT_TIMEOUT_MS = 3_000;
+const END_GRACE_MS = 2_000;
 
 /**
  * Hands the VM over. When this settles, the QEMU that had it has ended.
@@ -175,6 +176,7 @@ class Handoff {
     } catch (error) {
       if (!isLost(error, this.#source.qmp)) throw error;
       if (await target.hasLoaded()) {
+        // Whatever became of its monitor: it must not go on.
         await killVm(this.#from);
         return;
       }
@@ -189,7 +191,7 @@ class Handoff {
       return toHoldfastError(error, `${toHoldfastError(cause).message}; then`);
     }
     if (this.#source.qmp.open) return toHoldfastError(cause);
-    if (await isAlive(this.#from)) {
+    if (!(await this.#sourceEnds())) {
       return new QmpConnectionError(
         `the monitor of the VM's QEMU (process ${this.#from.pid}) was lost: ${toHoldfastError(cause).message}`,
         { cause, cure: 'The VM is in that QEMU, perhaps stopped: `cont` there.' },
@@ -198,6 +200,14 @@ class Handoff {
     return new VmGoneError(
       `the VM's QEMU (process ${this.#from.pid}) ended before it had handed the VM over: ${toHoldfastError(cause).message}`,
       { cause, cure: 'The VM is lost with it, as without a hand-off. Start it anew.' },
+    );
+  }
+
+  /** A process that was killed closes its sockets a moment before it is gone. */
+  async #sourceEnds(): Promise<boolean> {
+    return await waitForExit(this.#from, { pollMs: 5, signal: AbortSignal.timeout(END_GRACE_MS) }).then(
+      () => true,
+      () => false,
     );
   }
 

@@ -273,7 +273,7 @@ test.each(['SIGKILL', 'SIGTERM'] as const)(
   },
 );
 
-test('05 paused, what comes for the guest waits; switched, it goes to the QEMU that has the name now', async () => {
+test('06 paused, what comes for the guest waits; switched, it goes to the QEMU that has the name now', async () => {
   await using lab = await RelayLab.start({ hold: false });
   await using control = await lab.control();
   await control.pause();
