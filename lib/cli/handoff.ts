@@ -1,5 +1,5 @@
 /** `holdfast handoff`: a running VM goes on in another QEMU of this host. */
-import { join, resolve } from 'node:path';
+import { resolve } from 'node:path';
 import type { Command } from 'commander';
 import { viewDaemons } from '../admin/client.js';
 import { ConfigError } from '../errors.js';
@@ -10,6 +10,7 @@ import { CommandConsole } from './console.js';
 import { LaunchedVm } from './launched-vm.js';
 import type { Finish } from './program.js';
 import { sizeText } from './values.js';
+import { vmSocket } from './vm-socket.js';
 
 const STATUS_TIMEOUT_MS = 2_000;
 
@@ -69,13 +70,8 @@ const handoff = async ([binary, ...argv]: readonly string[], flags: HandoffFlags
   if (binary !== undefined && flags.binary !== undefined) {
     throw new ConfigError('--binary and `-- qemu-system-… …` exclude each other');
   }
-  const qmp = qmpOf(flags);
+  const qmp = resolve(await vmSocket(flags));
   const launched = await LaunchedVm.atSocket(qmp);
-  if (flags.vm !== undefined && launched === undefined) {
-    throw new ConfigError(`--vm: no VM that Holdfast launched as '${flags.vm}' runs here (${flags.runDir})`, {
-      cure: 'Name any other VM by its monitor: --qmp SOCKET.',
-    });
-  }
   await refuseWatched(qmp, flags.runDir);
   const console = new CommandConsole({ json: flags.json === true });
   const { handOff } = await loadDataPlane(() => import('../handoff/handoff.js'));
@@ -101,16 +97,6 @@ const handoff = async ([binary, ...argv]: readonly string[], flags: HandoffFlags
   } finally {
     releaseSignals();
   }
-};
-
-const qmpOf = ({ qmp, vm, runDir }: HandoffFlags): string => {
-  if ((qmp === undefined) === (vm === undefined)) {
-    throw new ConfigError(
-      qmp === undefined ? 'which VM? neither --qmp nor --vm is given' : '--qmp and --vm exclude each other',
-      { cure: '--qmp SOCKET names a running VM by its monitor, --vm NAME one that Holdfast launched.' },
-    );
-  }
-  return qmp === undefined ? join(runDir, `vm-${vm}`, 'qmp.sock') : resolve(qmp);
 };
 
 /** A daemon that watches the VM's process would take its end for the VM's. @throws ConfigError */

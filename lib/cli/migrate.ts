@@ -1,9 +1,7 @@
 /** `holdfast migrate`: moves a running VM to another host. */
-import { join } from 'node:path';
 import type { Command } from 'commander';
-import { viewDaemons } from '../admin/client.js';
 import { AdminServer } from '../admin/server.js';
-import { ConfigError, NotProtectedError } from '../errors.js';
+import { NotProtectedError } from '../errors.js';
 import type { AnyMigration } from '../migrate/migration.js';
 import { checkMigrationSettings } from '../migrate/options.js';
 import { describeMigration, type MigrationOutcome, migrationError } from '../migrate/outcome.js';
@@ -17,6 +15,7 @@ import { type MigrateCommandSettings, migrateCommandSettings, migrateFlags } fro
 import { narrateMigration } from './narrate-migration.js';
 import type { Finish } from './program.js';
 import { addFlags, gatherSettings } from './settings.js';
+import { freeVmSocket } from './vm-socket.js';
 
 export const addMigrateCommand = (program: Command, finish: Finish): void => {
   const command = program
@@ -108,7 +107,11 @@ const migrate = async (
   const { keyFile, qmp: _qmp, vm: _vm, logLevel, to, engine, ...input } = command;
   checkEngine(command);
   checkMigrationSettings({ ...input, to: to[0] });
-  const qmp = await qmpOf(command);
+  const qmp = await freeVmSocket(
+    command,
+    (name) =>
+      `\`holdfast switchover ${name}\` moves it to its backup; to move it elsewhere, \`holdfast detach ${name}\` first.`,
+  );
   const console = new CommandConsole({ json });
   const logger = makeLogger(logLevel, console);
   const key = await loadKey(keyFile, console);
@@ -140,33 +143,6 @@ const migrate = async (
     outcome.kind === 'moved' || outcome.kind === 'vm-ended' || outcome.kind === 'vm-lost',
   );
   if (outcome.kind !== 'moved') throw migrationError(outcome);
-};
-
-/**
- * Where the VM's monitor is.
- * @throws ConfigError unless exactly one VM is meant, and it is free to move
- */
-const qmpOf = async ({ qmp, vm, runDir }: MigrateCommandSettings): Promise<string> => {
-  if ((qmp === undefined) === (vm === undefined)) {
-    throw new ConfigError(
-      qmp === undefined ? 'which VM? neither --qmp nor --vm is given' : '--qmp and --vm exclude each other',
-      { cure: '--qmp SOCKET names a running VM by its monitor, --vm NAME one that Holdfast launched.' },
-    );
-  }
-  if (qmp !== undefined) return qmp;
-  const views = await viewDaemons(runDir, { timeoutMs: 2_000 });
-  if (views.some((view) => view.name === vm && 'status' in view && view.status.role === 'primary')) {
-    throw new ConfigError(`--vm: '${vm}' is protected by its daemon, which has its monitor`, {
-      cure: `\`holdfast switchover ${vm}\` moves it to its backup; to move it elsewhere, \`holdfast detach ${vm}\` first.`,
-    });
-  }
-  const path = join(runDir, `vm-${vm}`, 'qmp.sock');
-  if ((await LaunchedVm.atSocket(path)) === undefined) {
-    throw new ConfigError(`--vm: no VM that Holdfast launched as '${vm}' runs here (${runDir})`, {
-      cure: 'Name any other VM by its monitor: --qmp SOCKET.',
-    });
-  }
-  return path;
 };
 
 /** `detach` is the operator's word that the VM may run on here, also where it may have been handed over. */
