@@ -4,6 +4,7 @@
 #include <cinttypes>
 #include <cstring>
 
+#include "wire/bytes.h"
 #include "wire/digest.h"
 #include "wire/disk_frame.h"
 #include "wire/disk_reference.h"
@@ -15,18 +16,6 @@ namespace {
 
 constexpr size_t kHashedBytes = 32;
 constexpr const char* kUnknown = "unknown";
-
-template <typename T>
-void Put(std::byte* at, T value) {
-  std::memcpy(at, &value, sizeof value);
-}
-
-template <typename T>
-T Get(const std::byte* at) {
-  T value;
-  std::memcpy(&value, at, sizeof value);
-  return value;
-}
 
 // Payload sizes allowed for a type; both ends included.
 struct PayloadLimits {

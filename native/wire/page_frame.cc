@@ -1,9 +1,9 @@
 #include "wire/page_frame.h"
 
 #include <cinttypes>
-#include <cstring>
 #include <utility>
 
+#include "wire/bytes.h"
 #include "wire/run_table.h"
 #include "wire/text.h"
 
@@ -12,18 +12,6 @@ namespace {
 
 // Half of what a table may have: a run more never exceeds it.
 constexpr size_t kTableBytes = kTableBytesMax / 2;
-
-template <typename T>
-void Put(std::byte* at, T value) {
-  std::memcpy(at, &value, sizeof value);
-}
-
-template <typename T>
-T Get(const std::byte* at) {
-  T value;
-  std::memcpy(&value, at, sizeof value);
-  return value;
-}
 
 void AppendListFrame(std::vector<std::byte>& frames, FrameType type,
                      std::span<const std::byte> table, uint64_t pages) {
