@@ -239,8 +239,8 @@ export class LaunchedVm {
   }
 
   /** It runs in another process from now on (holdfast handoff). */
-  async moveTo(process: ProcessIdentity): Promise<void> {
-    this.#record = { ...this.#record, process: { ...process } };
+  async moveTo({ pid, startTicks }: ProcessIdentity): Promise<void> {
+    this.#record = { ...this.#record, process: { pid, startTicks } };
     await writeRecord(this.#dir, this.#record);
   }
 
