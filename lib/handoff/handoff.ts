@@ -219,6 +219,8 @@ class Handoff {
     const { taps } = this.#examined;
     const { identity } = target.vm;
     const steps = [
+      // First: where the VM's process is known to have ended, another one may be started, or let go on elsewhere.
+      async () => this.#options.whenItRuns?.(this.#from, identity),
       () => this.#relays.bind(identity),
       () => this.#bindDisks(target),
       () => target.settle(),
