@@ -14,6 +14,7 @@
 import { EventEmitter } from 'node:events';
 import { setTimeout as delay } from 'node:timers/promises';
 import {
+  CancelledError,
   ConfigError,
   type HoldfastError,
   PeerLostError,
@@ -176,9 +177,12 @@ export class QemuEngineMigration
     return await this.#ended;
   }
 
-  /** The operator's word that the VM does not run over there: it runs on here. */
+  /**
+   * The operator's word that the VM does not run over there: it runs on here. Before that is a question it is no more
+   * than cancel(): should the hand-over be sent all the same, and not be answered, nothing was said of that.
+   */
   async release(): Promise<MigrationOutcome> {
-    this.#released.abort();
+    if (this.#mayRunThere) this.#released.abort();
     return await this.cancel();
   }
 
@@ -227,6 +231,7 @@ export class QemuEngineMigration
     }
     try {
       if (this.#mayRunThere) await this.#goOnHere();
+      if (this.#cancelled.signal.aborted) throw new CancelledError('the migration was cancelled');
       await target.connect(qmp);
       this.#enter('syncing');
       return this.#moved(await this.#migrate(target), target);
