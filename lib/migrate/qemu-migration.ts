@@ -253,6 +253,8 @@ export class QemuEngineMigration
 
   async #migrate(target: RemoteTarget): Promise<QemuMigrationResult> {
     const { qmp, settings } = this.#parts;
+    // What is paused now would be moved, and never handed over.
+    if (!(await qmp.execute('query-status')).running) throw paused();
     return await migrateWithQemu({
       qmp,
       target,
