@@ -1063,6 +1063,8 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       this.#dispatch({ type: 'loss-entered' });
     } catch (error) {
       this.#fail(error, 'after losing the backup');
+      // While the VM was handed over without its memory the end of QEMU here did not count. Now it does.
+      if (!this.#qmp.open) await this.#qmpClosed();
     }
   }
 
