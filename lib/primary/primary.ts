@@ -1084,8 +1084,11 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     } catch (error) {
       this.#log.error({ err: toHoldfastError(error).message }, 'while ending');
     }
-    // One that was told to quit needs no detaching, and may be half gone.
-    if (outcome.kind !== 'switched-over') {
+    // One that was told to quit needs no detaching, and may be half gone. One that may run over there keeps its
+    // tracker, as after a SIGKILL: by that the next command knows that it has to ask.
+    const { mustHold, pagesFollow } = this.#state;
+    const asksAgain = this.#isMigration && outcome.kind === 'failed' && mustHold && !pagesFollow;
+    if (outcome.kind !== 'switched-over' && !asksAgain) {
       await this.#engine.detach().catch((error: unknown) => {
         this.#log.error({ err: toHoldfastError(error).message }, 'detaching from QEMU');
       });
@@ -1174,7 +1177,7 @@ const leftBehind = (to: string): UnsupportedVmError =>
 
 const paused = (): UnsupportedVmError =>
   new UnsupportedVmError('the VM is paused; it would run on the destination', {
-    cure: 'Resume it first (QMP cont).',
+    cure: 'Resume it first (QMP cont), unless a migration left it so: then look first whether it runs where that was to.',
   });
 
 const endedError = (outcome: Outcome): HoldfastError =>
