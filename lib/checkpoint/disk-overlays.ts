@@ -61,6 +61,8 @@ const blockDevices = z.array(
 );
 type Inserted = NonNullable<z.infer<typeof blockDevices>[number]['inserted']>;
 
+const blockJobs = z.array(z.object({ device: z.string(), ready: z.boolean() }));
+
 const queryBlock = async (qmp: QmpClient) => blockDevices.parse(await qmp.executeAny('query-block', {}));
 
 /**
@@ -234,9 +236,12 @@ const commitOverlay = async (qmp: QmpClient, node: string, path: string): Promis
   ready.catch(() => {});
   completed.catch(() => {}); // awaited last
   try {
-    await qmp.executeAny('block-commit', { 'job-id': job, device: node });
+    // A run that was killed meanwhile leaves its job, which goes on, and then waits to be completed.
+    const jobs = blockJobs.parse(await qmp.executeAny('query-block-jobs'));
+    const left = jobs.find(({ device }) => device === job);
+    if (left === undefined) await qmp.executeAny('block-commit', { 'job-id': job, device: node });
     // A job that fails is never ready.
-    await Promise.race([ready, completed]);
+    if (left?.ready !== true) await Promise.race([ready, completed]);
     await qmp.executeAny('job-complete', { id: job });
     const { data } = await completed;
     if (typeof data.error === 'string') throw new DiskError(data.error);
