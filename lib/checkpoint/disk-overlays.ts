@@ -210,7 +210,7 @@ const createOverlay = async ({ disk, path }: Overlay): Promise<void> => {
     await rm(path); // prepared by a run that was killed before it told QEMU
   } else if (found !== undefined) {
     throw new DiskError(`${path} is there already: writes of a VM that ended while it was checkpointed`, {
-      cure: `With no VM running on it: qemu-img commit ${path}, which puts them into ${disk.image}; then remove it. If they are not wanted, remove it.`,
+      cure: `This VM was started without them and has written to ${disk.image} since: \`qemu-img commit\` would damage it now. If it has all that it needs, remove ${path}.`,
     });
   }
   // -u: the image is in use, and is not opened. The overlay names it, for `qemu-img commit`.
