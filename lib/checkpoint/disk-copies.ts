@@ -5,6 +5,7 @@ import { ConfigError, DamagedError, toHoldfastError } from '../errors.js';
 import { native } from '../native.js';
 import type { Replacement } from '../vm/command-line.js';
 import type { Entry } from './directory.js';
+import { OVERLAY_SUFFIX } from './disk-overlays.js';
 
 /** Reads them all. @throws DamagedError */
 export const checkDisks = async ({ dir, manifest }: Pick<Entry, 'dir' | 'manifest'>): Promise<void> => {
@@ -44,6 +45,7 @@ export const placeDisks = async (
   const { disks } = entry.manifest;
   const targets = placesOf(entry, replace);
   for (const target of targets) {
+    if (await exists(target + OVERLAY_SUFFIX)) throw hasOverlay(target);
     if (overwriteDisks || !(await exists(target))) continue;
     throw new ConfigError(`the image ${target} is there already; checkpoint ${entry.epoch} has its own`, {
       cure: `--replace ${target}=/another/place puts the checkpoint's there; --overwrite-disks on replaces it, if no VM uses it.`,
@@ -71,6 +73,12 @@ export const placeDisks = async (
   }
   return { paths: done, remove };
 };
+
+/** Its writes, committed later, would damage what is put beneath it now. */
+const hasOverlay = (image: string): ConfigError =>
+  new ConfigError(`${image}${OVERLAY_SUFFIX} is there, with writes for another image than the checkpoint's`, {
+    cure: `A VM is being checkpointed there, or ended meanwhile. If nobody needs what it wrote, remove it; or --replace ${image}=/another/place.`,
+  });
 
 /** Where each of a checkpoint's disks goes. */
 export const placesOf = (

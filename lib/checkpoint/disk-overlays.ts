@@ -21,7 +21,7 @@ import { imagePathOf } from '../vm/drives.js';
 import { isEmptyOverlay } from './empty-overlay.js';
 import type { DiskEntry } from './manifest.js';
 
-const OVERLAY_SUFFIX = '.holdfast-overlay';
+export const OVERLAY_SUFFIX = '.holdfast-overlay';
 const NODE_PREFIX = 'holdfast-overlay-';
 /** A whole image may have to be written, where everything was overwritten meanwhile. */
 const COMMIT_TIMEOUT_MS = 3_600_000;
