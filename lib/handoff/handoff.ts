@@ -204,14 +204,21 @@ class Handoff {
   /** All as it was: Q has ended, P has its names and its network, and goes on. */
   async #back(target: HandoffTarget | undefined): Promise<void> {
     await target?.kill();
-    await this.#names.giveBack();
-    await this.#options.apart?.giveUp();
+    // Whatever of this fails, the VM goes on.
+    const hasNames = await this.#names.giveBack().then(
+      () => true,
+      (error: unknown) => {
+        this.#warn(error);
+        return false;
+      },
+    );
+    await this.#options.apart?.giveUp().catch((error: unknown) => this.#warn(error));
     if (this.#source.qmp.open) {
       await this.#relays.giveBack().catch((error: unknown) => this.#warn(error)); // it connects by itself, too
       await this.#source.goOn();
     }
     await this.#examined.taps.remove();
-    await this.#names.settle();
+    if (hasNames) await this.#names.settle(); // else the second names are all that it is reached by
   }
 
   /** Q runs: what fails now is told, and is no reason to stop. */
