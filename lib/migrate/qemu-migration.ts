@@ -25,6 +25,7 @@ import {
 } from '../errors.js';
 import { type Logger, NOTHING_LOGGED } from '../log.js';
 import { native } from '../native.js';
+import { chooseGate } from '../output/choose-gate.js';
 import { relaysOf } from '../output/relay-files.js';
 import { SupersededError } from '../primary/backup-link.js';
 import { recordOf } from '../primary/identity.js';
@@ -116,6 +117,10 @@ export class QemuEngineMigration
     });
     try {
       const vm = await examineQemuVm(qmp);
+      const log = logger ?? NOTHING_LOGGED;
+      const relays = await relaysOf(vm);
+      // Refuses a VM whose output is still held by its protection: its backup may have taken it over.
+      await (await chooseGate({ setting: 'none', vm, relays, qmp, native, log })).close();
       const records = new VmRecords(settings.runDir, 'primary');
       const leftFor = await records.movingTo(vm.process);
       if (leftFor !== undefined) await endLeftMigration(qmp);
@@ -126,8 +131,6 @@ export class QemuEngineMigration
       if (!running && !leftStopped) throw paused();
       const record = { ...known, movingTo: settings.to };
       await records.write(record);
-      const relays = await relaysOf(vm);
-      const log = logger ?? NOTHING_LOGGED;
       const parts = { settings, key, qmp, vm, record, records, relays, leftStopped, startedMs, log };
       const migration = new QemuEngineMigration(parts);
       if (signal?.aborted) migration.#cancelled.abort();
