@@ -118,7 +118,9 @@ export class EarlyResume {
         this.#completed();
         return;
       case 'failed':
-        this.#fail(toHoldfastError(Object.assign(new Error(event.message), { code: event.code })));
+        // It lacks nothing: what fails now is the stream by which that was told.
+        if (this.#complete) void this.#finish();
+        else this.#fail(toHoldfastError(Object.assign(new Error(event.message), { code: event.code })));
         return;
     }
   }

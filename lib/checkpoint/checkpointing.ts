@@ -10,6 +10,7 @@
  */
 import { createHash } from 'node:crypto';
 import { EventEmitter } from 'node:events';
+import { existsSync } from 'node:fs';
 import { mkdir, readFile, rm } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import {
@@ -185,6 +186,12 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
       const pid = native.peerPid(qmp.socketFd);
       const vm = await describeVm({ qmp, pid, findRamMappings: native.findRamMappings });
       assertCheckpointable(vm);
+      const scratch = join(settings.runDir, scratchNameOf(vm.process));
+      // Only a killed run leaves it. A tracker alone may be a migration's, or a primary's: then another host may
+      // run the VM.
+      const isLeftByUs = existsSync(scratch);
+      const found = await qmp.execute('query-status');
+      if (!found.running && !isLeftByUs) throw notRunning(found.status);
       // It has been shown that there is exactly one backend, and that it is mapped.
       const ram = vm.memoryBackends[0] as MappedBackend;
       await mkdir(root, { recursive: true, mode: 0o700 });
@@ -194,7 +201,7 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
       const left = await commitLeftOverlays(qmp, vm.cwd);
       if (left > 0) log.warn({ left }, 'committed the overlays of a run that was killed');
       const overlays = new DiskOverlays(qmp, await findDisks(qmp, vm));
-      scratchDir = join(settings.runDir, scratchNameOf(vm.process));
+      scratchDir = scratch;
       await mkdir(scratchDir, { recursive: true, mode: 0o700 });
       const { running, status } = await qmp.execute('query-status');
       engine = new native.Checkpointer({
@@ -206,7 +213,7 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
       const attached = await engine.attach();
       log.info({ pid, adopted: attached.adopted, injectMs: attached.injectMs }, 'attached to the VM');
       // A stopped VM is one that a killed run of ours left stopped.
-      const ours = attached.adopted && status !== 'io-error';
+      const ours = attached.adopted && isLeftByUs && status !== 'io-error';
       if (!running && !ours) throw notRunning(status);
       const checkpointing = new Checkpointing({
         ...{ settings, root, qmp, vm, ram, overlays, engine, scratchDir, claim, log, whileStopped },
@@ -486,7 +493,7 @@ const scratchNameOf = ({ pid, startTicks }: ProcessIdentity): string =>
 
 const notRunning = (status: string): UnsupportedVmError =>
   new UnsupportedVmError(`the VM does not run (${status}): a checkpoint would start it`, {
-    cure: 'Resume it first (QMP cont).',
+    cure: "Resume it first (QMP cont). If a migration or a daemon of Holdfast's that ended left it so, give that command again instead, which asks the other side: the VM may run there.",
   });
 
 const withPlace = (error: HoldfastError, root: string): HoldfastError =>

@@ -1,10 +1,11 @@
 /** The copies of disks that lie in a checkpoint: checked, and copied to where a restored VM has them. */
-import { rename, rm, stat } from 'node:fs/promises';
+import { readdir, readlink, rename, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ConfigError, DamagedError, toHoldfastError } from '../errors.js';
 import { native } from '../native.js';
 import type { Replacement } from '../vm/command-line.js';
 import type { Entry } from './directory.js';
+import { OVERLAY_SUFFIX } from './disk-overlays.js';
 
 /** Reads them all. @throws DamagedError */
 export const checkDisks = async ({ dir, manifest }: Pick<Entry, 'dir' | 'manifest'>): Promise<void> => {
@@ -44,7 +45,12 @@ export const placeDisks = async (
   const { disks } = entry.manifest;
   const targets = placesOf(entry, replace);
   for (const target of targets) {
-    if (overwriteDisks || !(await exists(target))) continue;
+    if (await exists(target + OVERLAY_SUFFIX)) throw hasOverlay(target);
+    if (!(await exists(target))) continue;
+    if (overwriteDisks) {
+      await assertUnused(target);
+      continue;
+    }
     throw new ConfigError(`the image ${target} is there already; checkpoint ${entry.epoch} has its own`, {
       cure: `--replace ${target}=/another/place puts the checkpoint's there; --overwrite-disks on replaces it, if no VM uses it.`,
     });
@@ -71,6 +77,28 @@ export const placeDisks = async (
   }
   return { paths: done, remove };
 };
+
+/** A VM that has it open would go on writing to a file without a name. @throws ConfigError */
+const assertUnused = async (image: string): Promise<void> => {
+  const { dev, ino } = await stat(image);
+  for (const pid of (await readdir('/proc')).filter((name) => /^\d+$/.test(name))) {
+    for (const fd of await readdir(`/proc/${pid}/fd`).catch(() => [] as string[])) {
+      const path = `/proc/${pid}/fd/${fd}`;
+      if (!(await readlink(path).catch(() => '')).startsWith('/')) continue;
+      const held = await stat(path).catch(() => undefined);
+      if (held?.dev !== dev || held.ino !== ino) continue;
+      throw new ConfigError(`the image ${image} is in use, by process ${pid}`, {
+        cure: `End that VM first, or put the checkpoint's elsewhere: --replace ${image}=/another/place.`,
+      });
+    }
+  }
+};
+
+/** Its writes, committed later, would damage what is put beneath it now. */
+const hasOverlay = (image: string): ConfigError =>
+  new ConfigError(`${image}${OVERLAY_SUFFIX} is there, with writes for another image than the checkpoint's`, {
+    cure: `A VM is being checkpointed there, or ended meanwhile. If nobody needs what it wrote, remove it; or --replace ${image}=/another/place.`,
+  });
 
 /** Where each of a checkpoint's disks goes. */
 export const placesOf = (

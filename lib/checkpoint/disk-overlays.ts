@@ -21,7 +21,7 @@ import { imagePathOf } from '../vm/drives.js';
 import { isEmptyOverlay } from './empty-overlay.js';
 import type { DiskEntry } from './manifest.js';
 
-const OVERLAY_SUFFIX = '.holdfast-overlay';
+export const OVERLAY_SUFFIX = '.holdfast-overlay';
 const NODE_PREFIX = 'holdfast-overlay-';
 /** A whole image may have to be written, where everything was overwritten meanwhile. */
 const COMMIT_TIMEOUT_MS = 3_600_000;
@@ -60,6 +60,8 @@ const blockDevices = z.array(
   }),
 );
 type Inserted = NonNullable<z.infer<typeof blockDevices>[number]['inserted']>;
+
+const blockJobs = z.array(z.object({ device: z.string(), ready: z.boolean() }));
 
 const queryBlock = async (qmp: QmpClient) => blockDevices.parse(await qmp.executeAny('query-block', {}));
 
@@ -208,7 +210,7 @@ const createOverlay = async ({ disk, path }: Overlay): Promise<void> => {
     await rm(path); // prepared by a run that was killed before it told QEMU
   } else if (found !== undefined) {
     throw new DiskError(`${path} is there already: writes of a VM that ended while it was checkpointed`, {
-      cure: `With no VM running on it: qemu-img commit ${path}, which puts them into ${disk.image}; then remove it. If they are not wanted, remove it.`,
+      cure: `This VM was started without them and has written to ${disk.image} since: \`qemu-img commit\` would damage it now. If it has all that it needs, remove ${path}.`,
     });
   }
   // -u: the image is in use, and is not opened. The overlay names it, for `qemu-img commit`.
@@ -234,9 +236,12 @@ const commitOverlay = async (qmp: QmpClient, node: string, path: string): Promis
   ready.catch(() => {});
   completed.catch(() => {}); // awaited last
   try {
-    await qmp.executeAny('block-commit', { 'job-id': job, device: node });
+    // A run that was killed meanwhile leaves its job, which goes on, and then waits to be completed.
+    const jobs = blockJobs.parse(await qmp.executeAny('query-block-jobs'));
+    const left = jobs.find(({ device }) => device === job);
+    if (left === undefined) await qmp.executeAny('block-commit', { 'job-id': job, device: node });
     // A job that fails is never ready.
-    await Promise.race([ready, completed]);
+    if (left?.ready !== true) await Promise.race([ready, completed]);
     await qmp.executeAny('job-complete', { id: job });
     const { data } = await completed;
     if (typeof data.error === 'string') throw new DiskError(data.error);

@@ -294,8 +294,7 @@ const load = async (
     await once(socket, 'connect');
     socket.end(stream);
     socket.resume();
-    await once(socket, 'close');
-    await running;
+    await Promise.all([once(socket, 'close'), running]); // a QEMU that hangs closes nothing, but is late
   } catch (error) {
     const cause = await running.catch((failure: unknown) => failure);
     throw new StandbyError(`QEMU did not load the device state: ${toHoldfastError(cause ?? error).message}`, {

@@ -86,12 +86,14 @@ const handoff = async ([binary, ...argv]: readonly string[], flags: HandoffFlags
       binary: binary ?? flags.binary,
       ...(binary === undefined ? {} : { argv }),
       signal: stop.signal,
+      whenItRuns: async (from, to) => {
+        await launched?.moveTo(to);
+        for (const writer of ['primary', 'backup'] as const) {
+          await new VmRecords(flags.runDir, writer).moveTo(from, to);
+        }
+      },
       onProgress: (progress) => narrate(progress, console),
     });
-    await launched?.moveTo(result.to);
-    for (const writer of ['primary', 'backup'] as const) {
-      await new VmRecords(flags.runDir, writer).moveTo(result.from, result.to);
-    }
     const text = describeHandoff(result);
     console.tell(text, { event: 'ended', ...result, text });
   } finally {

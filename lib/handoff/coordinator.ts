@@ -12,6 +12,7 @@
  * Whoever is killed in between leaves a VM that runs on over its overlays.
  */
 import { execFile } from 'node:child_process';
+import { existsSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { promisify } from 'node:util';
@@ -132,6 +133,12 @@ const imagesOf = ({ drives, cwd }: VmDescription): string[] =>
 
 const makeOverlay = async (image: string): Promise<string> => {
   const overlay = image + OVERLAY;
+  if (existsSync(overlay)) {
+    throw new DiskError(`${overlay} is there already, and may have what a VM wrote; nothing was changed`, {
+      cure: 'If no VM has it open and nobody needs it, remove it.',
+      details: { image, overlay },
+    });
+  }
   try {
     // -u: its image is not looked into, for P writes to it.
     await run('qemu-img', [

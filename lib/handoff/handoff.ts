@@ -214,14 +214,21 @@ class Handoff {
   /** All as it was: Q has ended, P has its names and its network, and goes on. */
   async #back(target: HandoffTarget | undefined): Promise<void> {
     await target?.kill();
-    await this.#names.giveBack();
-    await this.#options.apart?.giveUp();
+    // Whatever of this fails, the VM goes on.
+    const hasNames = await this.#names.giveBack().then(
+      () => true,
+      (error: unknown) => {
+        this.#warn(error);
+        return false;
+      },
+    );
+    await this.#options.apart?.giveUp().catch((error: unknown) => this.#warn(error));
     if (this.#source.qmp.open) {
       await this.#relays.giveBack().catch((error: unknown) => this.#warn(error)); // it connects by itself, too
       await this.#source.goOn();
     }
     await this.#examined.taps.remove();
-    await this.#names.settle();
+    if (hasNames) await this.#names.settle(); // else the second names are all that it is reached by
   }
 
   /** Q runs: what fails now is told, and is no reason to stop. */
@@ -229,6 +236,8 @@ class Handoff {
     const { taps } = this.#examined;
     const { identity } = target.vm;
     const steps = [
+      // First: where the VM's process is known to have ended, another one may be started, or let go on elsewhere.
+      async () => this.#options.whenItRuns?.(this.#from, identity),
       () => this.#relays.bind(identity),
       () => this.#bindDisks(target),
       () => target.settle(),

@@ -15,6 +15,8 @@ export interface HandoffOptions {
   /** Gives up, as long as the VM was not stopped. */
   readonly signal?: AbortSignal | undefined;
   readonly apart?: HandoffApart | undefined;
+  /** The new QEMU runs, and the old one has not ended yet: whoever knows the VM by its process is told here. */
+  readonly whenItRuns?: ((from: ProcessIdentity, to: ProcessIdentity) => Promise<void>) | undefined;
   readonly onProgress?: ((progress: HandoffProgress) => void) | undefined;
   /** The addon; default: loaded. */
   readonly native?: Pick<NativeBinding, 'peerPid' | 'findRamMappings'> | undefined;

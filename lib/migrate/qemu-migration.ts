@@ -14,6 +14,7 @@
 import { EventEmitter } from 'node:events';
 import { setTimeout as delay } from 'node:timers/promises';
 import {
+  CancelledError,
   ConfigError,
   type HoldfastError,
   PeerLostError,
@@ -24,6 +25,7 @@ import {
 } from '../errors.js';
 import { type Logger, NOTHING_LOGGED } from '../log.js';
 import { native } from '../native.js';
+import { chooseGate } from '../output/choose-gate.js';
 import { relaysOf } from '../output/relay-files.js';
 import { SupersededError } from '../primary/backup-link.js';
 import { recordOf } from '../primary/identity.js';
@@ -115,6 +117,10 @@ export class QemuEngineMigration
     });
     try {
       const vm = await examineQemuVm(qmp);
+      const log = logger ?? NOTHING_LOGGED;
+      const relays = await relaysOf(vm);
+      // Refuses a VM whose output is still held by its protection: its backup may have taken it over.
+      await (await chooseGate({ setting: 'none', vm, relays, qmp, native, log })).close();
       const records = new VmRecords(settings.runDir, 'primary');
       const leftFor = await records.movingTo(vm.process);
       if (leftFor !== undefined) await endLeftMigration(qmp);
@@ -125,8 +131,6 @@ export class QemuEngineMigration
       if (!running && !leftStopped) throw paused();
       const record = { ...known, movingTo: settings.to };
       await records.write(record);
-      const relays = await relaysOf(vm);
-      const log = logger ?? NOTHING_LOGGED;
       const parts = { settings, key, qmp, vm, record, records, relays, leftStopped, startedMs, log };
       const migration = new QemuEngineMigration(parts);
       if (signal?.aborted) migration.#cancelled.abort();
@@ -176,9 +180,12 @@ export class QemuEngineMigration
     return await this.#ended;
   }
 
-  /** The operator's word that the VM does not run over there: it runs on here. */
+  /**
+   * The operator's word that the VM does not run over there: it runs on here. Before that is a question it is no more
+   * than cancel(): should the hand-over be sent all the same, and not be answered, nothing was said of that.
+   */
   async release(): Promise<MigrationOutcome> {
-    this.#released.abort();
+    if (this.#mayRunThere) this.#released.abort();
     return await this.cancel();
   }
 
@@ -227,6 +234,7 @@ export class QemuEngineMigration
     }
     try {
       if (this.#mayRunThere) await this.#goOnHere();
+      if (this.#cancelled.signal.aborted) throw new CancelledError('the migration was cancelled');
       await target.connect(qmp);
       this.#enter('syncing');
       return this.#moved(await this.#migrate(target), target);
@@ -248,6 +256,8 @@ export class QemuEngineMigration
 
   async #migrate(target: RemoteTarget): Promise<QemuMigrationResult> {
     const { qmp, settings } = this.#parts;
+    // What is paused now would be moved, and never handed over.
+    if (!(await qmp.execute('query-status')).running) throw paused();
     return await migrateWithQemu({
       qmp,
       target,

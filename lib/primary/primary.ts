@@ -1063,6 +1063,8 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       this.#dispatch({ type: 'loss-entered' });
     } catch (error) {
       this.#fail(error, 'after losing the backup');
+      // While the VM was handed over without its memory the end of QEMU here did not count. Now it does.
+      if (!this.#qmp.open) await this.#qmpClosed();
     }
   }
 
@@ -1082,8 +1084,11 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     } catch (error) {
       this.#log.error({ err: toHoldfastError(error).message }, 'while ending');
     }
-    // One that was told to quit needs no detaching, and may be half gone.
-    if (outcome.kind !== 'switched-over') {
+    // One that was told to quit needs no detaching, and may be half gone. One that may run over there keeps its
+    // tracker, as after a SIGKILL: by that the next command knows that it has to ask.
+    const { mustHold, pagesFollow } = this.#state;
+    const asksAgain = this.#isMigration && outcome.kind === 'failed' && mustHold && !pagesFollow;
+    if (outcome.kind !== 'switched-over' && !asksAgain) {
       await this.#engine.detach().catch((error: unknown) => {
         this.#log.error({ err: toHoldfastError(error).message }, 'detaching from QEMU');
       });
@@ -1172,7 +1177,7 @@ const leftBehind = (to: string): UnsupportedVmError =>
 
 const paused = (): UnsupportedVmError =>
   new UnsupportedVmError('the VM is paused; it would run on the destination', {
-    cure: 'Resume it first (QMP cont).',
+    cure: 'Resume it first (QMP cont), unless a migration left it so: then look first whether it runs where that was to.',
   });
 
 const endedError = (outcome: Outcome): HoldfastError =>

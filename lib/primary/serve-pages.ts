@@ -42,18 +42,27 @@ export const servePages = async ({ engine, peer, waitMs, log }: ServeOptions): P
       connections = progress.connections;
       if (cameAbout) lostSinceMs = performance.now();
       const { pagesLeft } = progress;
-      if (performance.now() - lostSinceMs > waitMs) throw lostForGood(waitMs, failure);
+      if (performance.now() - lostSinceMs > waitMs) throw lostForGood(waitMs, failure, pagesLeft);
       log.warn({ pagesLeft, code: failure.code, err: failure.message }, 'the page stream is lost; again');
       await delay(Math.max(0, RETRY_MS - (performance.now() - startMs)));
     }
   }
 };
 
-const lostForGood = (waitMs: number, cause: Error): PeerLostError =>
-  new PeerLostError(
-    `the destination was not reached for ${timeText(waitMs)} before all pages were there: ${cause.message}`,
-    {
-      cause,
-      cure: 'The VM there has ended, or will. The one here is as it was when it was stopped: QMP cont goes back to that moment.',
-    },
-  );
+/** @param pagesLeft not sent yet: with none left the VM there may lack nothing, and run for good */
+const lostForGood = (waitMs: number, cause: Error, pagesLeft: number): PeerLostError =>
+  pagesLeft > 0
+    ? new PeerLostError(
+        `the destination was not reached for ${timeText(waitMs)} before all pages were there: ${cause.message}`,
+        {
+          cause,
+          cure: 'The VM there has ended, or will. The one here is as it was when it was stopped: QMP cont goes back to that moment.',
+        },
+      )
+    : new PeerLostError(
+        `all pages were sent, but whether they are there was not heard for ${timeText(waitMs)}: ${cause.message}`,
+        {
+          cause,
+          cure: 'The VM may run there for good: look at `holdfast status` on that host first. Only if it does not: QMP cont here goes back to the moment when it was stopped.',
+        },
+      );

@@ -7,6 +7,7 @@
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 
+#include <cstdio>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -44,6 +45,25 @@ std::vector<int> UserfaultsOf(pid_t pid) {
 // Two descriptors, one open file? Unknown (no CONFIG_KCMP) counts as yes.
 bool SameFile(int own_fd, pid_t pid, int remote_fd) {
   return ::syscall(SYS_kcmp, ::getpid(), pid, KCMP_FILE, own_fd, remote_fd) <= 0;
+}
+
+// One that serves missing pages (Purpose::kServeMissing), left by a process that was killed, is
+// told apart by its features: its range must not be registered anew, nor unregistered, for the
+// guest, which waits for pages, would go on over zeros. Unknown counts as a tracker.
+bool MayBeTracker(pid_t pid, int fd) {
+  const std::string path = "/proc/" + std::to_string(pid) + "/fdinfo/" + std::to_string(fd);
+  std::FILE* info = std::fopen(path.c_str(), "re");
+  if (info == nullptr) return true;
+  bool may_be = true;
+  char line[128];
+  while (std::fgets(line, sizeof line, info) != nullptr) {
+    unsigned api = 0;
+    unsigned features = 0;
+    if (std::sscanf(line, "API: %x:%x", &api, &features) != 2) continue;
+    may_be = (features & abi::kFeatureWpAsync) != 0;
+  }
+  std::fclose(info);
+  return may_be;
 }
 
 // Registered in WP_ASYNC mode? PM_SCAN_CHECK_WPASYNC refuses with EPERM if not.
@@ -109,6 +129,7 @@ Result<bool> Userfault::Adopt() {
     }
     // Fails with EINVAL if an earlier life of ours did it already: that is the usual case.
     Enable(event.get());
+    if (!MayBeTracker(pid_, remote_fd)) continue;
     // EBUSY: the range belongs to another descriptor, so this one is not ours.
     if (!Register(event.get()).ok()) continue;
     if (!TracksAsynchronously(pid_, address_, size_)) {
