@@ -7,6 +7,9 @@
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 
+#include <cstdio>
+#include <fstream>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -39,6 +42,17 @@ std::vector<int> UserfaultsOf(pid_t pid) {
   }
   ::closedir(directory);
   return found;
+}
+
+// What it was enabled with, as the kernel tells; 0: not enabled yet.
+std::optional<uint64_t> FeaturesOf(pid_t pid, int fd) {
+  std::ifstream info("/proc/" + std::to_string(pid) + "/fdinfo/" + std::to_string(fd));
+  for (std::string line; std::getline(info, line);) {
+    unsigned long long api = 0;
+    unsigned long long features = 0;
+    if (std::sscanf(line.c_str(), "API: %llx:%llx", &api, &features) == 2) return features;
+  }
+  return std::nullopt;
 }
 
 // Two descriptors, one open file? Unknown (no CONFIG_KCMP) counts as yes.
@@ -103,6 +117,10 @@ bool Userfault::Enable(int event_fd) const {
 
 Result<bool> Userfault::Adopt() {
   for (const int remote_fd : UserfaultsOf(pid_)) {
+    // Registered by us, and unregistered again, one that serves missing pages would
+    // serve them no more: the guest would go on with zeros for what it lacks.
+    const auto features = FeaturesOf(pid_, remote_fd);
+    if (!features || (*features != 0 && (*features & abi::kFeatureWpAsync) == 0)) continue;
     Descriptor event(abi::PidfdGetfd(process_.get(), remote_fd));
     if (!event.valid()) {
       return Error::FromErrno("pidfd_getfd", "fetching a userfaultfd of QEMU", ErrorCode::kInject);
