@@ -10,10 +10,10 @@
  *   drop    ─► everything removed (not after run)
  */
 import { existsSync } from 'node:fs';
-import { mkdir, rm } from 'node:fs/promises';
-import { join } from 'node:path';
+import { mkdir, rm, statfs } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 import type { SessionMessage } from '../control/messages.js';
-import { CancelledError, StandbyError, toHoldfastError } from '../errors.js';
+import { CancelledError, StandbyError, toHoldfastError, UnsupportedHostError } from '../errors.js';
 import type { Logger } from '../log.js';
 import { type FenceResult, native, type Receiver, type ReceiverEvent } from '../native.js';
 import type { QmpClient } from '../qmp/client.js';
@@ -34,6 +34,10 @@ import { EarlyResume } from './early-resume.js';
 import type { TakenDisks } from './replica-disks.js';
 import { findStandbyBinary } from './standby-binary.js';
 import { StandbyRelays } from './standby-relays.js';
+
+/** statfs(2)'s type of hugetlbfs. */
+const HUGETLBFS_MAGIC = 0x958458f6;
+const TMPFS_PAGE_BYTES = 4096;
 
 /** A standby that died is replaced this often at a takeover before it is given up. */
 const STANDBY_ATTEMPTS_MAX = 3;
@@ -137,8 +141,12 @@ export class Generation {
     return this.#receiver.idleMs();
   }
 
-  /** Reserves the replica and waits for the bulk connection. @throws NoSpaceError, DiskError */
+  /**
+   * Reserves the replica and waits for the bulk connection.
+   * @throws NoSpaceError, DiskError, UnsupportedHostError
+   */
   async prepare(): Promise<void> {
+    await this.#checkPageSize();
     await mkdir(this.#dir, { recursive: true, mode: 0o700 });
     const disks = await this.#options.takeDisks?.();
     if (this.#state === 'dropped') {
@@ -241,6 +249,19 @@ export class Generation {
   async killVm(): Promise<void> {
     const { identity } = this.#standby?.vm ?? {};
     if (identity !== undefined) await killVm(identity);
+  }
+
+  /** Pages that follow a VM have numbers: they must mean the same on both sides (native/postcopy/link_origin.cc). */
+  async #checkPageSize(): Promise<void> {
+    const { resumeEarly, pageSize } = this.session;
+    if (resumeEarly === undefined) return;
+    const { type, bsize } = await statfs(dirname(this.ramPath));
+    const ours = type === HUGETLBFS_MAGIC ? bsize : TMPFS_PAGE_BYTES;
+    if (ours === pageSize) return;
+    throw new UnsupportedHostError(
+      `a VM on pages of ${pageSize} bytes cannot be resumed early on pages of ${ours}: ` +
+        `choose another --ram-dir, or migrate without --resume-early`,
+    );
   }
 
   async #expectPages(standby: Standby, waitMs: number): Promise<void> {

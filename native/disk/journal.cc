@@ -19,6 +19,7 @@ namespace {
 constexpr char kJournalMagic[8] = {'H', 'F', 'D', 'J', 'R', 'N', 'L', '1'};
 constexpr uint32_t kJournalVersion = 1;
 constexpr uint64_t kReadBytes = uint64_t{1} << 20;
+constexpr uint64_t kFileBlockBytesMin = 512;
 
 // A slot as it lies on the disk.
 struct SlotBytes {
@@ -183,7 +184,14 @@ Status Journal::Readable(uint64_t from, uint64_t to) const {
 Status Journal::CopyTo(DiskFile& target, uint64_t offset, uint64_t lsn, uint64_t bytes) const {
   while (bytes > 0) {
     const uint64_t piece = std::min(bytes, InOnePiece(lsn));
-    HF_TRY(target.CopyFrom(*file_, OffsetOf(lsn), offset, piece));
+    if (OffsetOf(lsn) % kFileBlockBytesMin == 0) {
+      // What begins with a block some file systems share between the two files: then
+      // the circle needs new space to be written again, which it had for certain.
+      HF_TRY(Readable(lsn, lsn + piece));
+      HF_TRY(target.Write(offset, {At(lsn), piece}));
+    } else {
+      HF_TRY(target.CopyFrom(*file_, OffsetOf(lsn), offset, piece));
+    }
     offset += piece;
     lsn += piece;
     bytes -= piece;

@@ -89,7 +89,7 @@ class Journal {
   // What lies between can be read: looked at in memory without this, an error of
   // the disk is a signal.
   Status Readable(uint64_t from, uint64_t to) const;
-  // From the circle into a file, by the kernel alone.
+  // From the circle into a file, by the kernel alone where it copies.
   Status CopyTo(DiskFile& target, uint64_t offset, uint64_t lsn, uint64_t bytes) const;
 
  private:

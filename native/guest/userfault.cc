@@ -8,6 +8,8 @@
 #include <sys/syscall.h>
 
 #include <cstdio>
+#include <fstream>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -42,28 +44,20 @@ std::vector<int> UserfaultsOf(pid_t pid) {
   return found;
 }
 
+// What it was enabled with, as the kernel tells; 0: not enabled yet.
+std::optional<uint64_t> FeaturesOf(pid_t pid, int fd) {
+  std::ifstream info("/proc/" + std::to_string(pid) + "/fdinfo/" + std::to_string(fd));
+  for (std::string line; std::getline(info, line);) {
+    unsigned long long api = 0;
+    unsigned long long features = 0;
+    if (std::sscanf(line.c_str(), "API: %llx:%llx", &api, &features) == 2) return features;
+  }
+  return std::nullopt;
+}
+
 // Two descriptors, one open file? Unknown (no CONFIG_KCMP) counts as yes.
 bool SameFile(int own_fd, pid_t pid, int remote_fd) {
   return ::syscall(SYS_kcmp, ::getpid(), pid, KCMP_FILE, own_fd, remote_fd) <= 0;
-}
-
-// One that serves missing pages (Purpose::kServeMissing), left by a process that was killed, is
-// told apart by its features: its range must not be registered anew, nor unregistered, for the
-// guest, which waits for pages, would go on over zeros. Unknown counts as a tracker.
-bool MayBeTracker(pid_t pid, int fd) {
-  const std::string path = "/proc/" + std::to_string(pid) + "/fdinfo/" + std::to_string(fd);
-  std::FILE* info = std::fopen(path.c_str(), "re");
-  if (info == nullptr) return true;
-  bool may_be = true;
-  char line[128];
-  while (std::fgets(line, sizeof line, info) != nullptr) {
-    unsigned api = 0;
-    unsigned features = 0;
-    if (std::sscanf(line, "API: %x:%x", &api, &features) != 2) continue;
-    may_be = (features & abi::kFeatureWpAsync) != 0;
-  }
-  std::fclose(info);
-  return may_be;
 }
 
 // Registered in WP_ASYNC mode? PM_SCAN_CHECK_WPASYNC refuses with EPERM if not.
@@ -123,13 +117,16 @@ bool Userfault::Enable(int event_fd) const {
 
 Result<bool> Userfault::Adopt() {
   for (const int remote_fd : UserfaultsOf(pid_)) {
+    // Registered by us, and unregistered again, one that serves missing pages would
+    // serve them no more: the guest would go on with zeros for what it lacks.
+    const auto features = FeaturesOf(pid_, remote_fd);
+    if (!features || (*features != 0 && (*features & abi::kFeatureWpAsync) == 0)) continue;
     Descriptor event(abi::PidfdGetfd(process_.get(), remote_fd));
     if (!event.valid()) {
       return Error::FromErrno("pidfd_getfd", "fetching a userfaultfd of QEMU", ErrorCode::kInject);
     }
     // Fails with EINVAL if an earlier life of ours did it already: that is the usual case.
     Enable(event.get());
-    if (!MayBeTracker(pid_, remote_fd)) continue;
     // EBUSY: the range belongs to another descriptor, so this one is not ours.
     if (!Register(event.get()).ok()) continue;
     if (!TracksAsynchronously(pid_, address_, size_)) {

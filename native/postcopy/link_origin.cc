@@ -89,7 +89,7 @@ Status LinkOrigin::Complete(const Report& report) {
 }
 
 Status LinkOrigin::Take(PageSink& sink) {
-  if (Descriptor next = links_->Take(); next.valid()) HF_TRY(TakeUp(std::move(next)));
+  if (auto next = links_->Take(); next.socket.valid()) HF_TRY(TakeUp(std::move(next)));
   if (!socket_.valid()) return {};
   const Status taken = [&]() -> Status {
     HF_TRY(Flush());
@@ -118,8 +118,15 @@ Status LinkOrigin::Take(PageSink& sink) {
   return {};
 }
 
-Status LinkOrigin::TakeUp(Descriptor socket) {
-  socket_ = std::move(socket);  // the old one's place in the epoll goes with it
+// RAM may lie on other pages here than there, but a page's number must mean the same.
+Status LinkOrigin::TakeUp(PageLinks::Link link) {
+  if (link.page_size != page_size_) {
+    return Error::Of(ErrorCode::kRamMapping,
+                     Text("guest RAM lies on pages of %" PRIu32 " bytes here and of %" PRIu32
+                          " at the source: it cannot follow a VM that runs already",
+                          page_size_, link.page_size));
+  }
+  socket_ = std::move(link.socket);  // the old one's place in the epoll goes with it
   PrepareSocket(socket_.get());
   listed_ = pushing_ = awaits_room_ = false;
   list_ = PageListReader(ram_pages_);

@@ -34,7 +34,7 @@ class LinkOrigin final : public PageOrigin {
              uint32_t page_size);
 
   Status Watch(int fd, uint32_t events, int operation) const;
-  Status TakeUp(Descriptor socket);
+  Status TakeUp(PageLinks::Link link);
   Status Receive(bool& more);
   Result<bool> HandleFrame(PageSink& sink);
   Status Handle(const FrameHeader& header, std::span<const std::byte> table,

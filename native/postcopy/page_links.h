@@ -18,22 +18,27 @@ class PageLinks {
  public:
   PageLinks() : event_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
 
+  struct Link {
+    Descriptor socket;  // not valid: none
+    uint32_t page_size = 0;  // of the numbers that go over it
+  };
+
   // A connection that has been greeted back.
-  void Offer(Descriptor socket) {
+  void Offer(Link link) {
     {
       const std::lock_guard lock(mutex_);
-      offered_ = std::move(socket);
+      offered_ = std::move(link);
     }
     const uint64_t one = 1;
     [[maybe_unused]] const ssize_t written = ::write(event_.get(), &one, sizeof one);
   }
 
-  // Not valid: none has come since.
-  Descriptor Take() {
+  // None has come since: see Link.
+  Link Take() {
     uint64_t count;
     [[maybe_unused]] const ssize_t got = ::read(event_.get(), &count, sizeof count);
     const std::lock_guard lock(mutex_);
-    return std::move(offered_);
+    return std::exchange(offered_, {});
   }
 
   // Readable when one has come.
@@ -42,7 +47,7 @@ class PageLinks {
  private:
   const Descriptor event_;
   std::mutex mutex_;
-  Descriptor offered_;
+  Link offered_;
 };
 
 }  // namespace holdfast

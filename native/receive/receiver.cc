@@ -269,7 +269,7 @@ bool Receiver::Impl::Introduce(Stranger& stranger) {
     ::fcntl(stranger.socket.get(), F_SETFL, flags & ~O_NONBLOCK);
     if (hello.of_pages()) {
       current->GreetPages(stranger.socket.get());
-      page_links->Offer(std::move(stranger.socket));
+      page_links->Offer({std::move(stranger.socket), hello.page_size});
       return false;
     }
     refusal = current->Adopt(stranger.socket, hello);

@@ -22,7 +22,9 @@ namespace {
 
 constexpr uint64_t kBlockBytes = 4096;
 constexpr uint32_t kPieceBytes = 1 << 20;
-constexpr uint64_t kSlotsMin = 1024;
+constexpr uint64_t kSlotsMin = 2048;
+// It is full, or not, between two pieces: a slot stays empty, or no search ends.
+static_assert(kPieceBytes / kBlockBytes < kSlotsMin / 4);
 constexpr unsigned kDiskShift = 48;  // of a place: disk, and number of the block
 
 Result<uint64_t> DataBytes(int fd, const DiskIndex::Disk& disk) {

@@ -418,7 +418,7 @@ TEST("link: a guest runs while its pages come, over connections that break again
       const int cut = ::dup(ends.source.get());
       std::thread greeter([&links, socket = std::move(ends.destination)]() mutable {
         ReadHello(socket.get());
-        links->Offer(std::move(socket));
+        links->Offer({std::move(socket), kPage});
       });
       // The first ones are cut after some bytes.
       std::thread cutter([cut, connection, &progress] {
@@ -473,7 +473,7 @@ TEST("link: after rounds only what is listed is emptied and sent") {
     CHECK_OK(server.Serve(std::move(socket), {}, 5000, cancel));
   });
   ReadHello(ends.destination.get());
-  links->Offer(std::move(ends.destination));
+  links->Offer({std::move(ends.destination), kPage});
   CHECK_EQ(guest.Await(Type::kListed).pages, 100u);
   guest.RunAll(5, 1000);
   guest.Await(Type::kComplete);
@@ -503,7 +503,7 @@ TEST("link: damaged pages, and a source that lies, cost the connection and no pa
     std::array<int, 2> fds;
     CHECK_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds.data()), 0);
     Descriptor end(fds[0]);
-    links->Offer(Descriptor(fds[1]));
+    links->Offer({Descriptor(fds[1]), kPage});
     const std::vector<PageRun> all{{0, 0, kPages}};
     std::vector<std::byte> bytes = EncodePageList(FrameType::kPageList, all);
     for (const auto part : {head, body, content}) bytes.insert(bytes.end(), part.begin(), part.end());
@@ -532,10 +532,22 @@ TEST("link: damaged pages, and a source that lies, cost the connection and no pa
     CHECK_OK(server.Serve(std::move(socket), {}, 5000, cancel));
   });
   ReadHello(ends.destination.get());
-  links->Offer(std::move(ends.destination));
+  links->Offer({std::move(ends.destination), kPage});
   guest.Await(Type::kComplete);
   running.join();
   serving.join();
+  guest.Release();
+}
+
+TEST("link: a source whose RAM lies on other pages is the end before anything is listed") {
+  Guest guest(64, 64);
+  const auto links = std::make_shared<PageLinks>();
+  auto origin = LinkOrigin::Create(links, 64, kPage);
+  CHECK_OK(origin);
+  guest.Start(std::move(origin).value(), true);
+  Ends ends = Connect();
+  links->Offer({std::move(ends.destination), 2u << 20});
+  CHECK(guest.Await(Type::kFailed).error.code == ErrorCode::kRamMapping);
   guest.Release();
 }
 

@@ -138,9 +138,11 @@ TEST("an index that is full, or is wanted no more, ends; one that is awaited can
   image.Write(0, RandomBytes(random, image.bytes()));
   const DiskIndex::Disk disks[] = {{0, image.path(), image.bytes()}};
   const auto small = IndexOf(disks, 16 << 10);
-  // Three quarters of 1,024 places, and the piece that was under way.
-  CHECK(small->progress().blocks <= 768 + 256);
+  // Three quarters of 2,048 places, the least there are, and the piece that was under way.
+  CHECK(small->progress().blocks <= 1536 + 256);
   CHECK(small->progress().read_bytes < image.bytes());
+  const Bytes other = RandomBytes(random, kPage);
+  CHECK(!small->Find(other.data()).has_value());
 
   for (int i = 0; i < 20; i++) CHECK_OK(DiskIndex::Start(disks, kTableBytesAmple));
   auto index = DiskIndex::Start(disks, kTableBytesAmple);

@@ -1,5 +1,6 @@
 #include "trace/btf.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -12,6 +13,9 @@ constexpr size_t kTypeBytes = 12;
 constexpr size_t kMemberBytes = 12;
 // Structures nest three or four deep; a loop in damaged data must end.
 constexpr int kDepthMax = 16;
+// They may also hold each other many times: the guest writes what is read here.
+constexpr uint32_t kMembersMax = 1 << 20;  // looked at, for one name
+constexpr size_t kNameBytesMax = 512;      // KSYM_NAME_LEN
 
 enum Kind : uint32_t { kStruct = 4, kUnion = 5 };
 
@@ -77,30 +81,34 @@ std::string_view Btf::Name(uint32_t offset) const {
   const size_t at = strings_at_ + offset;
   if (at >= strings_end_) return {};
   const char* text = reinterpret_cast<const char*>(bytes_.data()) + at;
-  return {text, ::strnlen(text, strings_end_ - at)};
+  return {text, ::strnlen(text, std::min(strings_end_ - at, kNameBytesMax))};
 }
 
 std::optional<uint32_t> Btf::MemberOffset(std::string_view structure, std::string_view member) const {
+  uint32_t members_left = kMembersMax;
   for (const uint32_t at : types_) {
     if (KindOf(Word(at + 4)) != kStruct || Name(Word(at)) != structure) continue;
-    if (const auto bits = BitOffset(at, member, 0)) return *bits / 8;
+    if (const auto bits = BitOffset(at, member, 0, members_left)) return *bits / 8;
   }
   return std::nullopt;
 }
 
-std::optional<uint32_t> Btf::BitOffset(size_t type_at, std::string_view member, int depth) const {
+std::optional<uint32_t> Btf::BitOffset(size_t type_at, std::string_view member, int depth,
+                                       uint32_t& members_left) const {
   const uint32_t info = Word(type_at + 4);
   const uint32_t kind = KindOf(info);
   if ((kind != kStruct && kind != kUnion) || depth > kDepthMax) return std::nullopt;
   const bool has_bit_fields = (info >> 31) != 0;
-  for (uint32_t index = 0; index < (info & 0xffff); ++index) {
+  for (uint32_t index = 0; index < (info & 0xffff) && members_left > 0; ++index) {
+    --members_left;
     const size_t at = type_at + kTypeBytes + index * kMemberBytes;
     const uint32_t offset = has_bit_fields ? Word(at + 8) & 0xffffff : Word(at + 8);
     const std::string_view name = Name(Word(at));
     if (name == member) return offset;
     const uint32_t type = Word(at + 4);
     if (!name.empty() || type == 0 || type > types_.size()) continue;
-    if (const auto inner = BitOffset(types_[type - 1], member, depth + 1)) return offset + *inner;
+    const auto inner = BitOffset(types_[type - 1], member, depth + 1, members_left);
+    if (inner) return offset + *inner;
   }
   return std::nullopt;
 }

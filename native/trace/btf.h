@@ -26,7 +26,8 @@ class Btf {
 
   uint32_t Word(size_t at) const;
   std::string_view Name(uint32_t offset) const;
-  std::optional<uint32_t> BitOffset(size_t type_at, std::string_view member, int depth) const;
+  std::optional<uint32_t> BitOffset(size_t type_at, std::string_view member, int depth,
+                                    uint32_t& members_left) const;
 
   std::vector<std::byte> bytes_;
   size_t strings_at_ = 0;
