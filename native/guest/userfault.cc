@@ -21,6 +21,9 @@
 namespace holdfast {
 namespace {
 
+// From the end of QEMU's address space to its own: gigabytes have to be freed.
+constexpr int kEndingMsMax = 2'000;
+
 std::string FdPath(pid_t pid, int fd) {
   return "/proc/" + std::to_string(pid) + "/fd/" + std::to_string(fd);
 }
@@ -196,18 +199,22 @@ Status Userfault::Register(int event_fd) const {
   return {};
 }
 
-bool Userfault::process_ended() const {
+bool Userfault::EndsWithin(int limit_ms) const {
   pollfd exit{process_.get(), POLLIN, 0};
-  return ::poll(&exit, 1, 0) == 1;
+  return ::poll(&exit, 1, limit_ms) == 1;
 }
 
 Status Userfault::Release() {
   if (!event_.valid()) return {};
   uffdio_range range{address_, size_};
-  // ESRCH: its address space is gone already.
-  if (::ioctl(event_.get(), UFFDIO_UNREGISTER, &range) != 0 && errno != ESRCH &&
-      !process_ended()) {
-    return Error::FromErrno("UFFDIO_UNREGISTER", "releasing guest RAM");
+  // ESRCH and ENOMEM: its address space is gone already, it itself perhaps not yet. ENOMEM
+  // is also what it says, so that is waited for.
+  if (::ioctl(event_.get(), UFFDIO_UNREGISTER, &range) != 0 && errno != ESRCH) {
+    const int why = errno;
+    if (!EndsWithin(why == ENOMEM ? kEndingMsMax : 0)) {
+      errno = why;
+      return Error::FromErrno("UFFDIO_UNREGISTER", "releasing guest RAM");
+    }
   }
   const bool still_there = !process_ended() && IsUserfault(pid_, remote_fd_) &&
                            SameFile(event_.get(), pid_, remote_fd_);

@@ -35,7 +35,7 @@ class Userfault {
   bool adopted() const { return adopted_; }
   double inject_ms() const { return inject_ms_; }
   // The process has ended; false while it is a stopped or running process.
-  bool process_ended() const;
+  bool process_ended() const { return EndsWithin(0); }
 
  private:
   enum class Purpose { kTrackWrites, kServeMissing };
@@ -52,6 +52,7 @@ class Userfault {
   Status Inject();
   bool Enable(int event_fd) const;
   Status Register(int event_fd) const;
+  bool EndsWithin(int limit_ms) const;
 
   const pid_t pid_;
   Descriptor process_;  // pidfd: proof against reuse of the process id
