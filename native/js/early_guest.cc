@@ -135,11 +135,11 @@ class EarlyGuestCore : public Core {
     const std::lock_guard lock(mutex_);
     guest_.reset();
   }
-  void Ended() override {}
+  void Ended() override { make_origin_ = nullptr; }
 
   const std::shared_ptr<Channel> channel_;
   const EarlyGuest::Options options_;
-  const EarlyGuest::OriginMaker make_origin_;
+  EarlyGuest::OriginMaker make_origin_;  // holds the receiver's connections
   std::mutex mutex_;
   std::shared_ptr<EarlyGuest> guest_;  // last: its thread pushes into the channel
 };

@@ -35,16 +35,17 @@ class ReceiverCore : public Core {
   Receiver& receiver() { return *receiver_; }
   EventChannel& channel() { return *channel_; }
   uint16_t port() const { return port_; }
+  // JavaScript thread; nothing once it has ended.
   const std::shared_ptr<PageLinks>& page_links() const { return page_links_; }
 
  private:
   // Receiver's calls are bounded in time by themselves.
   void Cancel() override {}
   void ReleaseResources() override { receiver_.reset(); }
-  void Ended() override {}
+  void Ended() override { page_links_.reset(); }
 
   const uint16_t port_;
-  const std::shared_ptr<PageLinks> page_links_;
+  std::shared_ptr<PageLinks> page_links_;
   const std::shared_ptr<EventChannel> channel_;
   std::unique_ptr<Receiver> receiver_;  // last: its threads push into the channel
 };
