@@ -172,13 +172,20 @@ describe('01 a Linux guest with two vCPUs', { timeout: 60_000 }, () => {
     await primary.message('trace-written');
     await backup.process.kill('SIGTERM');
     const trace = JSON.parse(await readFile(out, 'utf8')) as ChromeTrace;
-    const pauses = spansOf(trace, 'VM paused');
-    expect(pauses.length).toBeGreaterThanOrEqual(20);
-    expect(spansOf(trace, 'epochs')).toHaveLength(pauses.length);
+    const paused = spansOf(trace, 'VM paused');
+    expect(paused.length).toBeGreaterThanOrEqual(20);
+    expect(spansOf(trace, 'epochs')).toHaveLength(paused.length);
+    // A vCPU stops some way into `stop`, and starts before `cont` has answered: on a busy machine most of a pause.
+    const usOf = (text: unknown): number => Number.parseFloat(String(text)) * 1e3;
+    const pauses = paused.flatMap(({ ts, dur, args = {} }) => {
+      const inner = dur - usOf(args.stop) - usOf(args.cont) - usOf(args.rest);
+      return inner > 0 ? [{ ts: ts + usOf(args.stop), dur: inner }] : [];
+    });
+    expect(pauses.length).toBeGreaterThan(paused.length / 2);
     const runs = ['vCPU 0', 'vCPU 1'].flatMap((lane) =>
       spansOf(trace, lane).filter(({ name }) => name.startsWith('core')),
     );
-    // Of all pauses together: a vCPU stops some way into `stop`, and starts before `cont` has answered.
+    // Of all pauses together.
     const sum = (lengths: readonly number[]): number => lengths.reduce((total, length) => total + length, 0);
     const overlap = (pause: { ts: number; dur: number }): number =>
       sum(
