@@ -170,13 +170,11 @@ const start = async (options: RestoreOptions, { entry, layers }: SelectedCheckpo
       const { ramBytes } = entry.manifest.vm;
       ram = await OnDemandRam.start({ pid: vm.pid, ramBytes, ramPath }, files);
     }
-    const loadMs = await Promise.race([
-      load(vm, stream, options),
+    const { loadMs, ranMs } = await Promise.race([
+      run(vm, stream, options),
       ...(ram === undefined ? [] : [failureOf(ram)]),
     ]);
-    const ranMs = performance.now();
     logger.info({ epoch: entry.epoch, pid: vm.pid, loadMs }, 'the checkpoint runs');
-    await announceSelf(vm.qmp);
     await vm.qmp.close();
     return { vm, ram, startedMs, ranMs, loadMs };
   } catch (error) {
@@ -191,7 +189,18 @@ const start = async (options: RestoreOptions, { entry, layers }: SelectedCheckpo
   }
 };
 
-/** Never settles but by rejecting: QEMU may wait for a page while it loads. */
+const run = async (
+  vm: LaunchedVm,
+  stream: Uint8Array,
+  options: RestoreOptions,
+): Promise<{ loadMs: number; ranMs: number }> => {
+  const loadMs = await load(vm, stream, options);
+  const ranMs = performance.now();
+  await announceSelf(vm.qmp);
+  return { loadMs, ranMs };
+};
+
+/** Never settles but by rejecting: QEMU, which waits for a page, may answer nobody, be it loading or running. */
 const failureOf = (ram: OnDemandRam): Promise<never> =>
   new Promise((_, reject) => {
     ram.complete.catch(reject);
