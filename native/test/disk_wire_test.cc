@@ -145,8 +145,21 @@ TEST("the disk stream says hello as a stream of its own") {
   CHECK_OK(CheckHello(hello));
   hello.stream = 1;
   REFUSED(CheckHello(hello), "stream 1 of the disks");
-  hello.flags = 4;
-  REFUSED(CheckHello(hello), "flags 0x00000004");
+  hello.flags = 8;
+  REFUSED(CheckHello(hello), "flags 0x00000008");
+}
+
+TEST("so does the page stream, which is one by itself") {
+  HelloBody hello;
+  hello.flags = HelloBody::kFlagPages;
+  CHECK_OK(CheckHello(hello));
+  hello.link = 3;
+  REFUSED(CheckHello(hello), "link 3 of stream 0");
+  hello.link = 0;
+  hello.flags |= HelloBody::kFlagDisks;
+  REFUSED(CheckHello(hello), "link 0 of disk stream 0");
+  hello.link = 3;
+  REFUSED(CheckHello(hello), "the page stream is one by itself");
 }
 
 }  // namespace

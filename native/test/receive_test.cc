@@ -114,8 +114,12 @@ TEST("strangers: wrong token, version, sizes, garbage; the connection in use is 
   wrong.link = 0;
   CheckRefused(port, HelloFrame(wrong), ErrorCode::kProtocol, "link 0 of stream 1");
   wrong = GoodHello();
-  wrong.flags = 4;
-  CheckRefused(port, HelloFrame(wrong), ErrorCode::kProtocol, "flags 0x00000004");
+  wrong.flags = 8;
+  CheckRefused(port, HelloFrame(wrong), ErrorCode::kProtocol, "flags 0x00000008");
+  wrong = GoodHello();
+  wrong.flags = HelloBody::kFlagPages;
+  wrong.token = Token(8);
+  CheckRefused(port, HelloFrame(wrong), ErrorCode::kAuth, "token refused");
   wrong = GoodHello();
   wrong.page_size = 8192;
   CheckRefused(port, HelloFrame(wrong), ErrorCode::kProtocol, "page size 8192");
