@@ -30,7 +30,8 @@ test('migrate, smoke size: an idle guest by both engines, and a writer under two
       expect(downtimeMsP50, name).toBeGreaterThan(0);
       expect(totalMsP50, name).toBeGreaterThan(downtimeMsP50);
       expect(linkBytesP50, name).toBeGreaterThan(16 << 20);
-      expect(roundsP50, name).toBeGreaterThan(0);
+      // QEMU may be through before it could be asked for a round.
+      expect(roundsP50, name).toBeGreaterThanOrEqual(name.endsWith('-qemu') ? 0 : 1);
     }
     const idle = of('idle-fixed-holdfast');
     for (const part of ['stopMs', 'captureMs', 'transferMs', 'handOverMs', 'resumeMs', 'standbyLoadMs']) {

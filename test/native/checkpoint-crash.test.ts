@@ -182,7 +182,12 @@ test('03 a VM that is restored from it has that disk, elsewhere', async () => {
   };
   await expect(restoreCheckpoint(diskless)).rejects.toThrow(`no drive over ${place}`);
   expect(existsSync(place)).toBe(false);
-  const { vm, complete } = await restoreCheckpoint({ ...options, replace: [{ from: image, to: place }] });
+  const { vm, complete } = await restoreCheckpoint({
+    ...options,
+    // The monitor of the one that was just killed may still be closing.
+    qmpPath: join(scratch, 'restored-again-qmp'),
+    replace: [{ from: image, to: place }],
+  });
   try {
     await complete;
     expect(readFileSync(place).equals(readFileSync(join(another, 'epoch-000001', 'disk-0.raw')))).toBe(true);
