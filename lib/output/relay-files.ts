@@ -13,7 +13,7 @@ import { resolve } from 'node:path';
 import { z } from 'zod';
 import type { VmDescription } from '../vm/describe.js';
 import { streamServers } from '../vm/netdevs.js';
-import { isAlive } from '../vm/process.js';
+import { isAlive, isSameProcess } from '../vm/process.js';
 
 export const HELD_BYTES_MAX_DEFAULT = 16 << 20;
 
@@ -98,11 +98,7 @@ export const relaysOf = async (
     const record = await readRelayRecord(resolve(vm.cwd, socket));
     if (record === undefined) return [];
     // The record of an earlier QEMU with the same paths.
-    if (
-      record.vm !== null &&
-      (record.vm.pid !== vm.process.pid || record.vm.startTicks !== vm.process.startTicks)
-    )
-      return [];
+    if (record.vm !== null && !isSameProcess(record.vm, vm.process)) return [];
     const { process: _process, ...spec } = record;
     return [{ ...spec, vm: vm.process, netdev }];
   });

@@ -5,7 +5,7 @@
 import { existsSync } from 'node:fs';
 import { ConfigError } from '../errors.js';
 import { native, type RelayEvent } from '../native.js';
-import { identifyProcess, isAlive, type ProcessIdentity, waitForExit } from '../vm/process.js';
+import { identifyProcess, isAlive, isSameProcess, waitForExit } from '../vm/process.js';
 import {
   type RelaySpec,
   readRelayRecord,
@@ -84,9 +84,6 @@ const endsBefore = async (
   );
   // A hand-off: another process has the VM, and the record says so (lib/handoff).
   const next = ended ? (await readRelayRecord(socket))?.vm : undefined;
-  const isHandedOver = next !== undefined && next !== null && !isSame(next, vm) && (await isAlive(next));
+  const isHandedOver = next !== undefined && next !== null && !isSameProcess(next, vm) && (await isAlive(next));
   return isHandedOver ? await endsBefore(next, socket, signal) : ended;
 };
-
-const isSame = (one: ProcessIdentity, other: ProcessIdentity): boolean =>
-  one.pid === other.pid && one.startTicks === other.startTicks;

@@ -9,7 +9,7 @@
 import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
-import type { ProcessIdentity } from '../vm/process.js';
+import { isSameProcess, type ProcessIdentity } from '../vm/process.js';
 
 const record = z.strictObject({
   vmId: z.string(),
@@ -63,30 +63,26 @@ export class VmRecords {
   }
 
   /** The record of a running QEMU, if it is one of ours. */
-  async ofProcess({ pid, startTicks }: ProcessIdentity): Promise<VmRecord | undefined> {
-    return (await this.list()).find(
-      (value) => value.process.pid === pid && value.process.startTicks === startTicks,
-    );
+  async ofProcess(identity: ProcessIdentity): Promise<VmRecord | undefined> {
+    return (await this.#allOf(identity))[0];
   }
 
   /**
    * Where a QEMU's VM was being moved to by a command that did not live to say how that ended. One that a backup
    * took over has a record of the backup's, too: hence all of them are looked at.
    */
-  async movingTo({ pid, startTicks }: ProcessIdentity): Promise<string | undefined> {
-    return (await this.list()).find(
-      ({ process, movingTo }) =>
-        movingTo !== undefined && process.pid === pid && process.startTicks === startTicks,
-    )?.movingTo;
+  async movingTo(identity: ProcessIdentity): Promise<string | undefined> {
+    return (await this.#allOf(identity)).find(({ movingTo }) => movingTo !== undefined)?.movingTo;
   }
 
   /** What is said of one process is true of another one from now on (holdfast handoff). */
   async moveTo(from: ProcessIdentity, to: ProcessIdentity): Promise<void> {
-    const found = (await this.list()).filter(
-      ({ process }) => process.pid === from.pid && process.startTicks === from.startTicks,
-    );
-    for (const value of found)
-      await this.write({ ...value, process: { pid: to.pid, startTicks: to.startTicks } });
+    const { pid, startTicks } = to;
+    for (const value of await this.#allOf(from)) await this.write({ ...value, process: { pid, startTicks } });
+  }
+
+  async #allOf(identity: ProcessIdentity): Promise<readonly VmRecord[]> {
+    return (await this.list()).filter(({ process }) => isSameProcess(process, identity));
   }
 
   #path(vmId: string): string {

@@ -41,6 +41,9 @@ export const identifyProcess = async (pid: number): Promise<ProcessIdentity> => 
   return { pid, startTicks: stat.startTicks };
 };
 
+export const isSameProcess = (one: ProcessIdentity, other: ProcessIdentity): boolean =>
+  one.pid === other.pid && one.startTicks === other.startTicks;
+
 /** False once it has ended, also while its parent has not collected it. */
 export const isAlive = async (process: ProcessIdentity): Promise<boolean> => {
   const stat = await readStat(process.pid);
