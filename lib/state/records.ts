@@ -54,12 +54,9 @@ export class VmRecords {
     await rm(this.#path(vmId), { force: true });
   }
 
+  /** Of all writers. */
   async list(): Promise<readonly VmRecord[]> {
-    const names = await readdir(this.#directory).catch(() => [] as string[]);
-    const loaded = await Promise.all(
-      names.filter((name) => name.endsWith('.json')).map((name) => this.#load(join(this.#directory, name))),
-    );
-    return loaded.filter((value) => value !== undefined);
+    return await this.#listOf('');
   }
 
   /** The record of a running QEMU, if it is one of ours. */
@@ -75,14 +72,23 @@ export class VmRecords {
     return (await this.#allOf(identity)).find(({ movingTo }) => movingTo !== undefined)?.movingTo;
   }
 
-  /** What is said of one process is true of another one from now on (holdfast handoff). */
+  /** What this writer's records say of one process is true of another one from now on (holdfast handoff). */
   async moveTo(from: ProcessIdentity, to: ProcessIdentity): Promise<void> {
     const { pid, startTicks } = to;
-    for (const value of await this.#allOf(from)) await this.write({ ...value, process: { pid, startTicks } });
+    for (const value of await this.#listOf(this.#writer)) {
+      if (isSameProcess(value.process, from)) await this.write({ ...value, process: { pid, startTicks } });
+    }
   }
 
   async #allOf(identity: ProcessIdentity): Promise<readonly VmRecord[]> {
     return (await this.list()).filter(({ process }) => isSameProcess(process, identity));
+  }
+
+  async #listOf(writer: string): Promise<readonly VmRecord[]> {
+    const names = await readdir(this.#directory).catch(() => [] as string[]);
+    const files = names.filter((name) => name.startsWith(writer) && name.endsWith('.json'));
+    const loaded = await Promise.all(files.map((name) => this.#load(join(this.#directory, name))));
+    return loaded.filter((value) => value !== undefined);
   }
 
   #path(vmId: string): string {
