@@ -14,6 +14,8 @@ import { blockOption, isTree, textOf } from '../vm/block-nodes.js';
 import {
   type CommandOption,
   isJson,
+  isMachine,
+  isOn,
   listValue,
   overReplica,
   parseArguments,
@@ -381,8 +383,6 @@ class Plan {
 
 const TERMINAL_CURE = 'Use a Unix socket or a file: -serial unix:PATH,server=on,wait=off.';
 
-const isOn = (value: string | undefined): boolean => value === 'on' || value === 'yes' || value === 'true';
-
 const isServer = (parts: readonly ValuePart[]): boolean =>
   parts.some(({ key, value }) => (key === undefined ? value === 'server' : key === 'server' && isOn(value)));
 
@@ -435,8 +435,6 @@ const asFileBackend = (option: CommandOption, path: string): CommandOption => {
     ]),
   };
 };
-
-const isMachine = ({ name }: CommandOption): boolean => name === 'machine' || name === 'M';
 
 /** The versioned machine type in place of an alias, or of none. */
 const pinMachine = (options: readonly CommandOption[], type: string): CommandOption[] => {

@@ -69,9 +69,6 @@ export const isTree = (value: unknown): value is BlockTree =>
 export const textOf = (value: unknown): string | undefined =>
   typeof value === 'string' ? value : typeof value === 'number' ? String(value) : undefined;
 
-export const isOn = (value: unknown): boolean =>
-  value === true || value === 'on' || value === 'yes' || value === 'true';
-
 /** `file=` of a -drive is a file name, whatever else is said of `file.…`. */
 const driveTree = (value: string): BlockTree => {
   const parts = parseList(value).map((part) =>

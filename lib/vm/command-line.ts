@@ -132,6 +132,10 @@ export const listValue = (value: string | undefined, key: string, first?: string
   return found;
 };
 
+/** Whether a switch is on, as QEMU spells it in lists and in JSON. */
+export const isOn = (value: unknown): boolean =>
+  value === true || value === 'on' || value === 'yes' || value === 'true';
+
 export const isJson = (value: string): boolean => value.startsWith('{');
 
 export const parseJson = (value: string): Record<string, unknown> => {
@@ -237,7 +241,7 @@ const monitor = (path: string): CommandOption => ({
   ]),
 });
 
-const isMachine = ({ name }: CommandOption): boolean => name === 'machine' || name === 'M';
+export const isMachine = ({ name }: CommandOption): boolean => name === 'machine' || name === 'M';
 
 const ramSize = (options: readonly CommandOption[]): number => {
   const size = options
@@ -291,8 +295,6 @@ const keptBackend = (
 };
 
 const objectId = ({ value }: CommandOption): string | undefined => listValue(value, 'id');
-
-const isOn = (value: string | undefined): boolean => value === 'on' || value === 'yes' || value === 'true';
 
 const unusedId = (options: readonly CommandOption[]): string => {
   const used = new Set(options.map(objectIdOrNone));

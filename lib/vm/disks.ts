@@ -9,8 +9,8 @@
  * Only the node that opens the file is another; what lies above it (formats, throttles, names, caches) stays.
  */
 import { ConfigError } from '../errors.js';
-import { type BlockOption, type BlockTree, blockOption, isOn, isTree, textOf } from './block-nodes.js';
-import { type CommandOption, parseArguments, renderArguments } from './command-line.js';
+import { type BlockOption, type BlockTree, blockOption, isTree, textOf } from './block-nodes.js';
+import { type CommandOption, isOn, parseArguments, renderArguments } from './command-line.js';
 import type { Refusal } from './preflight.js';
 
 /**

@@ -9,6 +9,7 @@
 import { ConfigError } from '../errors.js';
 import {
   type CommandOption,
+  isOn,
   listValue,
   parseArguments,
   parseList,
@@ -100,8 +101,6 @@ const tapOf = ({ name, value = '' }: CommandOption): { netdev: string; tap: stri
   const strange = keysOf(value).find((key) => !known.has(key));
   return strange === undefined ? { netdev, tap } : refuse(`a relay has nothing like its ${strange}=`);
 };
-
-const isOn = (value: string | undefined): boolean => value === 'on' || value === 'yes' || value === 'true';
 
 const keysOf = (value: string): string[] =>
   value.startsWith('{')
