@@ -25,6 +25,7 @@ import {
   renderList,
   type ValuePart,
 } from '../vm/command-line.js';
+import { unixAddressOf } from '../vm/netdevs.js';
 import type { Refusal } from '../vm/preflight.js';
 
 /** Ending of a name that the new QEMU has until the VM is its own. */
@@ -273,16 +274,7 @@ class Plan {
   }
 
   #streamNetdev(value: string, netdev: string, what: string): string {
-    const json = isJson(value) ? parseJson(value) : undefined;
-    const address = json?.addr as { type?: string; path?: string } | undefined;
-    const path =
-      json === undefined
-        ? listValue(value, 'addr.type') === 'unix'
-          ? listValue(value, 'addr.path')
-          : undefined
-        : address?.type === 'unix'
-          ? address.path
-          : undefined;
+    const path = unixAddressOf(value);
     if (path === undefined || !isOn(listValue(value, 'server'))) {
       this.#refuse(
         what,
@@ -292,7 +284,10 @@ class Plan {
       return value;
     }
     const temporary = this.#move('socket', path, netdev);
-    if (json !== undefined) return JSON.stringify({ ...json, addr: { ...address, path: temporary } });
+    if (isJson(value)) {
+      const json = parseJson(value);
+      return JSON.stringify({ ...json, addr: { ...(json.addr as object), path: temporary } });
+    }
     return renderList(setKey(parseList(value), 'addr.path', temporary));
   }
 

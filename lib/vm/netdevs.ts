@@ -120,12 +120,13 @@ export const streamServers = (argv: readonly string[]): readonly StreamServer[] 
 const streamServer = ({ name, value }: CommandOption): StreamServer | undefined => {
   if (name !== 'netdev' || listValue(value, 'type', 'type') !== 'stream') return undefined;
   const netdev = listValue(value, 'id');
-  const address = addressOf(value);
+  const address = unixAddressOf(value);
   if (netdev === undefined || address === undefined || !isOn(listValue(value, 'server'))) return undefined;
   return { netdev, socket: address };
 };
 
-const addressOf = (value = ''): string | undefined => {
+/** Path of the Unix socket of a -netdev stream's value. */
+export const unixAddressOf = (value = ''): string | undefined => {
   if (!value.startsWith('{')) {
     return listValue(value, 'addr.type') === 'unix' ? listValue(value, 'addr.path') : undefined;
   }
