@@ -7,6 +7,7 @@
 import { toHoldfastError, VmGoneError } from '../errors.js';
 import { native } from '../native.js';
 import type { EarlyGuest, EarlyGuestStats } from '../native-early.js';
+import { deferred } from '../transfer/deferred.js';
 import type { LayerFiles } from './binding.js';
 
 export class OnDemandRam implements AsyncDisposable {
@@ -30,8 +31,8 @@ export class OnDemandRam implements AsyncDisposable {
     const mappings = await native.findRamMappings(vm.pid, vm.ramBytes);
     const ram = mappings.find(({ path }) => path === vm.ramPath) ?? mappings[0];
     if (ram === undefined) throw new VmGoneError(`QEMU (process ${vm.pid}) has ended`);
-    const listed = deferred();
-    const complete = deferred();
+    const listed = deferred<void>();
+    const complete = deferred<void>();
     const guest = new native.EarlyGuest({
       pid: vm.pid,
       ram,
@@ -65,14 +66,3 @@ export class OnDemandRam implements AsyncDisposable {
     await this.#guest.close();
   }
 }
-
-const deferred = () => {
-  let resolve: () => void = () => {};
-  let reject: (error: unknown) => void = () => {};
-  const promise = new Promise<void>((settle, fail) => {
-    resolve = settle;
-    reject = fail;
-  });
-  promise.catch(() => {}); // whoever waits learns of it
-  return { promise, resolve, reject };
-};
