@@ -3,7 +3,7 @@ import { readdir, readlink, rename, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ConfigError, DamagedError, toHoldfastError } from '../errors.js';
 import { native } from '../native.js';
-import type { Replacement } from '../vm/command-line.js';
+import { type Replacement, replaceText } from '../vm/command-line.js';
 import type { Entry } from './directory.js';
 import { OVERLAY_SUFFIX } from './disk-overlays.js';
 
@@ -43,7 +43,7 @@ export const placeDisks = async (
   { replace = [], overwriteDisks = false }: PlaceDisksOptions,
 ): Promise<PlacedDisks> => {
   const { disks } = entry.manifest;
-  const targets = placesOf(entry, replace);
+  const targets = disks.map(({ image }) => replaceText(image, replace));
   for (const target of targets) {
     if (await exists(target + OVERLAY_SUFFIX)) throw hasOverlay(target);
     if (!(await exists(target))) continue;
@@ -100,23 +100,8 @@ const hasOverlay = (image: string): ConfigError =>
     cure: `A VM is being checkpointed there, or ended meanwhile. If nobody needs what it wrote, remove it; or --replace ${image}=/another/place.`,
   });
 
-/** Where each of a checkpoint's disks goes. */
-export const placesOf = (
-  { manifest }: Pick<Entry, 'manifest'>,
-  replace: readonly Replacement[],
-): readonly string[] => manifest.disks.map(({ image }) => replaced(image, replace));
-
 const exists = (path: string): Promise<boolean> =>
   stat(path).then(
     () => true,
     () => false,
   );
-
-/** As QEMU's command line is changed: the first match counts. */
-export const replaced = (path: string, replacements: readonly Replacement[]): string => {
-  for (const { from, to } of replacements) {
-    if (path === from) return to;
-    if (path.startsWith(`${from}/`)) return to + path.slice(from.length);
-  }
-  return path;
-};

@@ -24,13 +24,13 @@ import {
   versionText,
   waitRunning,
 } from '../qmp/recipes.js';
-import { forPrimary, forStandby, type Replacement } from '../vm/command-line.js';
+import { forPrimary, forStandby, type Replacement, replaceText } from '../vm/command-line.js';
 import { imagePathOf } from '../vm/drives.js';
 import { killVm, type LaunchedVm, launchVm } from '../vm/launch.js';
 import { isAlive } from '../vm/process.js';
 import { claimReading } from './claims.js';
 import { type Entry, listCheckpoints } from './directory.js';
-import { placeDisks, replaced } from './disk-copies.js';
+import { placeDisks } from './disk-copies.js';
 import { OnDemandRam } from './on-demand.js';
 import { damagedCheckpoint, layerFilesOf, type SelectedCheckpoint, selectCheckpoint } from './select.js';
 import { checkDevice } from './verify.js';
@@ -258,7 +258,7 @@ const commandLineOf = (
     // An image that the command line calls by a relative path has its new place, too.
     replacements: [
       ...replace,
-      ...disks.map(({ image }) => ({ from: relative(cwd, image), to: replaced(image, replace) })),
+      ...disks.map(({ image }) => ({ from: relative(cwd, image), to: replaceText(image, replace) })),
     ],
   });
   return { binary, argv: standby };
