@@ -28,6 +28,7 @@ import { forPrimary, forStandby, type Replacement, replaceText } from '../vm/com
 import { imagePathOf } from '../vm/drives.js';
 import { killVm, type LaunchedVm, launchVm } from '../vm/launch.js';
 import { isAlive } from '../vm/process.js';
+import { isOlderRelease } from '../vm/qemu-version.js';
 import { claimReading } from './claims.js';
 import { type Entry, listCheckpoints } from './directory.js';
 import { placeDisks } from './disk-copies.js';
@@ -321,12 +322,8 @@ const load = async (
 
 /** QEMU loads the state of an older version with the same machine type, not that of a newer one. */
 const refuseOlderQemu = ({ epoch, manifest }: Entry, here: string): void => {
-  const release = (version: string): number => {
-    const [major = 0, minor = 0] = version.split('.').map(Number);
-    return major * 1_000 + minor;
-  };
   const { qemuVersion } = manifest.vm;
-  if (release(here) >= release(qemuVersion)) return;
+  if (!isOlderRelease(here, qemuVersion)) return;
   throw new StandbyError(
     `this is QEMU ${here}; checkpoint ${epoch} was taken with ${qemuVersion}, which it cannot load`,
     { cure: `Restore with QEMU ${qemuVersion} or newer: -- /path/to/qemu-system-x86_64 …` },

@@ -9,6 +9,7 @@ import { UnsupportedVmError } from '../errors.js';
 import type { VmRelay } from '../output/relay-files.js';
 import type { Device, VmDescription } from '../vm/describe.js';
 import type { Refusal } from '../vm/preflight.js';
+import { isOlderRelease } from '../vm/qemu-version.js';
 import { changedDrives } from './block-files.js';
 import type { HandoffCommandLine } from './command-line.js';
 
@@ -48,7 +49,7 @@ const SHARED_FILE_CURE =
   'Start the VM with -object memory-backend-file,id=ram,size=…,share=on,mem-path=/dev/shm/… and -machine memory-backend=ram, or let Holdfast launch it.';
 
 /** From this version shared RAM is left out of the stream only if it is a named file. */
-const NAMED_ONLY = [8, 1] as const;
+const NAMED_ONLY = '8.1';
 
 const memoryRefusals = (vm: VmDescription): Refusal[] => {
   const [backend, ...others] = vm.memoryBackends;
@@ -71,7 +72,7 @@ const memoryRefusals = (vm: VmDescription): Refusal[] => {
   if (!isFile || !backend.shared || backend.mapping === undefined) {
     return [{ what, reason: 'It is private memory of the QEMU that runs now.', cure: SHARED_FILE_CURE }];
   }
-  if (backend.type === 'memory-backend-memfd' && isFrom(vm.qemuVersion, NAMED_ONLY)) {
+  if (backend.type === 'memory-backend-memfd' && !isOlderRelease(vm.qemuVersion, NAMED_ONLY)) {
     return [
       {
         what,
@@ -81,11 +82,6 @@ const memoryRefusals = (vm: VmDescription): Refusal[] => {
     ];
   }
   return [];
-};
-
-const isFrom = (version: string, [major, minor]: readonly [number, number]): boolean => {
-  const [hasMajor = 0, hasMinor = 0] = version.split('.').map(Number);
-  return hasMajor > major || (hasMajor === major && hasMinor >= minor);
 };
 
 const DEVICE_RULES: readonly { readonly types: RegExp; readonly reason: string; readonly cure: string }[] = [

@@ -16,6 +16,7 @@ import type { VmDescription } from '../vm/describe.js';
 import { environmentWith } from '../vm/known-arguments.js';
 import { killVm, type LaunchedVm, launchVm } from '../vm/launch.js';
 import { identifyProcess } from '../vm/process.js';
+import { isOlderRelease } from '../vm/qemu-version.js';
 import type { HandoffCommandLine } from './command-line.js';
 import type { RamFile } from './ram-file.js';
 
@@ -137,11 +138,7 @@ export class HandoffTarget {
 
 /** QEMU loads the state of an older version with the same machine type, not that of a newer one. */
 const refuseOlder = (has: string, offered: string): void => {
-  const release = (version: string): number => {
-    const [major = 0, minor = 0] = version.split('.').map(Number);
-    return major * 1_000 + minor;
-  };
-  if (release(offered) >= release(has)) return;
+  if (!isOlderRelease(offered, has)) return;
   throw new UnsupportedVmError(`the VM runs on QEMU ${has}, and ${offered} could not load its state`, {
     cure: 'Hand it over to the same or a newer release.',
   });
