@@ -1,18 +1,13 @@
 /** What keeps a VM from being checkpointed to disk, found before anything is touched. Pure. */
-import { UnsupportedVmError } from '../errors.js';
 import type { VmDescription } from '../vm/describe.js';
 import { imagePathOf } from '../vm/drives.js';
-import { type Refusal, refusals } from '../vm/preflight.js';
+import { type Refusal, refusals, refused } from '../vm/preflight.js';
 
 /** @throws UnsupportedVmError with all refusals in `details.reasons` and in its message */
 export const assertCheckpointable = (vm: VmDescription): void => {
   // What protection asks of memory and devices; of disks it asks something else.
   const found = [...refusals({ ...vm, drives: [] }), ...diskRefusals(vm)];
-  if (found.length === 0) return;
-  const list = found.map(({ what, reason, cure }) => `\n  - ${what}: ${reason} ${cure}`).join('');
-  throw new UnsupportedVmError(`no checkpoint of this VM can be taken; nothing was changed${list}`, {
-    details: { reasons: found },
-  });
+  if (found.length > 0) throw refused('no checkpoint of this VM can be taken; nothing was changed', found);
 };
 
 const diskRefusals = (vm: VmDescription): Refusal[] =>

@@ -5,10 +5,9 @@
  * shared RAM file, nor can be opened by two QEMUs? All refusals are given at once. Memory of display adapters,
  * firmware flash and ROMs are none: they travel.
  */
-import { UnsupportedVmError } from '../errors.js';
 import type { VmRelay } from '../output/relay-files.js';
 import type { Device, VmDescription } from '../vm/describe.js';
-import type { Refusal } from '../vm/preflight.js';
+import { type Refusal, refused } from '../vm/preflight.js';
 import { isOlderRelease } from '../vm/qemu-version.js';
 import { changedDrives } from './block-files.js';
 import type { HandoffCommandLine } from './command-line.js';
@@ -38,11 +37,7 @@ export const handoffRefusals = (facts: HandoffFacts): readonly Refusal[] => [
 /** @throws UnsupportedVmError with all refusals in `details.reasons` and in its message. */
 export const assertHandoff = (facts: HandoffFacts): void => {
   const found = handoffRefusals(facts);
-  if (found.length === 0) return;
-  const list = found.map(({ what, reason, cure }) => `\n  - ${what}: ${reason} ${cure}`).join('');
-  throw new UnsupportedVmError(`this VM cannot be handed over; nothing was changed${list}`, {
-    details: { reasons: found },
-  });
+  if (found.length > 0) throw refused('this VM cannot be handed over; nothing was changed', found);
 };
 
 const SHARED_FILE_CURE =

@@ -35,11 +35,13 @@ export const refusals = (vm: VmDescription): readonly Refusal[] => [
 /** @throws UnsupportedVmError with all refusals in `details.reasons` and in its message. */
 export const assertProtectable = (vm: VmDescription): void => {
   const found = refusals(vm);
-  if (found.length === 0) return;
-  const list = found.map(({ what, reason, cure }) => `\n  - ${what}: ${reason} ${cure}`).join('');
-  throw new UnsupportedVmError(`this VM cannot be protected; nothing was changed${list}`, {
-    details: { reasons: found },
-  });
+  if (found.length > 0) throw refused('this VM cannot be protected; nothing was changed', found);
+};
+
+/** All refusals at once, in the message and in `details.reasons`. */
+export const refused = (message: string, reasons: readonly Refusal[]): UnsupportedVmError => {
+  const list = reasons.map(({ what, reason, cure }) => `\n  - ${what}: ${reason} ${cure}`).join('');
+  return new UnsupportedVmError(message + list, { details: { reasons } });
 };
 
 const SHARED_FILE_CURE =
