@@ -31,11 +31,11 @@ import { SupersededError } from '../primary/backup-link.js';
 import { recordOf } from '../primary/identity.js';
 import type { Failure } from '../primary/machine.js';
 import { parseHostPort } from '../primary/options.js';
+import { QemuEnd } from '../primary/qemu-end.js';
 import { QmpClient } from '../qmp/client.js';
 import { type VmRecord, VmRecords } from '../state/records.js';
 import type { VmDescription } from '../vm/describe.js';
 import { quitVm } from '../vm/launch.js';
-import { isAlive } from '../vm/process.js';
 import { examineQemuVm } from './examine-qemu-vm.js';
 import type { AnyMigration, MigrationEvents, MigrationOptions, MigrationStatus } from './migration.js';
 import { checkMigrationSettings, type MigrationSettings } from './options.js';
@@ -55,10 +55,6 @@ import { qemuSession } from './session.js';
 const OVERHEAD_MS = 10;
 /** A destination whose QEMU ends says why, about when the stream breaks. */
 const REASON_MS_MAX = 1_000;
-/** A QEMU that closed its monitor gets this long to end before it counts as still running. */
-const QEMU_EXIT_GRACE_MS = 100;
-/** SHUTDOWN reasons that are not the guest's or the operator's wish. */
-const KILLED_FROM_OUTSIDE: ReadonlySet<string> = new Set(['host-error', 'host-signal']);
 
 interface Parts {
   readonly settings: MigrationSettings;
@@ -84,21 +80,19 @@ export class QemuEngineMigration
   readonly #cancelled = new AbortController();
   /** Settled by release(): the operator's word that the VM does not run over there. */
   readonly #released = new AbortController();
+  readonly #qemuEnd: QemuEnd;
   readonly #ended: Promise<MigrationOutcome>;
   #phase: MigrationStatus['phase'] = 'connecting';
   #reason: string | undefined;
   #mayRunThere: boolean;
   #rounds = 0;
   #final: MigrationFinal | undefined;
-  #shutdownReason: string | undefined;
 
   private constructor(parts: Parts) {
     super();
     this.#parts = parts;
     this.#mayRunThere = parts.leftStopped;
-    parts.qmp.on('SHUTDOWN', ({ data }) => {
-      this.#shutdownReason = String(data.reason ?? 'unknown');
-    });
+    this.#qemuEnd = new QemuEnd(parts.qmp);
     this.#ended = this.#run();
   }
 
@@ -341,19 +335,9 @@ export class QemuEngineMigration
   async #whenFailed(error: unknown): Promise<MigrationOutcome> {
     const { qmp, vm } = this.#parts;
     const { code, message, cure } = toHoldfastError(error);
-    if (!qmp.open) {
-      const deadlineMs = performance.now() + QEMU_EXIT_GRACE_MS;
-      while ((await isAlive(vm.process)) && performance.now() < deadlineMs) await delay(2);
-      if (!(await isAlive(vm.process))) return this.#vmGone();
-    }
+    const ended = qmp.open ? undefined : await this.#qemuEnd.of(vm.process);
+    if (ended !== undefined) return { kind: ended.wished ? 'vm-ended' : 'vm-lost', reason: ended.reason };
     return { kind: 'stayed', failure: { code, message, cure }, mayRunThere: this.#mayRunThere };
-  }
-
-  #vmGone(): MigrationOutcome {
-    const reason = this.#shutdownReason;
-    return reason !== undefined && !KILLED_FROM_OUTSIDE.has(reason)
-      ? { kind: 'vm-ended', reason }
-      : { kind: 'vm-lost', reason: reason ?? 'QEMU ended without a shutdown' };
   }
 
   /** The VM here, and what is known of it, as the outcome has it. */

@@ -8,7 +8,6 @@
 import { EventEmitter } from 'node:events';
 import { mkdir, rm, statfs } from 'node:fs/promises';
 import { basename, join } from 'node:path';
-import { setTimeout as delay } from 'node:timers/promises';
 import type { ControlMessage, PageDisk, SessionMessage } from '../control/messages.js';
 import { DiskSet } from '../disk/disk-set.js';
 import type { MovedDisks } from '../disk/move-disks.js';
@@ -35,7 +34,7 @@ import { isLocalPeer, usableSenders } from '../send/sender-availability.js';
 import { BASE_STRATEGY, type SenderExplanation, type UnavailableSenders } from '../send/sender-choice.js';
 import { type VmRecord, VmRecords } from '../state/records.js';
 import type { MemoryBackend, VmDescription } from '../vm/describe.js';
-import { isAlive, type ProcessIdentity } from '../vm/process.js';
+import type { ProcessIdentity } from '../vm/process.js';
 import { BackupLink, SupersededError } from './backup-link.js';
 import { fixedConvergence, type RoundStats } from './convergence.js';
 import type { CopyProgress } from './copy-progress.js';
@@ -66,6 +65,7 @@ import {
 import { describeOutcome, outcomeError } from './outcome.js';
 import type { PacingExplanation } from './pacing-report.js';
 import { awaitIndex, beginIndex, type DisksIndexed, diskPagesOf, pageDisksOf } from './page-disks.js';
+import { QemuEnd } from './qemu-end.js';
 import { servePages } from './serve-pages.js';
 import { VmDriver } from './vm-driver.js';
 
@@ -77,10 +77,6 @@ const BASE_ROUND_PAGES_SMALL = 4_096;
 const ITERATOR_EPOCHS_MAX = 1_024;
 /** statfs(2)'s type of tmpfs. QEMU writes the device state there in every pause. */
 const TMPFS_MAGIC = 0x01021994;
-/** A QEMU that closed its monitor gets this long to end before it counts as still running. */
-const QEMU_EXIT_GRACE_MS = 100;
-/** SHUTDOWN reasons that are not the guest's or the operator's wish: the backup takes over. */
-const KILLED_FROM_OUTSIDE: ReadonlySet<string> = new Set(['host-error', 'host-signal']);
 
 export interface PrimaryOptions extends PrimarySettingsInput {
   /** Pre-shared key, at least 16 bytes; the same on both sides. */
@@ -190,6 +186,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   readonly #ram: MappedBackend;
   readonly #vmId: string;
   readonly #process: ProcessIdentity;
+  readonly #qemuEnd: QemuEnd;
   readonly #records: VmRecords;
   readonly #engine: PrimaryEngine;
   readonly #gate: OutputGate;
@@ -214,7 +211,6 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   #state: PrimaryState;
   #link: BackupLink | undefined;
   #retryTimer: NodeJS.Timeout | undefined;
-  #shutdownReason: string | undefined;
   #finishing: Promise<void> | undefined;
   #faultCost: FaultCost | undefined;
 
@@ -245,6 +241,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     this.#settings = parts.settings;
     this.#key = parts.key;
     this.#qmp = parts.qmp;
+    this.#qemuEnd = new QemuEnd(parts.qmp);
     this.#vm = parts.vm;
     this.#ram = parts.ram;
     this.#vmId = parts.record.vmId;
@@ -639,27 +636,17 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
 
   #listen(signal: AbortSignal | undefined): void {
     signal?.addEventListener('abort', () => void this.detach(), { once: true });
-    this.#qmp.on('RESET', () => {
-      this.#shutdownReason = undefined; // -no-shutdown, and it was started again
-      this.#dispatch({ type: 'vm-reset' });
-    });
-    this.#qmp.on('RESUME', () => {
-      this.#shutdownReason = undefined;
-    });
-    for (const event of ['DEVICE_ADDED', 'DEVICE_DELETED']) {
-      this.#qmp.on(event, () => this.#dispatch({ type: 'vm-reset' })); // ROM blocks may have come or gone
+    // With the latter two ROM blocks may have come or gone.
+    for (const event of ['RESET', 'DEVICE_ADDED', 'DEVICE_DELETED']) {
+      this.#qmp.on(event, () => this.#dispatch({ type: 'vm-reset' }));
     }
-    this.#qmp.on('SHUTDOWN', (event) => {
-      this.#shutdownReason = String(event.data.reason ?? 'unknown');
-    });
     void this.#qmp.closed.then(() => this.#qmpClosed());
   }
 
   /** A lost monitor is a dead QEMU only if the process is gone too. */
   async #qmpClosed(): Promise<void> {
-    const deadline = performance.now() + QEMU_EXIT_GRACE_MS;
-    while ((await isAlive(this.#process)) && performance.now() < deadline) await delay(2);
-    if (await isAlive(this.#process)) {
+    const ended = await this.#qemuEnd.of(this.#process);
+    if (ended === undefined) {
       this.#dispatch({
         type: 'failed',
         failure: {
@@ -669,12 +656,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       });
       return;
     }
-    const reason = this.#shutdownReason;
-    this.#dispatch({
-      type: 'vm-gone',
-      ended: reason !== undefined && !KILLED_FROM_OUTSIDE.has(reason),
-      reason: reason ?? 'QEMU ended without a shutdown',
-    });
+    this.#dispatch({ type: 'vm-gone', ended: ended.wished, reason: ended.reason });
   }
 
   #dispatch(event: PrimaryEvent): void {
