@@ -1150,13 +1150,13 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
 const resumeEarlyOf = (moving: Moving | undefined): Pick<SessionMessage, 'resumeEarly'> =>
   moving === undefined || moving.resumeEarly === 'never' ? {} : { resumeEarly: moving.resumeEarly };
 
-/** Stopped by somebody else, and meant to stay so. */
 /** By QEMU's engine, whose destination was not heard of after the hand-over. */
 const leftBehind = (to: string): UnsupportedVmError =>
   new UnsupportedVmError(`the VM stands still since it was moved to ${to}, and may run there`, {
     cure: `Ask that one: holdfast migrate --engine qemu --to ${to}. If you know that the VM does not run there: QMP cont.`,
   });
 
+/** Stopped by somebody else, and meant to stay so. */
 const paused = (): UnsupportedVmError =>
   new UnsupportedVmError('the VM is paused; it would run on the destination', {
     cure: 'Resume it first (QMP cont), unless a migration left it so: then look first whether it runs where that was to.',
