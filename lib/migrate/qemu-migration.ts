@@ -78,13 +78,13 @@ export class QemuEngineMigration
   readonly following = undefined;
   readonly #parts: Parts;
   readonly #cancelled = new AbortController();
-  /** Settled by release(): the operator's word that the VM does not run over there. */
-  readonly #released = new AbortController();
   readonly #qemuEnd: QemuEnd;
   readonly #ended: Promise<MigrationOutcome>;
   #phase: MigrationStatus['phase'] = 'connecting';
   #reason: string | undefined;
   #mayRunThere: boolean;
+  /** By release(), which cancels too: the operator's word that the VM does not run over there. */
+  #released = false;
   #rounds = 0;
   #final: MigrationFinal | undefined;
 
@@ -179,7 +179,7 @@ export class QemuEngineMigration
    * than cancel(): should the hand-over be sent all the same, and not be answered, nothing was said of that.
    */
   async release(): Promise<MigrationOutcome> {
-    if (this.#mayRunThere) this.#released.abort();
+    if (this.#mayRunThere) this.#released = true;
     return await this.cancel();
   }
 
@@ -218,7 +218,7 @@ export class QemuEngineMigration
         key,
         session: qemuSession(vm, record, relays, settings),
         connectTimeoutMs: settings.connectTimeoutMs,
-        signal: AbortSignal.any([this.#cancelled.signal, this.#released.signal]),
+        signal: this.#cancelled.signal,
       });
     } catch (error) {
       if (error instanceof SupersededError) return fenced(error);
@@ -302,7 +302,7 @@ export class QemuEngineMigration
   /** False: somebody ended the wait. */
   async #waitToAskAgain(): Promise<boolean> {
     this.#enter('waiting');
-    const signal = AbortSignal.any([this.#cancelled.signal, this.#released.signal]);
+    const { signal } = this.#cancelled;
     return await delay(this.#parts.settings.retryMs, undefined, { signal }).then(
       () => this.#parts.qmp.open,
       () => false,
@@ -311,7 +311,7 @@ export class QemuEngineMigration
 
   async #endWaiting(): Promise<MigrationOutcome> {
     if (!this.#parts.qmp.open) throw new QmpConnectionError('the monitor closed');
-    if (this.#released.signal.aborted) await this.#goOnHere();
+    if (this.#released) await this.#goOnHere();
     return {
       kind: 'stayed',
       failure: { code: 'HOLDFAST_E_CANCELLED', message: this.#reason ?? 'the migration was cancelled' },
