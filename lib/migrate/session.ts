@@ -1,7 +1,7 @@
 /** What a destination is told of a VM that QEMU's engine moves. */
-import { basename } from 'node:path';
 import type { SessionMessage } from '../control/messages.js';
 import type { VmRelay } from '../output/relay-files.js';
+import { standbySpecOf } from '../primary/standby-spec.js';
 import type { VmRecord } from '../state/records.js';
 import type { VmDescription } from '../vm/describe.js';
 import type { MigrationSettings } from './options.js';
@@ -30,17 +30,6 @@ export const qemuSession = (
     heartbeatTimeoutMs: settings.heartbeatTimeoutMs,
     handOverOnly: true,
     qemuEngine: true,
-    standby: {
-      binary: basename(vm.binary),
-      qemuVersion: vm.qemuVersion,
-      argv: [...vm.argv],
-      cwd: vm.cwd,
-      machineType: vm.machineType,
-      backendId: backend.id,
-      replacements: settings.replace,
-      ...(relays.length === 0
-        ? {}
-        : { relays: relays.map(({ netdev, target, heldBytesMax }) => ({ netdev, target, heldBytesMax })) }),
-    },
+    standby: standbySpecOf(vm, { backendId: backend.id, relays, replace: settings.replace }),
   };
 };

@@ -7,7 +7,7 @@
  */
 import { EventEmitter } from 'node:events';
 import { mkdir, rm, statfs } from 'node:fs/promises';
-import { basename, join } from 'node:path';
+import { join } from 'node:path';
 import type { ControlMessage, PageDisk, SessionMessage } from '../control/messages.js';
 import { DiskSet } from '../disk/disk-set.js';
 import type { MovedDisks } from '../disk/move-disks.js';
@@ -67,6 +67,7 @@ import type { PacingExplanation } from './pacing-report.js';
 import { awaitIndex, beginIndex, type DisksIndexed, diskPagesOf, pageDisksOf } from './page-disks.js';
 import { QemuEnd } from './qemu-end.js';
 import { servePages } from './serve-pages.js';
+import { standbySpecOf } from './standby-spec.js';
 import { VmDriver } from './vm-driver.js';
 
 /** QEMU writes 5 KB to a few hundred KB of device state; ROM blocks come on top in the prefix. */
@@ -850,24 +851,12 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
               imageBytes,
             })),
           }),
-      standby: {
-        binary: basename(this.#vm.binary),
-        qemuVersion: this.#vm.qemuVersion,
-        argv: this.#servers?.portableArgv(this.#vm.argv) ?? [...this.#vm.argv],
-        cwd: this.#vm.cwd,
-        machineType: this.#vm.machineType,
+      standby: standbySpecOf(this.#vm, {
         backendId: this.#ram.id,
-        replacements: this.#settings.replace,
-        ...(this.#relays.length === 0
-          ? {}
-          : {
-              relays: this.#relays.map(({ netdev, target, heldBytesMax }) => ({
-                netdev,
-                target,
-                heldBytesMax,
-              })),
-            }),
-      },
+        relays: this.#relays,
+        replace: this.#settings.replace,
+        argv: this.#servers?.portableArgv(this.#vm.argv),
+      }),
     };
   }
 
