@@ -6,12 +6,11 @@
 
 #include <bit>
 #include <cstring>
-
-#define XXH_INLINE_ALL
-#include <xxhash.h>
+#include <span>
 
 #include "base/descriptor.h"
 #include "checkpoint/whole_io.h"
+#include "wire/digest.h"
 
 namespace holdfast {
 namespace {
@@ -65,7 +64,7 @@ Result<std::vector<std::byte>> ReadFile(const std::string& path) {
 }  // namespace
 
 uint64_t PageDigest(uint64_t page, const std::byte* content, size_t page_size) {
-  return XXH3_64bits_withSeed(content, page_size, page);
+  return HashBytes({content, page_size}, page);
 }
 
 PageTable::PageTable(uint32_t page_size, uint64_t pages, bool full)
@@ -119,7 +118,7 @@ Result<uint64_t> PageTable::Write(const std::string& path) const {
   Append(bytes, &header, 1);
   Append(bytes, runs.data(), runs.size());
   Append(bytes, digests.data(), digests.size());
-  const uint64_t trailer = XXH3_64bits(bytes.data(), bytes.size());
+  const uint64_t trailer = HashBytes(bytes);
   Append(bytes, &trailer, 1);
 
   const Descriptor file(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
@@ -138,7 +137,9 @@ Result<PageTable> PageTable::Read(const std::string& path, uint64_t trailer) {
   if (bytes.size() < sizeof header + sizeof found) return Damaged(path, "it is cut short");
   const size_t covered = bytes.size() - sizeof found;
   std::memcpy(&found, bytes.data() + covered, sizeof found);
-  if (XXH3_64bits(bytes.data(), covered) != found) return Damaged(path, "its checksum does not match");
+  if (HashBytes(std::span(bytes).first(covered)) != found) {
+    return Damaged(path, "its checksum does not match");
+  }
   if (found != trailer) return Damaged(path, "it is not the one that its manifest names");
   std::memcpy(&header, bytes.data(), sizeof header);
   if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0) return Damaged(path, "its magic is wrong");
