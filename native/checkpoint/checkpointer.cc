@@ -18,30 +18,26 @@ Error NotBegun() { return Error::Of(ErrorCode::kProtocol, "no checkpoint has bee
 }  // namespace
 
 Result<Checkpointer::Attached> Checkpointer::Attach() {
-  if (userfault_ != nullptr) return Attached{true, 0};
+  if (guest_) return Attached{true, 0};
   auto staging = StagingPool::Create(options_.staging_bytes_max);
   if (!staging.ok()) return staging.error();
   auto attached = TrackedRam::Attach(options_.ram);
   if (!attached.ok()) return attached.error();
-  TrackedRam& tracked = attached.value();
-  userfault_ = std::move(tracked.userfault);
-  tracker_ = std::move(tracked.tracker);
-  ram_ = std::move(tracked.view);
+  guest_ = std::move(attached).value();
   staging_ = std::move(staging).value();
-  qemu_main_ = std::move(tracked.qemu_main);
   pool_ = std::make_unique<WorkerPool>(std::max(1u, options_.copy_threads));
   base_needed_ = true;
-  return Attached{userfault_->adopted(), userfault_->inject_ms()};
+  return Attached{guest_->userfault->adopted(), guest_->userfault->inject_ms()};
 }
 
 Status Checkpointer::Begin(const std::string& ram_path, bool full) {
-  if (ram_ == nullptr) return NotAttached();
+  if (!guest_) return NotAttached();
   GiveUp();
   if (!full && base_needed_) {
     return Error::Of(ErrorCode::kProtocol, "an increment has no complete layer below it");
   }
-  auto layer = LayerWriter::Create(ram_path, ram_->page_size(), ram_->size() / ram_->page_size(),
-                                   full);
+  const uint32_t page_size = guest_->view->page_size();
+  auto layer = LayerWriter::Create(ram_path, page_size, guest_->view->size() / page_size, full);
   if (!layer.ok()) return layer.error();
   layer_ = std::move(layer).value();
   whole_ram_next_ = full;
@@ -53,10 +49,10 @@ Result<std::vector<PageRun>> Checkpointer::TakeDirtyPages(WorkerPool& pool) {
   const bool base_needed = std::exchange(base_needed_, true);
   // Armed before it is known what is populated: a page that the guest touches in
   // between is then both written here and dirty, never neither.
-  auto written = tracker_->Scan(pool);
+  auto written = guest_->tracker->Scan(pool);
   if (!written.ok()) return written.error();
   if (std::exchange(whole_ram_next_, false)) {
-    auto populated = ram_->Populated(*tracker_);
+    auto populated = guest_->view->Populated(*guest_->tracker);
     if (!populated.ok()) return populated.error();
     carry_.clear();
     base_needed_ = base_needed;
@@ -69,7 +65,7 @@ Result<std::vector<PageRun>> Checkpointer::TakeDirtyPages(WorkerPool& pool) {
 }
 
 Result<Checkpointer::Round> Checkpointer::WriteRound(const CancelSignal& cancel) {
-  if (ram_ == nullptr) return NotAttached();
+  if (!guest_) return NotAttached();
   if (layer_ == nullptr) return NotBegun();
   Round round;
   const double start_ms = MonotonicMs();
@@ -78,12 +74,12 @@ Result<Checkpointer::Round> Checkpointer::WriteRound(const CancelSignal& cancel)
   std::vector<PageRun> left = std::move(taken).value();
   const double scanned_ms = MonotonicMs();
   round.scan_ms = scanned_ms - start_ms;
-  const uint64_t batch_pages = std::max<uint64_t>(kBatchBytes / ram_->page_size(), 1);
+  const uint64_t batch_pages = std::max<uint64_t>(kBatchBytes / guest_->view->page_size(), 1);
   LayerWriter::Counts counts;
   while (!left.empty()) {
     std::vector<PageRun> rest = CutAfter(left, batch_pages);
-    for (const PageRun& run : left) ram_->Prefault(run);
-    const Status written = layer_->Write(ram_->source(), left, cancel, counts);
+    for (const PageRun& run : left) guest_->view->Prefault(run);
+    const Status written = layer_->Write(guest_->view->source(), left, cancel, counts);
     if (!written.ok()) {
       Carry(left);
       Carry(rest);
@@ -94,16 +90,16 @@ Result<Checkpointer::Round> Checkpointer::WriteRound(const CancelSignal& cancel)
   round.content_pages = counts.content_pages;
   round.zero_pages = counts.zero_pages;
   round.write_ms = MonotonicMs() - scanned_ms;
-  auto dirty_pages = tracker_->CountWritten(alone_);
+  auto dirty_pages = guest_->tracker->CountWritten(alone_);
   if (!dirty_pages.ok()) return dirty_pages.error();
   round.dirty_pages = dirty_pages.value();
   return round;
 }
 
 Result<Checkpointer::Captured> Checkpointer::Capture() {
-  if (ram_ == nullptr) return NotAttached();
+  if (!guest_) return NotAttached();
   if (layer_ == nullptr) return NotBegun();
-  const StepAside aside(*qemu_main_);
+  const StepAside aside(guest_->qemu_main);
   Captured captured;
   const double start_ms = MonotonicMs();
   auto taken = TakeDirtyPages(*pool_);
@@ -112,11 +108,11 @@ Result<Checkpointer::Captured> Checkpointer::Capture() {
   const double scanned_ms = MonotonicMs();
   captured.scan_ms = scanned_ms - start_ms;
   captured.dirty_pages = PagesOf(captured_);
-  const uint64_t bytes = captured.dirty_pages * ram_->page_size();
+  const uint64_t bytes = captured.dirty_pages * guest_->view->page_size();
   std::vector<PageRun> staged = captured_;
   captured_staged_ =
       bytes <= staging_->bytes_max() &&
-      staging_->Stage(ram_->source(), ram_->page_size(), staged, 0, *pool_).ok();
+      staging_->Stage(guest_->view->source(), guest_->view->page_size(), staged, 0, *pool_).ok();
   if (captured_staged_) {
     captured_ = std::move(staged);
     staged_bytes_last_ = bytes;
@@ -131,7 +127,7 @@ Result<Checkpointer::Finished> Checkpointer::Finish(const std::string& index_pat
   if (layer_ == nullptr) return NotBegun();
   const double start_ms = MonotonicMs();
   LayerWriter::Counts counts;
-  const PageSource source = captured_staged_ ? staging_->source() : ram_->source();
+  const PageSource source = captured_staged_ ? staging_->source() : guest_->view->source();
   HF_TRY(layer_->Write(source, captured_, cancel, counts));
   auto trailer = layer_->Finish(index_path);
   if (!trailer.ok()) return trailer.error();
@@ -163,17 +159,14 @@ void Checkpointer::GiveUp() {
 void Checkpointer::Carry(const std::vector<PageRun>& runs) { carry_ = UnionOf(runs, carry_); }
 
 Status Checkpointer::Detach() {
-  if (userfault_ == nullptr) return {};
-  HF_TRY(userfault_->Release());
+  if (!guest_) return {};
+  HF_TRY(guest_->userfault->Release());
   layer_.reset();
   captured_.clear();
   carry_.clear();
   pool_.reset();
-  qemu_main_.reset();
   staging_.reset();
-  ram_.reset();
-  tracker_.reset();
-  userfault_.reset();
+  guest_.reset();
   base_needed_ = true;
   staged_bytes_last_ = 0;
   return {};

@@ -90,12 +90,9 @@ class Checkpointer {
 
   const Options options_;
 
-  std::unique_ptr<Userfault> userfault_;
-  std::unique_ptr<DirtyTracker> tracker_;
-  std::unique_ptr<RamView> ram_;
+  std::optional<TrackedRam> guest_;  // while attached
   std::unique_ptr<StagingPool> staging_;
   std::unique_ptr<WorkerPool> pool_;
-  std::optional<MainThread> qemu_main_;
   WorkerPool alone_{1};  // while the VM runs, the other cores are its
 
   std::unique_ptr<LayerWriter> layer_;

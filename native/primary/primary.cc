@@ -67,30 +67,26 @@ Error LacksDisks() {
 }  // namespace
 
 Result<Primary::Attached> Primary::Attach() {
-  if (userfault_ != nullptr) return Attached{true, 0};
+  if (guest_) return Attached{true, 0};
   auto staging = StagingPool::Create(options_.staging_bytes_max);
   if (!staging.ok()) return staging.error();
   auto attached = TrackedRam::Attach(options_.ram);
   if (!attached.ok()) return attached.error();
-  TrackedRam& tracked = attached.value();
-  userfault_ = std::move(tracked.userfault);
-  tracker_ = std::move(tracked.tracker);
-  ram_ = std::move(tracked.view);
+  guest_ = std::move(attached).value();
   staging_ = std::move(staging).value();
-  qemu_main_ = std::move(tracked.qemu_main);
   pool_ = std::make_unique<WorkerPool>(std::max(1u, options_.copy_threads));
-  hot_ = std::make_unique<HotPages>(ram_->size() / ram_->page_size());
+  hot_ = std::make_unique<HotPages>(guest_->view->size() / guest_->view->page_size());
   dirty_set_unknown_ = true;
-  return Attached{userfault_->adopted(), userfault_->inject_ms()};
+  return Attached{guest_->userfault->adopted(), guest_->userfault->inject_ms()};
 }
 
 Status Primary::Connect(const Peer& peer, std::shared_ptr<const CancelSignal> cancel) {
-  if (ram_ == nullptr) return NotAttached();
+  if (!guest_) return NotAttached();
   Disconnect();
   EpochWriter::Hello hello;
   hello.token = peer.token;
-  hello.page_size = ram_->page_size();
-  hello.ram_bytes = ram_->size();
+  hello.page_size = guest_->view->page_size();
+  hello.ram_bytes = guest_->view->size();
   hello.verify = peer.verify;
   cancel_ = std::move(cancel);
   auto writer = EpochWriter::Connect(peer.host, peer.port, hello, peer.streams, peer.timeout_ms,
@@ -109,8 +105,8 @@ Result<std::vector<Shipper::Difference>> Primary::ConnectDisks() {
   peer.host = peer_.host;
   peer.port = peer_.port;
   peer.token = peer_.token;
-  peer.page_size = ram_->page_size();
-  peer.ram_bytes = ram_->size();
+  peer.page_size = guest_->view->page_size();
+  peer.ram_bytes = guest_->view->size();
   peer.link = writer_->link();
   peer.streams = static_cast<uint16_t>(peer_.streams);
   peer.timeout_ms = peer_.timeout_ms;
@@ -139,9 +135,9 @@ Result<Shipper::Synced> Primary::SyncDisks(std::span<const Shipper::Plan> plans,
 
 Status Primary::IndexDisks(std::span<const DiskIndex::Disk> disks, uint64_t table_bytes_max) {
   if (writer_ == nullptr) return NotConnected();
-  if (ram_->page_size() != kReferenceBlockBytes) {
+  if (guest_->view->page_size() != kReferenceBlockBytes) {
     return Error::Of(ErrorCode::kUnsupported, "guest RAM is in pages of " +
-                                                  std::to_string(ram_->page_size()) +
+                                                  std::to_string(guest_->view->page_size()) +
                                                   " bytes, and disks are compared by 4096");
   }
   auto index = DiskIndex::Start(disks, table_bytes_max);
@@ -157,7 +153,7 @@ Result<DiskIndex::Progress> Primary::AwaitIndex(int timeout_ms, const CancelSign
 }
 
 Result<Primary::Round> Primary::BaseRound(bool first, const CancelSignal& cancel) {
-  if (ram_ == nullptr) return NotAttached();
+  if (!guest_) return NotAttached();
   if (writer_ == nullptr) return NotConnected();
   if (epoch_) return Error::Of(ErrorCode::kLimit, "a captured epoch is not acknowledged yet");
   if (!first && !base_sent_) {
@@ -199,7 +195,7 @@ Result<Primary::Round> Primary::BaseRound(bool first, const CancelSignal& cancel
   round.scan_ms = scanned_ms - start_ms;
   const double sent_ms = MonotonicMs();
   round.send_ms = sent_ms - scanned_ms;
-  auto dirty_pages = tracker_->CountWritten(*pool_);
+  auto dirty_pages = guest_->tracker->CountWritten(*pool_);
   if (!dirty_pages.ok()) return dirty_pages.error();
   round.dirty_pages = dirty_pages.value();
   round.count_ms = MonotonicMs() - sent_ms;
@@ -212,11 +208,11 @@ Result<Primary::Dirty> Primary::TakeDirtyPages(bool all, WorkerPool& pool) {
   dirty_set_unknown_ = true;
   // Armed before it is known what is populated: a page that the guest touches
   // in between is then both sent and dirty, never neither.
-  auto written = tracker_->Scan(pool);
+  auto written = guest_->tracker->Scan(pool);
   if (!written.ok()) return written.error();
   Dirty dirty{Ordered(std::move(written).value()), {}};
   if (all) {
-    auto populated = ram_->Populated(*tracker_);
+    auto populated = guest_->view->Populated(*guest_->tracker);
     if (!populated.ok()) return populated.error();
     dirty.pages = Ordered(std::move(populated).value());
   } else {
@@ -230,7 +226,7 @@ Result<Primary::Dirty> Primary::TakeDirtyPages(bool all, WorkerPool& pool) {
 // Of a VM that is stopped, of which nothing was sent: the tracker has nothing to say.
 Result<Primary::Dirty> Primary::TakePopulated() {
   dirty_set_unknown_ = true;
-  auto populated = ram_->Populated(*tracker_);
+  auto populated = guest_->view->Populated(*guest_->tracker);
   if (!populated.ok()) return populated.error();
   return Dirty{{}, Ordered(std::move(populated).value())};
 }
@@ -239,13 +235,13 @@ Status Primary::SendRound(const std::vector<PageRun>& runs, const CancelSignal& 
   writer_->UseStrategy(options_.strategy);
   writer_->UseIndex(index_.get());
   HF_TRY(writer_->BeginRound());
-  const auto batch_pages = static_cast<uint32_t>(kBaseBatchBytes / ram_->page_size());
+  const auto batch_pages = static_cast<uint32_t>(kBaseBatchBytes / guest_->view->page_size());
   std::vector<PageRun> batch;
   uint32_t room = batch_pages;
   const auto flush = [&]() -> Status {
     if (cancel.cancelled()) return Error::Of(ErrorCode::kCancelled, "base round cancelled");
-    for (const PageRun& run : batch) ram_->Prefault(run);
-    HF_TRY(writer_->Pages(ram_->source(), batch, /*stable=*/false));
+    for (const PageRun& run : batch) guest_->view->Prefault(run);
+    HF_TRY(writer_->Pages(guest_->view->source(), batch, /*stable=*/false));
     batch.clear();
     room = batch_pages;
     return {};
@@ -260,12 +256,12 @@ Status Primary::SendRound(const std::vector<PageRun>& runs, const CancelSignal& 
     }
   }
   if (!batch.empty()) HF_TRY(flush());
-  const EpochWriter::Again again{ram_->source(), runs};
+  const EpochWriter::Again again{guest_->view->source(), runs};
   return writer_->EndRound(&again);
 }
 
 Status Primary::CheckSlice(const Slice& slice) const {
-  if (ram_ == nullptr) return NotAttached();
+  if (!guest_) return NotAttached();
   if (epoch_) {
     return Error::Of(ErrorCode::kLimit, "epoch " + std::to_string(epoch_->number) +
                                             " is not acknowledged yet");
@@ -280,10 +276,10 @@ Status Primary::CheckSlice(const Slice& slice) const {
 // finds. Nor more than RAM is long, so that with all of RAM on top of it an
 // epoch stays within what a backup accepts (kEpochBytesFactor).
 uint64_t Primary::AheadRoomPages(const Slice& slice) const {
-  const uint64_t bytes_max = std::min(staging_->bytes_max() / 2, ram_->size());
-  const uint64_t pages_max = bytes_max / ram_->page_size();
+  const uint64_t bytes_max = std::min(staging_->bytes_max() / 2, guest_->view->size());
+  const uint64_t pages_max = bytes_max / guest_->view->page_size();
   const uint64_t room = pages_max - std::min(pages_max, ahead_.places());
-  return std::min(room, slice.bytes_max.value_or(bytes_max) / ram_->page_size());
+  return std::min(room, slice.bytes_max.value_or(bytes_max) / guest_->view->page_size());
 }
 
 Result<Primary::Prestaged> Primary::Prestage(const Slice& slice) {
@@ -306,7 +302,9 @@ Result<Primary::Prestaged> Primary::Prestage(const Slice& slice) {
   Carry(hot);
   Carry(CutAfter(dirty.pages, AheadRoomPages(slice)));
   if (!dirty.pages.empty()) {
-    if (staging_->Stage(ram_->source(), ram_->page_size(), dirty.pages, ahead_.places(), alone_)
+    if (staging_
+            ->Stage(guest_->view->source(), guest_->view->page_size(), dirty.pages,
+                    ahead_.places(), alone_)
             .ok()) {
       ahead_.Staged(dirty.pages);
       prestaged.pages = PagesOf(dirty.pages);
@@ -348,13 +346,13 @@ Status Primary::SendSlice(const Slice& slice, Prestaged& prestaged) {
 
 Result<Primary::Captured> Primary::Capture(uint64_t epoch, Mode mode) {
   const int64_t stopped_ns = HostClock::Now().ns;
-  if (ram_ == nullptr) return NotAttached();
+  if (!guest_) return NotAttached();
   if (epoch_) {
     return Error::Of(ErrorCode::kLimit, "epoch " + std::to_string(epoch_->number) +
                                             " is not acknowledged yet");
   }
   if (ahead_epoch_ != epoch) GiveUpAhead();
-  const StepAside aside(*qemu_main_);
+  const StepAside aside(guest_->qemu_main);
   Captured captured;
   const double start_ms = MonotonicMs();
   const bool later = mode == Mode::kLater;
@@ -404,16 +402,17 @@ void Primary::LeaveForLater(const Dirty& dirty, Epoch& epoch) {
 }
 
 Result<PagesHaveBody> Primary::ServePages(const Peer& peer, const CancelSignal& cancel) {
-  if (ram_ == nullptr) return NotAttached();
+  if (!guest_) return NotAttached();
   if (page_server_ == nullptr) {
-    page_server_ = std::make_unique<PageServer>(ram_->source(), ram_->page_size(), later_,
-                                                later_hot_, *serve_progress_);
+    page_server_ =
+        std::make_unique<PageServer>(guest_->view->source(), guest_->view->page_size(), later_,
+                                     later_hot_, *serve_progress_);
   }
   auto socket = StreamSocket::Dial(peer.host, peer.port, peer.timeout_ms, cancel);
   if (!socket.ok()) return socket.error();
   HelloBody hello;
-  hello.page_size = ram_->page_size();
-  hello.ram_bytes = ram_->size();
+  hello.page_size = guest_->view->page_size();
+  hello.ram_bytes = guest_->view->size();
   hello.token = peer.token;
   return page_server_->Serve(std::move(socket).value(), hello, peer.timeout_ms, cancel);
 }
@@ -456,7 +455,7 @@ Error Primary::Explained(Error error) const {
 
 // False if there is too much to stage, or no memory for it: the VM stays paused instead.
 bool Primary::Stage(std::vector<PageRun>& dirty, Epoch& epoch) {
-  const uint32_t page_size = ram_->page_size();
+  const uint32_t page_size = guest_->view->page_size();
   const uint64_t places_max = staging_->bytes_max() / page_size;
   uint64_t first = ahead_.places();
   const bool beside = first + PagesOf(dirty) <= places_max;
@@ -468,7 +467,7 @@ bool Primary::Stage(std::vector<PageRun>& dirty, Epoch& epoch) {
     ahead_.Supersede(all);
     dirty = std::move(all);
   }
-  if (!staging_->Stage(ram_->source(), page_size, dirty, first, *pool_).ok()) return false;
+  if (!staging_->Stage(guest_->view->source(), page_size, dirty, first, *pool_).ok()) return false;
   staged_bytes_last_ = (first + PagesOf(dirty)) * page_size;
   epoch.runs = ahead_.unsent().empty() ? dirty : Superseded(ahead_.unsent(), dirty);
   return true;
@@ -518,7 +517,8 @@ Result<Primary::Sent> Primary::SendEpoch(const Epoch& epoch, Strategy strategy,
   writer_->UseStrategy(strategy);
   writer_->UseIndex(epoch.begun ? nullptr : index_.get());
   if (!epoch.begun) HF_TRY(writer_->BeginEpoch(epoch.number));
-  const PageSource source = epoch.mode == Mode::kStaged ? staging_->source() : ram_->source();
+  const PageSource source =
+      epoch.mode == Mode::kStaged ? staging_->source() : guest_->view->source();
   HF_TRY(writer_->Pages(source, epoch.runs, /*stable=*/true));
   if (!prefix.empty()) HF_TRY(writer_->Prefix(prefix));
   HF_TRY(writer_->Device(device));
@@ -537,7 +537,7 @@ Result<Primary::Sent> Primary::SendEpoch(const Epoch& epoch, Strategy strategy,
       ThreadCpuMs() - start_cpu_ms + epoch.ahead_cpu_ms + sent.counters.helper_cpu_ms;
   sent.device_bytes = device.size();
   sent.device_sent_bytes = writer_->device_bytes_sent();
-  sent.superseded_bytes = epoch.superseded_pages * ram_->page_size();
+  sent.superseded_bytes = epoch.superseded_pages * guest_->view->page_size();
   sent.disk_bytes = epoch.disk_bytes;
   if (shipper_ != nullptr) disk_ends_ = epoch.disk_ends.value();
   const int64_t apply_us = ack.value().previous_apply_us;
@@ -601,19 +601,16 @@ void Primary::Disconnect() {
 }
 
 Status Primary::Detach() {
-  if (userfault_ == nullptr) return {};
-  HF_TRY(userfault_->Release());
+  if (!guest_) return {};
+  HF_TRY(guest_->userfault->Release());
   Disconnect();
   epoch_.reset();
   carry_.clear();
   page_server_.reset();
   pool_.reset();
-  qemu_main_.reset();
   hot_.reset();
   staging_.reset();
-  ram_.reset();
-  tracker_.reset();
-  userfault_.reset();
+  guest_.reset();
   staged_bytes_last_ = 0;
   return {};
 }

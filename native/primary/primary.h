@@ -230,12 +230,9 @@ class Primary {
   const Options options_;
 
   // Destroyed in reverse: the connection may refer to staging and guest RAM.
-  std::unique_ptr<Userfault> userfault_;
-  std::unique_ptr<DirtyTracker> tracker_;
-  std::unique_ptr<RamView> ram_;
+  std::optional<TrackedRam> guest_;  // while attached
   std::unique_ptr<StagingPool> staging_;
   std::unique_ptr<WorkerPool> pool_;
-  std::optional<MainThread> qemu_main_;
   WorkerPool alone_{1};  // while the VM runs, the other cores are its
   std::shared_ptr<const CancelSignal> cancel_;
   Peer peer_;  // of the writer
