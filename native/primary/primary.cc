@@ -364,7 +364,7 @@ Result<Primary::Captured> Primary::Capture(uint64_t epoch, Mode mode) {
   ahead_.Supersede(dirty.pages);
   Epoch next{.number = epoch, .mode = mode, .stopped_ns = stopped_ns};
   if (later) {
-    LeaveForLater(dirty, next);
+    LeaveForLater(dirty);
     captured.later_pages = PagesOf(later_);
   } else if (mode == Mode::kDirect || !Stage(dirty.pages, next)) {
     next.mode = Mode::kDirect;
@@ -394,11 +394,10 @@ Result<Primary::Captured> Primary::Capture(uint64_t epoch, Mode mode) {
 }
 
 // All that the backup lacks; what was written most recently first, as far as that is known.
-void Primary::LeaveForLater(const Dirty& dirty, Epoch& epoch) {
+void Primary::LeaveForLater(const Dirty& dirty) {
   later_ = dirty.pages;
   later_hot_ = Without(dirty.written, Without(dirty.written, round_written_));
   page_server_.reset();
-  epoch.later = later_;
 }
 
 Result<PagesHaveBody> Primary::ServePages(const Peer& peer, const CancelSignal& cancel) {
@@ -550,7 +549,7 @@ void Primary::Carry(const std::vector<PageRun>& runs) { carry_ = UnionOf(runs, c
 void Primary::GiveUp(const Epoch& epoch) {
   Carry(epoch.runs);
   Carry(epoch.ahead);
-  Carry(epoch.later);
+  if (epoch.mode == Mode::kLater) Carry(later_);
   if (epoch.begun) Abandon();
 }
 

@@ -194,7 +194,6 @@ class Primary {
     int64_t stopped_ns;  // the host's monotonic clock
     std::vector<PageRun> runs{};      // to be sent
     std::vector<PageRun> ahead{};     // sent and valid, beside these
-    std::vector<PageRun> later{};     // sent when it runs elsewhere
     bool begun = false;               // on the wire, by slices
     uint64_t superseded_pages = 0;    // sent in vain
     double ahead_cpu_ms = 0;
@@ -215,7 +214,7 @@ class Primary {
   uint64_t AheadRoomPages(const Slice& slice) const;
   Status SendSlice(const Slice& slice, Prestaged& prestaged);
   bool Stage(std::vector<PageRun>& dirty, Epoch& epoch);
-  void LeaveForLater(const Dirty& dirty, Epoch& epoch);
+  void LeaveForLater(const Dirty& dirty);
   void NoteDisks(Epoch& epoch);
   Status CheckDisks(const Epoch& epoch) const;
   Status AwaitDisks(const Epoch& epoch);
