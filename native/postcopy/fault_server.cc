@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "guest/sparse_file.h"
 
 namespace holdfast {
 namespace {
@@ -28,11 +29,10 @@ Status EmptyRange(int fd, uint64_t offset, uint64_t bytes) {
 
 // tmpfs keeps, as zeros, what it empties of a huge page that it cannot split just
 // then: the guest would read those, and what comes later would find a page there.
-Status CheckEmpty(int fd, uint64_t offset, uint64_t bytes) {
-  const off_t data = ::lseek(fd, static_cast<off_t>(offset), SEEK_DATA);
-  if (data < 0 && errno == ENXIO) return {};
-  if (data < 0) return Error::FromErrno("lseek", "SEEK_DATA on guest RAM");
-  if (static_cast<uint64_t>(data) >= offset + bytes) return {};
+Status CheckEmpty(const SparseFile& file, uint64_t first, uint64_t end) {
+  const auto held = FirstHeldPage(file, first, end);
+  if (!held.ok()) return held.error();
+  if (held.value() == end) return {};
   return Error::Of(ErrorCode::kRamMapping,
                    "the places of pages that are still to come did not become empty");
 }
@@ -155,12 +155,14 @@ Result<const PageSet*> FaultServer::List(const PageSet& pages) {
 
 // What stands there is of before the VM was stopped.
 Status FaultServer::Empty(const PageSet& pages) const {
+  const SparseFile file{options_.ram_fd, options_.file_offset, options_.page_size};
   for (const PageRun& run : pages.Runs()) {
     const uint64_t offset = options_.file_offset + run.first_page * options_.page_size;
     const uint64_t bytes = uint64_t{run.pages} * options_.page_size;
     HF_TRY(EmptyRange(options_.ram_fd, offset, bytes));
     // hugetlbfs cannot tell, and has no pages of parts.
-    if (options_.page_size == kTmpfsPageSize) HF_TRY(CheckEmpty(options_.ram_fd, offset, bytes));
+    if (options_.page_size != kTmpfsPageSize) continue;
+    HF_TRY(CheckEmpty(file, run.first_page, run.first_page + run.pages));
   }
   return {};
 }
