@@ -16,11 +16,12 @@
 #include "base/kernel_abi.h"
 #include "send/zero_page.h"
 #include "wire/digest.h"
+#include "wire/disk_reference.h"
 
 namespace holdfast {
 namespace {
 
-constexpr uint64_t kBlockBytes = 4096;
+constexpr uint64_t kBlockBytes = kReferenceBlockBytes;
 constexpr uint32_t kPieceBytes = 1 << 20;
 constexpr uint64_t kSlotsMin = 2048;
 // It is full, or not, between two pieces: a slot stays empty, or no search ends.
@@ -82,7 +83,6 @@ Result<std::unique_ptr<DiskIndex>> DiskIndex::Start(std::span<const Disk> disks,
 
 DiskIndex::DiskIndex(std::vector<Image> images, uint64_t data_bytes, Mapping table)
     : images_(std::move(images)),
-      data_bytes_(data_bytes),
       table_(std::move(table)),
       slots_(table_.size() / sizeof(Slot)),
       started_ms_(MonotonicMs()) {

@@ -88,7 +88,6 @@ class DiskIndex {
   bool full() const { return used_ > slots_ / 4 * 3; }
 
   const std::vector<Image> images_;
-  const uint64_t data_bytes_;
   const Mapping table_;
   const uint64_t slots_;  // a power of two
   uint64_t used_ = 0;     // its thread's
