@@ -50,12 +50,11 @@ ReferenceDisks::ReferenceDisks(std::span<const Disk> disks) {
   }
 }
 
-void ReferenceReader::Begin(bool in_round) {
-  grace_ms_ = in_round ? kRoundGraceMs : kEpochGraceMs;
-  ms_per_page_ = in_round ? kRoundMsPerPage : kEpochMsPerPage;
-  spent_ms_ = 0;
-  pages_seen_ = 0;
-}
+ReferenceReader::ReferenceReader(const ReferenceDisks& disks, uint32_t page_size, bool in_round)
+    : disks_(disks),
+      page_size_(page_size),
+      grace_ms_(in_round ? kRoundGraceMs : kEpochGraceMs),
+      ms_per_page_(in_round ? kRoundMsPerPage : kEpochMsPerPage) {}
 
 const ReferenceReader::Missing& ReferenceReader::Read(std::span<const std::byte> payload,
                                                       std::span<const iovec> places) {

@@ -44,12 +44,9 @@ class ReferenceDisks {
 // Of one receive thread.
 class ReferenceReader {
  public:
-  ReferenceReader(const ReferenceDisks& disks, uint32_t page_size)
-      : disks_(disks), page_size_(page_size) {}
-
   // Of a round while the guest runs, or of an epoch for which it stands still: then
   // a disk gets less time.
-  void Begin(bool in_round);
+  ReferenceReader(const ReferenceDisks& disks, uint32_t page_size, bool in_round);
 
   struct Missing {
     std::vector<size_t> indexes;  // of the references, ascending
@@ -71,8 +68,8 @@ class ReferenceReader {
 
   const ReferenceDisks& disks_;
   const uint32_t page_size_;
-  double grace_ms_ = 0;
-  double ms_per_page_ = 0;
+  const double grace_ms_;
+  const double ms_per_page_;
   double spent_ms_ = 0;
   uint64_t pages_seen_ = 0;
 
