@@ -37,6 +37,7 @@ const units: readonly (readonly [suffix: string, unit: string])[] = [
   ['Mb', 'MB'],
   ['Ms', 'ms'],
   ['Us', 'µs'],
+  ['S', 's'],
 ];
 
 const stems: Readonly<Record<string, string>> = {
@@ -79,6 +80,8 @@ const stems: Readonly<Record<string, string>> = {
   standbyLoad: 'of it loading the device state',
   runsThere: 'start to running over there',
   link: 'over the link',
+  stopped: 'stands still',
+  workloadVsAlone: 'workload ÷ alone',
 };
 
 /** Names that are no stem and unit. */

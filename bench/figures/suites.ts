@@ -1,6 +1,7 @@
 /** What is shown of each suite. A suite without figures of its own gets its tables. */
 import type { BenchReport } from '../report.js';
 import type { Chart } from './chart.js';
+import { checkpointFigures } from './checkpoint.js';
 import { diskFigures } from './disk.js';
 import { epochFigures } from './epoch.js';
 import { latencyFigures } from './latency.js';
@@ -29,6 +30,7 @@ const plain: SuiteFigures = {
 };
 
 const suites: Readonly<Record<string, SuiteFigures>> = {
+  checkpoint: checkpointFigures,
   send: sendFigures,
   epoch: epochFigures,
   latency: latencyFigures,
