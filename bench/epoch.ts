@@ -11,13 +11,12 @@ import { IDLE_CASE, measureIdle } from './epoch/idle.js';
 import { LARGE_FRESH_CASE, LARGE_RAM_CASE, measureLargeRam } from './epoch/large-ram.js';
 import { measureParts, otherSenders } from './epoch/parts.js';
 import { runSweep } from './epoch/sweep.js';
-import type { BenchResult, RunSuite } from './report.js';
+import { type BenchResult, metricOf, type RunSuite } from './report.js';
 
 const capital = (word: string): string => word.charAt(0).toUpperCase() + word.slice(1);
 
 const ratiosOf = (results: readonly BenchResult[]): Record<string, number> => {
-  const metric = (name: string, key: string): number =>
-    results.find((result) => result.name === name)?.metrics[key] ?? Number.NaN;
+  const metric = (name: string, key: string): number => metricOf(results, name, key);
   const versus = (key: string, one: string, other: string): number => metric(one, key) / metric(other, key);
   const shares = results
     .filter(({ metrics }) => metrics.guestWorkShareP50 !== undefined)

@@ -11,6 +11,10 @@ export interface BenchResult {
   readonly metrics: Readonly<Record<string, number>>;
 }
 
+/** NaN if it was not measured; the report leaves such a ratio out. */
+export const metricOf = (results: readonly BenchResult[], name: string, metric: string): number =>
+  results.find((result) => result.name === name)?.metrics[metric] ?? Number.NaN;
+
 export interface SuiteOutput {
   readonly results: readonly BenchResult[];
   readonly ratios: Readonly<Record<string, number>>;

@@ -11,7 +11,7 @@ import { JsonProcess } from '../test/lab/json-process.js';
 import { Lab } from '../test/lab/lab.js';
 import { guestAddress } from '../test/lab/network.js';
 import { endPair, type MeasuredEpoch, type Pair, type RunningGuest, startGuest, startPair } from './pair.js';
-import type { BenchResult, RunSuite } from './report.js';
+import { type BenchResult, metricOf, type RunSuite } from './report.js';
 import { bestOfWindows, type ClockPoint, type ClockSample, driftPpm, stepMs } from './time/drift.js';
 
 interface Size {
@@ -174,8 +174,7 @@ export const runTimeSuite: RunSuite = async (smoke, progress, wanted) => {
 };
 
 const ratiosOf = (results: readonly BenchResult[]): Record<string, number> => {
-  const metric = (name: string, key: string): number =>
-    results.find((result) => result.name === name)?.metrics[key] ?? Number.NaN;
+  const metric = (name: string, key: string): number => metricOf(results, name, key);
   return {
     timeDriftUnprotectedPpm: metric('time-unprotected', 'driftPpm'),
     timeDriftProtectedPpm: metric('time-protected', 'driftPpm'),

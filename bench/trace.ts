@@ -12,7 +12,7 @@ import { guestOutput } from '../test/lab/guest-shell.js';
 import { Lab } from '../test/lab/lab.js';
 import { measureRates, startComputing, startRedisLoad, type WorkMeter } from './epoch/work.js';
 import { type RunningGuest, startGuest } from './pair.js';
-import type { BenchResult, Progress, RunSuite } from './report.js';
+import { type BenchResult, metricOf, type Progress, type RunSuite } from './report.js';
 
 interface Size {
   readonly turns: number;
@@ -123,8 +123,7 @@ export const runTraceSuite: RunSuite = async (smoke, progress, wanted) => {
 };
 
 const ratiosOf = (results: readonly BenchResult[]): Record<string, number> => {
-  const metric = (name: string, key: string): number =>
-    results.find((result) => result.name === name)?.metrics[key] ?? Number.NaN;
+  const metric = (name: string, key: string): number => metricOf(results, name, key);
   return {
     traceOverheadPercentCpu: metric('trace-cpu', 'overheadPercentP50'),
     traceOverheadPercentRedis: metric('trace-redis', 'overheadPercentP50'),

@@ -1,8 +1,5 @@
 /** The suite's figures to reach: what remains of a disk when its VM is protected, and how fast a disk is copied. */
-import type { BenchResult } from '../report.js';
-
-const share = (results: readonly BenchResult[], name: string, key = 'rateShare'): number =>
-  results.find((result) => result.name === name)?.metrics[key] ?? Number.NaN;
+import { type BenchResult, metricOf } from '../report.js';
 
 /** Of those that were measured. */
 const mean = (values: readonly number[]): number => {
@@ -11,18 +8,18 @@ const mean = (values: readonly number[]): number => {
 };
 
 export const ratiosOf = (results: readonly BenchResult[]): Record<string, number> => {
-  const of = (name: string, key?: string): number => share(results, name, key);
+  const of = (name: string, key = 'rateShare'): number => metricOf(results, name, key);
   const reads = (setUp: string, key?: string): number =>
     mean(
       ['sequential-read-1m', 'sequential-read-4k', 'random-read-1m', 'random-read-4k'].map((probe) =>
         of(`${probe}-${setUp}`, key),
       ),
     );
-  const rate = (name: string): number => share(results, name, 'dataMbPerSP50');
+  const rate = (name: string): number => of(name, 'dataMbPerSP50');
   return {
     diskSequentialWriteShare: of('sequential-write-1m-protected'),
     diskReadShare: reads('protected'),
-    diskCopiesPerWrittenByte: share(results, 'copies', 'copiesPerWrittenByte'),
+    diskCopiesPerWrittenByte: of('copies', 'copiesPerWrittenByte'),
     diskBaseCopyVsPeers: rate('base-copy') / Math.max(rate('nbdcopy'), rate('qemu-img')),
     diskSequentialWriteFloorShare: of('sequential-write-1m-floor'),
     diskSequentialWriteOfFloorShare: of('sequential-write-1m-protected', 'rateOfFloorShare'),

@@ -1,10 +1,9 @@
 /** The suite's figures to reach; and how they stand to the unprotected guest, and to epochs by the clock. */
-import type { BenchResult } from '../report.js';
+import { type BenchResult, metricOf } from '../report.js';
 import { INTERVALS_MS } from './set-ups.js';
 
 export const ratiosOf = (results: readonly BenchResult[]): Record<string, number> => {
-  const metric = (name: string, key: string): number =>
-    results.find((result) => result.name === name)?.metrics[key] ?? Number.NaN;
+  const metric = (name: string, key: string): number => metricOf(results, name, key);
   const p50 = (name: string): number => metric(name, 'roundTripMsP50');
   const p99 = (name: string): number => metric(name, 'roundTripMsP99');
   /** The shortest delay that a fixed interval has; not a number if one of them wasn't measured. */

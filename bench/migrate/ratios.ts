@@ -1,9 +1,8 @@
 /** The suite's figures to reach: policies against each other, engines against each other, and what stands for itself. */
-import type { BenchResult } from '../report.js';
+import { type BenchResult, metricOf } from '../report.js';
 
 export const ratiosOf = (results: readonly BenchResult[]): Record<string, number> => {
-  const metric = (name: string, key: string): number =>
-    results.find((result) => result.name === name)?.metrics[key] ?? Number.NaN;
+  const metric = (name: string, key: string): number => metricOf(results, name, key);
   const total = (name: string): number => metric(name, 'totalMsP50');
   const downtime = (name: string): number => metric(name, 'downtimeMsP50');
   const gap = (name: string): number => metric(name, 'clientGapMsP50');

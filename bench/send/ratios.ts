@@ -2,7 +2,7 @@
  * What follows from the rows of a run. Everything is compared at 20 MiB and,
  * where nothing else is said, over one stream and straight from the region.
  */
-import type { BenchResult } from '../report.js';
+import { type BenchResult, metricOf } from '../report.js';
 import { concreteStrategies, runLengths } from './plan.js';
 
 type Results = readonly BenchResult[];
@@ -23,10 +23,6 @@ const nameOf = (
   strategy: Strategy,
   { runPages, streams = 1, capture = 'direct', suffix = '' }: Where,
 ): string => `${strategy}-run${runPages}-${sizeMiB}mib-${capture}-streams${streams}${suffix}`;
-
-/** NaN if it was not measured; the report leaves such a ratio out. */
-const metricOf = (results: Results, name: string, metric: string): number =>
-  results.find((result) => result.name === name)?.metrics[metric] ?? Number.NaN;
 
 interface Best {
   readonly strategy: Strategy | 'none';
