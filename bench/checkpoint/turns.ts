@@ -1,11 +1,11 @@
 /** One guest per workload and method; the workload runs in it from begin to end, with its checkpoints in between. */
 import { join } from 'node:path';
 import { QmpClient } from '../../lib/qmp/client.js';
-import type { QmpEvent } from '../../lib/qmp/commands.js';
 import { createDisk, createQcow2, diskPath } from '../../test/lab/disk.js';
 import { repositoryRoot } from '../../test/lab/guest.js';
 import { guestOutput } from '../../test/lab/guest-shell.js';
 import { Lab } from '../../test/lab/lab.js';
+import { eventMs } from '../event-time.js';
 import { startGuest } from '../pair.js';
 import type { BenchResult, Progress } from '../report.js';
 import { type CheckpointPlan, caseName, checkpointsOf, type Method, type Workload } from './plan.js';
@@ -79,17 +79,15 @@ const handOffOnce = async (lab: Lab, qmp: string, number: number): Promise<Metri
   };
 };
 
-const atMs = ({ timestamp }: QmpEvent): number => timestamp.seconds * 1e3 + timestamp.microseconds / 1e3;
-
 /** Of stock QEMU: the VM stands still for all of it. By its own time stamps, as all pauses. */
 const saveVm = async (qmpPath: string): Promise<Metrics> => {
   await using qmp = await QmpClient.connect(qmpPath);
   let [stopMs, resumeMs] = [Number.NaN, Number.NaN];
   qmp.on('STOP', (event) => {
-    stopMs = atMs(event);
+    stopMs = eventMs(event);
   });
   qmp.on('RESUME', (event) => {
-    resumeMs = atMs(event);
+    resumeMs = eventMs(event);
   });
   const beganMs = performance.now();
   const command = { 'command-line': 'savevm bench' };

@@ -8,8 +8,8 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { QmpClient } from '../../lib/qmp/client.js';
-import type { QmpEvent } from '../../lib/qmp/commands.js';
 import { saveDeviceStateRequest } from '../../lib/qmp/recipes.js';
+import { eventMs } from '../event-time.js';
 
 export interface BareEpoch {
   readonly pauseMs: number;
@@ -27,8 +27,6 @@ export const clockShare = (epochs: readonly BareEpoch[]): number => {
     epochs.reduce((total, epoch) => total + of(epoch), 0);
   return 1 - sum(({ clockStoppedMs }) => clockStoppedMs) / sum(({ intervalMs }) => intervalMs);
 };
-
-const eventMs = ({ timestamp }: QmpEvent): number => timestamp.seconds * 1e3 + timestamp.microseconds / 1e3;
 
 export class BareEpochs {
   readonly #qmp: QmpClient;

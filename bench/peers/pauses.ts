@@ -4,10 +4,8 @@
  * no part of the messages to and from QEMU.
  */
 import type { QmpClient } from '../../lib/qmp/client.js';
-import type { QmpEvent } from '../../lib/qmp/commands.js';
 import { waitFor } from '../../test/lab/wait.js';
-
-const atMs = ({ timestamp }: QmpEvent): number => timestamp.seconds * 1e3 + timestamp.microseconds / 1e3;
+import { eventMs } from '../event-time.js';
 
 export interface Pauses {
   /** STOP to RESUME. */
@@ -24,10 +22,10 @@ export const collectPauses = async (
   const stopsMs: number[] = [];
   const pauseMs: number[] = [];
   const remove = [
-    qmp.on('STOP', (event) => stopsMs.push(atMs(event))),
+    qmp.on('STOP', (event) => stopsMs.push(eventMs(event))),
     qmp.on('RESUME', (event) => {
       const stopMs = stopsMs.at(-1);
-      if (stopMs !== undefined) pauseMs.push(atMs(event) - stopMs);
+      if (stopMs !== undefined) pauseMs.push(eventMs(event) - stopMs);
     }),
   ];
   try {
