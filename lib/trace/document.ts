@@ -44,3 +44,7 @@ export interface TraceDocument {
   /** What a reader must know of this trace. */
   readonly notes: readonly string[];
 }
+
+/** For people; by its number if it had ended before its name was read. */
+export const threadNameOf = (names: TraceDocument['threadNames'], tid: number): string =>
+  names.get(tid) ?? `thread ${tid}`;

@@ -1,5 +1,5 @@
 /** A trace as a time line: groups of lanes, each with spans and instants. Both ways to write a trace start here. */
-import type { TraceDocument } from './document.js';
+import { type TraceDocument, threadNameOf } from './document.js';
 import type { TraceMark } from './marks.js';
 import type { CoreSlice, ThreadHistory, Wait } from './thread-history.js';
 
@@ -102,7 +102,7 @@ const waitSpan = ({ fromUs, toUs, pushedOffBy }: Wait, names: ReadonlyMap<number
   look: 'waiting',
   ...(pushedOffBy === undefined
     ? {}
-    : { details: { 'pushed off by': names.get(pushedOffBy) ?? `thread ${pushedOffBy}` } }),
+    : { details: { 'pushed off by': threadNameOf(names, pushedOffBy) } }),
 });
 
 const migrationInstants = ({ migrations }: ThreadHistory): Instant[] =>

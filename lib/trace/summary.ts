@@ -1,6 +1,6 @@
 /** A trace in figures. Pure. */
 import { percentile } from '../stats.js';
-import type { ThreadIdentity, TraceDocument } from './document.js';
+import { type ThreadIdentity, type TraceDocument, threadNameOf } from './document.js';
 import { mapProcesses } from './process-mapping.js';
 import type { ThreadHistory } from './thread-history.js';
 
@@ -121,9 +121,7 @@ const summarizeThread = (
             ms: lengthOf(longest) / 1e3,
             atMs: longest.fromUs / 1e3,
             pushedOffBy:
-              longest.pushedOffBy === undefined
-                ? undefined
-                : (threadNames.get(longest.pushedOffBy) ?? `thread ${longest.pushedOffBy}`),
+              longest.pushedOffBy === undefined ? undefined : threadNameOf(threadNames, longest.pushedOffBy),
           },
     gaps,
   };
