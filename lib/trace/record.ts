@@ -27,7 +27,7 @@ import {
 } from './threads.js';
 
 /** 48 MB in the addon; an hour of a vCPU that is switched five hundred times a second. */
-export const EVENTS_MAX_DEFAULT = 2_000_000;
+const EVENTS_MAX_DEFAULT = 2_000_000;
 /** STOP, RESUME and MIGRATION events that are kept; a VM under checkpoints has some fifty pairs a second. */
 const VM_EVENTS_MAX = 100_000;
 /** How often the limits are looked at. */

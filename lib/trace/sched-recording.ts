@@ -72,7 +72,7 @@ const refusal = (error: unknown): HoldfastError => {
 export const monotonicNs = (): number => Number(process.hrtime.bigint());
 
 /** As Date.now(), but with microseconds. */
-export const wallMs = (): number => performance.timeOrigin + performance.now();
+const wallMs = (): number => performance.timeOrigin + performance.now();
 
 /** Tries all of it on this process, and leaves nothing behind. @throws UnsupportedHostError */
 export const probeSchedRecording = async (native: TraceNative): Promise<void> => {
