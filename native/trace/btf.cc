@@ -7,7 +7,6 @@
 namespace holdfast {
 namespace {
 
-constexpr uint16_t kMagic = 0xeb9f;
 constexpr size_t kHeaderBytes = 24;
 constexpr size_t kTypeBytes = 12;
 constexpr size_t kMemberBytes = 12;

@@ -16,6 +16,8 @@ namespace holdfast {
 
 class Btf {
  public:
+  static constexpr uint16_t kMagic = 0xeb9f;  // its first two bytes
+
   static Result<Btf> Parse(std::vector<std::byte> bytes);
 
   // In bytes; also of a member of an anonymous structure or union within it.

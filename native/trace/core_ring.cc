@@ -10,6 +10,8 @@
 #include <cstring>
 #include <string>
 
+#include "base/clock.h"
+
 namespace holdfast {
 namespace {
 
@@ -125,9 +127,7 @@ void CoreRing::ReadLast(const std::function<void(const SchedEvent&)>& sink) {
     }
   }
   if (lost <= lost_told_) return;
-  timespec now{};
-  ::clock_gettime(CLOCK_MONOTONIC, &now);
-  sink({.time_ns = static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec),
+  sink({.time_ns = MonotonicNs(),
         .kind = SchedKind::kLost,
         .core = static_cast<uint16_t>(core_),
         .third = static_cast<uint32_t>(std::min<uint64_t>(lost - lost_told_, UINT32_MAX))});

@@ -58,7 +58,8 @@ bool GuestKernel::IsAt(const GuestMemory& memory, const GuestSymbols& symbols, u
   if (!memory.Read(ImagePhysical(symbols.linux_banner), banner)) return false;
   if (std::memcmp(banner, kBanner, sizeof banner) != 0) return false;
   uint16_t btf_magic = 0;
-  if (!memory.Read(ImagePhysical(symbols.start_btf), btf_magic) || btf_magic != 0xeb9f) return false;
+  if (!memory.Read(ImagePhysical(symbols.start_btf), btf_magic)) return false;
+  if (btf_magic != Btf::kMagic) return false;
   page_offset_ = kPageOffset;
   if (symbols.page_offset_base != 0 &&
       !memory.Read(ImagePhysical(symbols.page_offset_base), page_offset_)) {

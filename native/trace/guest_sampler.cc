@@ -5,18 +5,14 @@
 
 #include <utility>
 
+#include "base/clock.h"
+
 namespace holdfast {
 namespace {
 
 // Names beyond are kept as one: a guest may rename its threads without end.
 constexpr size_t kNamesMax = 1 << 16;
 constexpr uint64_t kSecondNs = 1'000'000'000;
-
-uint64_t NowNs() {
-  timespec now{};
-  ::clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<uint64_t>(now.tv_sec) * kSecondNs + static_cast<uint64_t>(now.tv_nsec);
-}
 
 }  // namespace
 
@@ -30,9 +26,9 @@ GuestSampler::~GuestSampler() { Stop(); }
 
 void GuestSampler::Run() {
   pollfd cancelled{.fd = cancel_.fd(), .events = POLLIN, .revents = 0};
-  uint64_t due_ns = NowNs();
+  uint64_t due_ns = MonotonicNs();
   while (!cancel_.cancelled()) {
-    const uint64_t now_ns = NowNs();
+    const uint64_t now_ns = MonotonicNs();
     if (now_ns >= due_ns) {
       Look(now_ns);
       due_ns += options_.interval_ns;
