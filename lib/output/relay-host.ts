@@ -84,6 +84,7 @@ const endsBefore = async (
   );
   // A hand-off: another process has the VM, and the record says so (lib/handoff).
   const next = ended ? (await readRelayRecord(socket))?.vm : undefined;
-  const isHandedOver = next !== undefined && next !== null && !isSameProcess(next, vm) && (await isAlive(next));
+  const isHandedOver =
+    next !== undefined && next !== null && !isSameProcess(next, vm) && (await isAlive(next));
   return isHandedOver ? await endsBefore(next, socket, signal) : ended;
 };

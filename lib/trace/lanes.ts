@@ -100,9 +100,7 @@ const waitSpan = ({ fromUs, toUs, pushedOffBy }: Wait, names: ReadonlyMap<number
   toUs,
   name: 'waits for a core',
   look: 'waiting',
-  ...(pushedOffBy === undefined
-    ? {}
-    : { details: { 'pushed off by': threadNameOf(names, pushedOffBy) } }),
+  ...(pushedOffBy === undefined ? {} : { details: { 'pushed off by': threadNameOf(names, pushedOffBy) } }),
 });
 
 const migrationInstants = ({ migrations }: ThreadHistory): Instant[] =>
