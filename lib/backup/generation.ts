@@ -29,6 +29,7 @@ import { forStandby, replaceText } from '../vm/command-line.js';
 import { killVm, type LaunchedVm, launchVm } from '../vm/launch.js';
 import { moveSockets } from '../vm/netdevs.js';
 import { isAlive, type ProcessIdentity } from '../vm/process.js';
+import { isOlderRelease } from '../vm/qemu-version.js';
 import type { StandbyDisks, StandbyDisksOptions } from './disk-support.js';
 import { EarlyResume } from './early-resume.js';
 import type { TakenDisks } from './replica-disks.js';
@@ -464,11 +465,7 @@ export class Generation {
 
 /** QEMU loads the state of an older version with the same machine type, not that of a newer one. */
 export const refuseOlderQemu = (primary: string, here: string): void => {
-  const release = (version: string): number => {
-    const [major = 0, minor = 0] = version.split('.').map(Number);
-    return major * 1_000 + minor;
-  };
-  if (release(here) >= release(primary)) return;
+  if (!isOlderRelease(here, primary)) return;
   throw new StandbyError(`this host has QEMU ${here}, the primary ${primary}: it could not load its state`, {
     cure: 'Install the same QEMU, or a newer one, on the backup.',
   });
