@@ -48,6 +48,9 @@ export interface VmExit {
   readonly signal: NodeJS.Signals | null;
 }
 
+export const exitText = ({ code, signal }: VmExit): string =>
+  signal === null ? `exit code ${code}` : `signal ${signal}`;
+
 export interface LaunchedVm {
   readonly pid: number;
   readonly identity: ProcessIdentity;
@@ -159,9 +162,8 @@ const goneBeforeReady = async (
   cause: unknown,
 ): Promise<VmGoneError> => {
   const lines = await lastLogLines(options.logPath, logStart);
-  const how = exit.signal === null ? `exit code ${exit.code}` : `signal ${exit.signal}`;
   const said = lines.length === 0 ? '' : `:\n  ${lines.join('\n  ')}`;
-  return new VmGoneError(`QEMU ended before it was ready (${how})${said}`, {
+  return new VmGoneError(`QEMU ended before it was ready (${exitText(exit)})${said}`, {
     cause,
     cure: `Its log is ${options.logPath}; the command line is in details.argv.`,
     details: {
