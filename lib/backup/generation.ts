@@ -9,7 +9,6 @@
  *   activateDisks ─► journals closed for good; now its writes go to the images
  *   drop    ─► everything removed (not after run)
  */
-import { existsSync } from 'node:fs';
 import { mkdir, rm, statfs } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import type { SessionMessage } from '../control/messages.js';
@@ -25,16 +24,14 @@ import {
   versionText,
   waitRunning,
 } from '../qmp/recipes.js';
-import { forStandby, replaceText } from '../vm/command-line.js';
-import { killVm, type LaunchedVm, launchVm } from '../vm/launch.js';
-import { moveSockets } from '../vm/netdevs.js';
+import { replaceText } from '../vm/command-line.js';
+import { exitText, killVm, type LaunchedVm } from '../vm/launch.js';
 import { isAlive, type ProcessIdentity } from '../vm/process.js';
-import { isOlderRelease } from '../vm/qemu-version.js';
 import type { StandbyDisks, StandbyDisksOptions } from './disk-support.js';
 import { EarlyResume } from './early-resume.js';
+import { launchStandby, refuseOlderQemu } from './launch-standby.js';
 import type { TakenDisks } from './replica-disks.js';
-import { findStandbyBinary } from './standby-binary.js';
-import { StandbyRelays } from './standby-relays.js';
+import type { StandbyRelays } from './standby-relays.js';
 
 /** statfs(2)'s type of hugetlbfs. */
 const HUGETLBFS_MAGIC = 0x958458f6;
@@ -357,54 +354,27 @@ export class Generation {
   async #launchStandby(): Promise<void> {
     if (this.#state === 'dropped') return;
     const { standby } = this.session;
-    const binary = await findStandbyBinary(standby.binary, this.#options.qemu);
+    const { qemu, replacements, logger } = this.#options;
     this.#launches += 1;
-    const daemonQmpPath = join(this.#dir, `qmp-daemon-${this.#launches}.sock`);
     const incomingPath = join(this.#dir, `incoming-${this.#launches}.sock`);
-    await rm(this.qmpPath, { force: true });
-    const replacements = [...standby.replacements, ...this.#options.replacements];
-    const relays = new StandbyRelays({
-      asked: standby.relays ?? [],
-      replacements,
+    const disks = this.#standbyDisks();
+    const { vm, relays } = await launchStandby({
+      spec: standby,
+      qemu,
+      replacements: [...standby.replacements, ...replacements],
+      ramPath: this.ramPath,
+      loads: 'composite',
+      disks,
       dir: this.#dir,
       launch: this.#launches,
-      log: this.#options.logger,
-    });
-    const ownArgv = forStandby(standby.argv, {
-      machineType: standby.machineType,
-      ramId: standby.backendId,
-      ramPath: this.ramPath,
-      qmpPath: daemonQmpPath,
-      replacements,
-    });
-    const disks = this.#standbyDisks();
-    const networked = moveSockets(ownArgv, relays.sockets);
-    const argv = [
-      ...(disks === undefined ? networked : disks.over(networked, replacements)),
-      '-qmp',
-      `unix:${this.qmpPath.replaceAll(',', ',,')},server=on,wait=off`,
-    ];
-    await disks?.start();
-    const vm = await launchVm({
-      binary,
-      argv,
-      qmpPath: daemonQmpPath,
+      qmpPath: this.qmpPath,
       logPath: this.logPath,
-      cwd: existsSync(standby.cwd) ? standby.cwd : '/',
-      sendWithFd: native.sendWithFd,
-      peerPid: native.peerPid,
-      beside: async (identity) => {
-        await Promise.all([relays.start(identity), disks?.bind(identity)]);
-      },
-    }).catch(async (error: unknown) => {
-      await disks?.end(); // not bound to a process, perhaps: nobody else would
-      throw error;
+      log: logger,
     });
     this.#standby = { vm, qmp: vm.qmp, relays, disks, incomingPath };
     void vm.exited.then((exit) => {
       if (this.#standby?.vm !== vm) return; // ended by us
-      const how = exit.signal === null ? `exit code ${exit.code}` : `signal ${exit.signal}`;
-      this.#options.onStandbyExit(`QEMU (process ${vm.pid}) ended with ${how}`);
+      this.#options.onStandbyExit(`QEMU (process ${vm.pid}) ended with ${exitText(exit)}`);
     });
     refuseOlderQemu(standby.qemuVersion, versionText(vm.qmp.greeting.version));
     this.#capabilitiesBefore = await prepareIncoming(vm.qmp, incomingPath);
@@ -462,11 +432,3 @@ export class Generation {
     return done;
   }
 }
-
-/** QEMU loads the state of an older version with the same machine type, not that of a newer one. */
-export const refuseOlderQemu = (primary: string, here: string): void => {
-  if (!isOlderRelease(here, primary)) return;
-  throw new StandbyError(`this host has QEMU ${here}, the primary ${primary}: it could not load its state`, {
-    cure: 'Install the same QEMU, or a newer one, on the backup.',
-  });
-};

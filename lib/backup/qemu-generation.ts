@@ -12,7 +12,6 @@
  * No byte of the stream passes this process. It has no end that could be tried again: a QEMU that has ended takes
  * the session with it, and the source, which still has the VM, begins anew if it likes.
  */
-import { existsSync } from 'node:fs';
 import { mkdir, open, rm, statfs } from 'node:fs/promises';
 import type { Socket } from 'node:net';
 import { dirname, join } from 'node:path';
@@ -26,20 +25,18 @@ import {
   UnsupportedVmError,
 } from '../errors.js';
 import { holdIncoming } from '../migrate/qemu-target.js';
-import { type FenceResult, native } from '../native.js';
+import type { FenceResult } from '../native.js';
 import {
   announceSelf,
   type MigrationCapabilities,
   restoreMigrationCapabilities,
   versionText,
 } from '../qmp/recipes.js';
-import { forStandby } from '../vm/command-line.js';
-import { killVm, type LaunchedVm, lastLogLines, launchVm } from '../vm/launch.js';
-import { moveSockets } from '../vm/netdevs.js';
+import { exitText, killVm, type LaunchedVm, lastLogLines } from '../vm/launch.js';
 import type { ProcessIdentity } from '../vm/process.js';
-import { type AnyGeneration, type GenerationOptions, type Resumed, refuseOlderQemu } from './generation.js';
-import { findStandbyBinary } from './standby-binary.js';
-import { StandbyRelays } from './standby-relays.js';
+import type { AnyGeneration, GenerationOptions, Resumed } from './generation.js';
+import { launchStandby, refuseOlderQemu } from './launch-standby.js';
+import type { StandbyRelays } from './standby-relays.js';
 
 /** statfs(2)'s type of hugetlbfs: its free blocks say nothing of the pages that are reserved. */
 const HUGETLBFS_MAGIC = 0x958458f6;
@@ -235,44 +232,24 @@ export class QemuGeneration implements AnyGeneration {
   async #launch(): Promise<void> {
     this.#launched = true;
     const { standby } = this.session;
-    const { qemu, logger, onStandbyExit } = this.#options;
-    const binary = await findStandbyBinary(standby.binary, qemu);
-    const daemonQmpPath = join(this.#dir, 'qmp-daemon.sock');
-    const replacements = [...standby.replacements, ...this.#options.replacements];
-    const relays = new StandbyRelays({
-      asked: standby.relays ?? [],
-      replacements,
+    const { qemu, replacements, logger, onStandbyExit } = this.#options;
+    const { vm, relays } = await launchStandby({
+      spec: standby,
+      qemu,
+      replacements: [...standby.replacements, ...replacements],
+      ramPath: this.ramPath,
+      loads: 'migration',
+      disks: undefined,
       dir: this.#dir,
       launch: 1,
-      log: logger,
-    });
-    const ownArgv = forStandby(standby.argv, {
-      machineType: standby.machineType,
-      ramId: standby.backendId,
-      ramPath: this.ramPath,
-      qmpPath: daemonQmpPath,
-      replacements,
-      loads: 'migration',
-    });
-    const vm = await launchVm({
-      binary,
-      argv: [
-        ...moveSockets(ownArgv, relays.sockets),
-        '-qmp',
-        `unix:${this.qmpPath.replaceAll(',', ',,')},server=on,wait=off`,
-      ],
-      qmpPath: daemonQmpPath,
+      qmpPath: this.qmpPath,
       logPath: this.logPath,
-      cwd: existsSync(standby.cwd) ? standby.cwd : '/',
-      sendWithFd: native.sendWithFd,
-      peerPid: native.peerPid,
-      beside: (identity) => relays.start(identity),
+      log: logger,
     });
     this.#qemu = { vm, relays, capabilitiesBefore: [] };
     void vm.exited.then((exit) => {
       if (this.#qemu?.vm !== vm) return; // ended by us
-      const how = exit.signal === null ? `exit code ${exit.code}` : `signal ${exit.signal}`;
-      onStandbyExit(`QEMU (process ${vm.pid}) ended with ${how}`);
+      onStandbyExit(`QEMU (process ${vm.pid}) ended with ${exitText(exit)}`);
     });
     vm.qmp.on('MIGRATION', ({ data }) => {
       if (data.status === 'completed') this.#whenArrived();
