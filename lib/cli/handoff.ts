@@ -1,7 +1,6 @@
 /** `holdfast handoff`: a running VM goes on in another QEMU of this host. */
 import { resolve } from 'node:path';
 import type { Command } from 'commander';
-import { viewDaemons } from '../admin/client.js';
 import { ConfigError } from '../errors.js';
 import type { HandoffProgress, HandoffResult } from '../handoff/options.js';
 import { VmRecords } from '../state/records.js';
@@ -10,9 +9,7 @@ import { CommandConsole } from './console.js';
 import { LaunchedVm } from './launched-vm.js';
 import type { Finish } from './program.js';
 import { sizeText } from './values.js';
-import { vmSocket } from './vm-socket.js';
-
-const STATUS_TIMEOUT_MS = 2_000;
+import { daemonsOf, vmSocket } from './vm-socket.js';
 
 interface HandoffFlags {
   readonly qmp?: string;
@@ -103,19 +100,16 @@ const handoff = async ([binary, ...argv]: readonly string[], flags: HandoffFlags
 
 /** A daemon that watches the VM's process would take its end for the VM's. @throws ConfigError */
 const refuseWatched = async (qmp: string, runDir: string): Promise<void> => {
-  for (const view of await viewDaemons(runDir, { timeoutMs: STATUS_TIMEOUT_MS })) {
-    if (!('status' in view)) continue;
-    const { status, name } = view;
-    const watched = status.role === 'primary' ? status.vm.qmp : status.takeover?.qmp;
-    if (watched === undefined || resolve(watched) !== qmp) continue;
-    throw status.role === 'primary'
-      ? new ConfigError(`the VM is protected by the daemon '${name}', which has its monitor`, {
-          cure: `\`holdfast detach ${name}\` first, and protect the VM again afterwards.`,
-        })
-      : new ConfigError(`the backup '${name}' has taken the VM over and watches its process`, {
-          cure: 'End that daemon first (SIGTERM): the VM runs on.',
-        });
-  }
+  const [holder] = await daemonsOf(qmp, runDir);
+  if (holder === undefined) return;
+  const { name, role } = holder;
+  throw role === 'primary'
+    ? new ConfigError(`the VM is protected by the daemon '${name}', which has its monitor`, {
+        cure: `\`holdfast detach ${name}\` first, and protect the VM again afterwards.`,
+      })
+    : new ConfigError(`the backup '${name}' has taken the VM over and watches its process`, {
+        cure: 'End that daemon first (SIGTERM): the VM runs on.',
+      });
 };
 
 const narrate = (progress: HandoffProgress, console: CommandConsole): void => {

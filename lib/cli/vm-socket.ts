@@ -1,6 +1,7 @@
 /** Which VM a command means: one by its monitor, or one that Holdfast launched. */
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { viewDaemons } from '../admin/client.js';
+import type { DaemonStatus } from '../admin/protocol.js';
 import { ConfigError } from '../errors.js';
 import { LaunchedVm } from './launched-vm.js';
 
@@ -42,12 +43,25 @@ export const freeVmSocket = async (
   cureOf = (name: string): string => `\`holdfast detach ${name}\` first.`,
 ): Promise<string> => {
   const path = await vmSocket(named);
-  const views = await viewDaemons(named.runDir, { timeoutMs: VIEW_TIMEOUT_MS });
-  const holder = views.find(
-    (view) => 'status' in view && view.status.role === 'primary' && view.status.vm.qmp === path,
-  );
+  const holder = (await daemonsOf(path, named.runDir)).find(({ role }) => role === 'primary');
   if (holder === undefined) return path;
   throw new ConfigError(`the VM is in the hands of the daemon '${holder.name}', which has its monitor`, {
     cure: cureOf(holder.name),
+  });
+};
+
+export interface VmDaemon {
+  readonly name: string;
+  readonly role: DaemonStatus['role'];
+}
+
+/** Daemons that have the VM of a monitor: a primary, or a backup that took it over and watches its process. */
+export const daemonsOf = async (qmp: string, runDir: string): Promise<readonly VmDaemon[]> => {
+  const views = await viewDaemons(runDir, { timeoutMs: VIEW_TIMEOUT_MS });
+  return views.flatMap((view) => {
+    if (!('status' in view)) return [];
+    const { status, name } = view;
+    const its = status.role === 'primary' ? status.vm.qmp : status.takeover?.qmp;
+    return its !== undefined && resolve(its) === resolve(qmp) ? [{ name, role: status.role }] : [];
   });
 };
