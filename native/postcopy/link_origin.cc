@@ -10,6 +10,7 @@
 #include <cinttypes>
 #include <utility>
 
+#include "postcopy/silent_peer.h"
 #include "wire/digest.h"
 #include "wire/text.h"
 
@@ -18,23 +19,12 @@ namespace {
 
 // Read at a time: what a fault waits behind, at most.
 constexpr size_t kReadBytes = 256 << 10;
-// A source that vanished without a word is given up after so long, in seconds
-// and, for what was sent to it, milliseconds: it may be back by another way.
-constexpr int kKeepAliveSeconds = 1;
-constexpr int kKeepAliveProbes = 3;
-constexpr int kSilenceMsMax = 4'000;
 
 void PrepareSocket(int fd) {
   ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK);
-  const auto set = [fd](int level, int name, int value) {
-    ::setsockopt(fd, level, name, &value, sizeof value);
-  };
-  set(IPPROTO_TCP, TCP_NODELAY, 1);
-  set(SOL_SOCKET, SO_KEEPALIVE, 1);
-  set(IPPROTO_TCP, TCP_KEEPIDLE, kKeepAliveSeconds);
-  set(IPPROTO_TCP, TCP_KEEPINTVL, kKeepAliveSeconds);
-  set(IPPROTO_TCP, TCP_KEEPCNT, kKeepAliveProbes);
-  set(IPPROTO_TCP, TCP_USER_TIMEOUT, kSilenceMsMax);
+  const int no_delay = 1;
+  ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &no_delay, sizeof no_delay);
+  GiveUpSilentPeer(fd);
 }
 
 Error Refused(std::string message) {

@@ -10,6 +10,7 @@
 #include <cinttypes>
 #include <utility>
 
+#include "postcopy/silent_peer.h"
 #include "send/zero_page.h"
 #include "wire/digest.h"
 #include "wire/text.h"
@@ -23,25 +24,14 @@ constexpr uint64_t kPortionBytes = 128 << 10;
 // What the kernel holds unsent: a demanded page stands behind it in the queue.
 constexpr int kUnsentBytesMax = 128 << 10;
 constexpr size_t kReadBytes = 64 << 10;
-// As the other side has it (link_origin.cc).
-constexpr int kKeepAliveSeconds = 1;
-constexpr int kKeepAliveProbes = 3;
-constexpr int kSilenceMsMax = 4'000;
 
 iovec Part(std::span<const std::byte> bytes) {
   return {const_cast<std::byte*>(bytes.data()), bytes.size()};
 }
 
 void PrepareSocket(int fd) {
-  const auto set = [fd](int level, int name, int value) {
-    ::setsockopt(fd, level, name, &value, sizeof value);
-  };
-  set(SOL_SOCKET, SO_KEEPALIVE, 1);
-  set(IPPROTO_TCP, TCP_KEEPIDLE, kKeepAliveSeconds);
-  set(IPPROTO_TCP, TCP_KEEPINTVL, kKeepAliveSeconds);
-  set(IPPROTO_TCP, TCP_KEEPCNT, kKeepAliveProbes);
-  set(IPPROTO_TCP, TCP_USER_TIMEOUT, kSilenceMsMax);
-  set(IPPROTO_TCP, TCP_NOTSENT_LOWAT, kUnsentBytesMax);
+  GiveUpSilentPeer(fd);
+  ::setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &kUnsentBytesMax, sizeof kUnsentBytesMax);
 }
 
 Error Refused(std::string message) {
