@@ -5,7 +5,7 @@
  *   new EarlyGuest({ pid, ram, emptyAll, origin, onEvent })   the VM waits, stopped, with -incoming
  *   start() ─► 'listed' ─► load its device state, let it run ─► 'complete' ─► release() ─► close()
  *
- * The same for a checkpoint on this host: `origin: { image }` names a file that is laid out as guest RAM is.
+ * The same for a checkpoint on this host: `origin: { layers }`.
  */
 import type { LayerFiles } from './checkpoint/binding.js';
 import type { NativeErrorCode, RamMapping, Receiver } from './native.js';
@@ -13,8 +13,6 @@ import type { NativeErrorCode, RamMapping, Receiver } from './native.js';
 export type PageOrigin =
   /** Another host, which comes by the page stream to this receiver's port, with its session's token. */
   | { readonly receiver: Receiver }
-  /** A file on this host, laid out as guest RAM is from `offsetBytes` on (default 0); its holes are zeros. */
-  | { readonly image: string; readonly offsetBytes?: number | undefined }
   /** The layers of a checkpoint, bottom first; each page is checked, and a damaged one is the end: `failed`. */
   | { readonly layers: readonly LayerFiles[] };
 

@@ -1,7 +1,6 @@
 #include "js/early_guest.h"
 
 #include <mutex>
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -15,7 +14,6 @@
 #include "js/receiver.h"
 #include "js/result_object.h"
 #include "postcopy/early_guest.h"
-#include "postcopy/file_origin.h"
 #include "postcopy/link_origin.h"
 
 namespace holdfast::js {
@@ -59,34 +57,22 @@ Napi::Object ToObject(Napi::Env env, const FaultServer::Stats& stats) {
       .object();
 }
 
-template <typename Origin>
-Result<std::unique_ptr<PageOrigin>> AsOrigin(Result<std::unique_ptr<Origin>> made) {
-  if (!made.ok()) return made.error();
-  return std::unique_ptr<PageOrigin>(std::move(made).value());
-}
-
 EarlyGuest::OriginMaker ToOriginMaker(Napi::Env env, Fields& outer) {
   const Napi::Value value = outer.Get("origin");
   Fields fields(env, value);
   if (fields.Has("receiver")) {
     auto links = ReceiverObject::PageLinksOf(fields.Get("receiver"));
     if (links == nullptr) outer.Wrong("origin", 0);
-    return [links](uint64_t ram_pages, uint32_t page_size) {
-      return AsOrigin(LinkOrigin::Create(links, ram_pages, page_size));
+    return [links](uint64_t ram_pages, uint32_t page_size) -> Result<std::unique_ptr<PageOrigin>> {
+      auto made = LinkOrigin::Create(links, ram_pages, page_size);
+      if (!made.ok()) return made.error();
+      return std::unique_ptr<PageOrigin>(std::move(made).value());
     };
   }
-  if (fields.Has("layers")) {
-    const std::vector<LayerFiles> layers = ToLayers(env, fields);
-    if (layers.empty()) outer.Wrong("origin", 0);
-    return [layers](uint64_t ram_pages, uint32_t page_size) {
-      return MakeChainOrigin(layers, ram_pages, page_size);
-    };
-  }
-  const std::string path = fields.Text("image");
-  const uint64_t offset = fields.Has("offsetBytes") ? fields.Whole("offsetBytes") : 0;
-  if (path.empty()) outer.Wrong("origin", 0);
-  return [path, offset](uint64_t ram_pages, uint32_t page_size) {
-    return AsOrigin(FileOrigin::OfImage(path, offset, ram_pages, page_size));
+  const std::vector<LayerFiles> layers = ToLayers(env, fields);
+  if (layers.empty()) outer.Wrong("origin", 0);
+  return [layers](uint64_t ram_pages, uint32_t page_size) {
+    return MakeChainOrigin(layers, ram_pages, page_size);
   };
 }
 

@@ -1,7 +1,5 @@
 #include "postcopy/file_origin.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -50,35 +48,6 @@ Result<std::unique_ptr<FileOrigin>> FileOrigin::Create(std::vector<Descriptor> f
   return std::unique_ptr<FileOrigin>(new FileOrigin(std::move(files), std::move(extents),
                                                     std::move(pages), page_size, std::move(hot),
                                                     std::move(verify)));
-}
-
-Result<std::unique_ptr<FileOrigin>> FileOrigin::OfImage(const std::string& path, uint64_t offset,
-                                                        uint64_t ram_pages, uint32_t page_size) {
-  Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!file.valid()) return Error::FromErrno("open", path);
-  struct stat status {};
-  if (::fstat(file.get(), &status) != 0) return Error::FromErrno("fstat", path);
-  const uint64_t end = offset + ram_pages * page_size;
-  if (static_cast<uint64_t>(status.st_size) < end) {
-    return Error::Of(ErrorCode::kSyscall, path + " is shorter than the VM's RAM");
-  }
-  std::vector<FileExtent> extents;
-  for (uint64_t at = offset; at < end;) {
-    const off_t data = ::lseek(file.get(), static_cast<off_t>(at), SEEK_DATA);
-    if (data < 0 && errno == ENXIO) break;  // holes to the end
-    if (data < 0) return Error::FromErrno("lseek", path);
-    if (static_cast<uint64_t>(data) >= end) break;
-    const off_t hole = ::lseek(file.get(), data, SEEK_HOLE);
-    if (hole < 0) return Error::FromErrno("lseek", path);
-    const uint64_t first = (static_cast<uint64_t>(data) - offset) / page_size;
-    const uint64_t past = std::min(static_cast<uint64_t>(hole), end) - offset;
-    const uint64_t last = (past + page_size - 1) / page_size;
-    extents.push_back({first, static_cast<uint32_t>(last - first), 0, offset + first * page_size});
-    at = offset + last * page_size;
-  }
-  std::vector<Descriptor> files;
-  files.push_back(std::move(file));
-  return Create(std::move(files), std::move(extents), ram_pages, page_size);
 }
 
 FileOrigin::FileOrigin(std::vector<Descriptor> files, std::vector<FileExtent> extents,

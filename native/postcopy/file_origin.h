@@ -1,4 +1,4 @@
-// Pages from files on this host: a checkpoint, or any image of guest RAM.
+// Pages from files on this host: a checkpoint's.
 //
 // Each extent says where a run of pages stands; pages of no extent are zeros.
 // Extents may be in any number of files, so a checkpoint that was written in
@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <string>
 #include <vector>
 
 #include "base/descriptor.h"
@@ -37,10 +36,6 @@ class FileOrigin final : public PageOrigin {
                                                     uint64_t ram_pages, uint32_t page_size,
                                                     std::vector<PageRun> hot = {},
                                                     Verify verify = {});
-
-  // One file that is laid out as RAM is, from `offset` on; holes are zeros.
-  static Result<std::unique_ptr<FileOrigin>> OfImage(const std::string& path, uint64_t offset,
-                                                     uint64_t ram_pages, uint32_t page_size);
 
   int fd() const override { return -1; }
   bool pushing() const override { return !listed_ || !order_.pending().empty(); }

@@ -297,6 +297,12 @@ TEST("lists: one that lies about its length, or goes back, is refused") {
 
 // --- from a file ---
 
+Result<std::unique_ptr<FileOrigin>> OriginOf(const Source& source, uint32_t populated) {
+  std::vector<Descriptor> files;
+  files.emplace_back(::dup(source.fd.get()));
+  return FileOrigin::Create(std::move(files), {{0, populated, 0, 0}}, source.pages, kPage);
+}
+
 TEST("file: threads run on an image that is not there yet, and find it as it was") {
   constexpr uint64_t kPages = 3000;
   constexpr uint64_t kPopulated = 2000;
@@ -308,7 +314,7 @@ TEST("file: threads run on an image that is not there yet, and find it as it was
     CHECK_EQ(::pwrite(guest.fd(), old.data(), kPage, static_cast<off_t>(page * kPage)),
              static_cast<ssize_t>(kPage));
   }
-  auto origin = FileOrigin::OfImage("/proc/self/fd/" + std::to_string(source.fd.get()), 0, kPages, kPage);
+  auto origin = OriginOf(source, kPopulated);
   CHECK_OK(origin);
   guest.Start(std::move(origin).value(), /*empty_all=*/true);
   CHECK_EQ(guest.Await(Type::kListed).pages, kPopulated);
@@ -326,7 +332,7 @@ TEST("file: what nobody touches of the zeros stays a hole, before and after the 
   constexpr uint64_t kPages = 4096;
   const Source source(kPages, 100);
   Guest guest(kPages, 100);
-  auto origin = FileOrigin::OfImage("/proc/self/fd/" + std::to_string(source.fd.get()), 0, kPages, kPage);
+  auto origin = OriginOf(source, 100);
   CHECK_OK(origin);
   guest.Start(std::move(origin).value(), true);
   guest.Await(Type::kComplete);

@@ -97,7 +97,7 @@ describe('the destination', () => {
     const fake = fakeGuest();
     const beginning = EarlyResume.begin({
       ...{ pid: 77, ramPath: '/dev/shm/replica', ramBytes: 8192, emptyAll: true, waitMs },
-      ...{ origin: { image: '/checkpoint' }, log: NOTHING_LOGGED, binding: fake.binding },
+      ...{ origin: { layers: [] }, log: NOTHING_LOGGED, binding: fake.binding },
       ...options,
     });
     beginning.catch(() => {});
