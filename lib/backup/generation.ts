@@ -13,6 +13,7 @@ import { mkdir, rm, statfs } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import type { SessionMessage } from '../control/messages.js';
 import { CancelledError, StandbyError, toHoldfastError, UnsupportedHostError } from '../errors.js';
+import { HUGETLBFS_MAGIC } from '../file-systems.js';
 import type { Logger } from '../log.js';
 import { type FenceResult, native, type Receiver, type ReceiverEvent } from '../native.js';
 import type { QmpClient } from '../qmp/client.js';
@@ -33,8 +34,6 @@ import { launchStandby, refuseOlderQemu } from './launch-standby.js';
 import type { TakenDisks } from './replica-disks.js';
 import type { StandbyRelays } from './standby-relays.js';
 
-/** statfs(2)'s type of hugetlbfs. */
-const HUGETLBFS_MAGIC = 0x958458f6;
 const TMPFS_PAGE_BYTES = 4096;
 
 /** A standby that died is replaced this often at a takeover before it is given up. */

@@ -2,11 +2,10 @@
 import { readFile, statfs } from 'node:fs/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 import { reservedHugePages } from '../doctor/huge-pages.js';
+import { HUGETLBFS_MAGIC } from '../file-systems.js';
 
 /** Long enough for the kernel's ticks of 10 ms to tell a tenth of a CPU; short enough to wait for. */
 const SAMPLE_MS = 200;
-/** statfs(2)'s type of hugetlbfs. */
-const HUGETLBFS_MAGIC = 0x958458f6;
 
 export interface HostLoad {
   /** For a VM's RAM. */

@@ -24,6 +24,7 @@ import {
   toHoldfastError,
   UnsupportedVmError,
 } from '../errors.js';
+import { HUGETLBFS_MAGIC } from '../file-systems.js';
 import { holdIncoming } from '../migrate/qemu-target.js';
 import type { FenceResult } from '../native.js';
 import {
@@ -38,8 +39,6 @@ import type { AnyGeneration, GenerationOptions, Resumed } from './generation.js'
 import { launchStandby, refuseOlderQemu } from './launch-standby.js';
 import type { StandbyRelays } from './standby-relays.js';
 
-/** statfs(2)'s type of hugetlbfs: its free blocks say nothing of the pages that are reserved. */
-const HUGETLBFS_MAGIC = 0x958458f6;
 const DESCRIPTOR = 'holdfast-incoming';
 /** What arrives is one whole VM. */
 const ARRIVED_EPOCH = 1;

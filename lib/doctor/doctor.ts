@@ -7,6 +7,7 @@ import { access, constants, mkdtemp, readFile, rm, statfs } from 'node:fs/promis
 import { release as kernelRelease, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { HoldfastError } from '../errors.js';
+import { HUGETLBFS_MAGIC, TMPFS_MAGIC } from '../file-systems.js';
 import type { KernelProbe, NativeBinding } from '../native.js';
 import type { QmpClient } from '../qmp/client.js';
 import { versionText } from '../qmp/recipes.js';
@@ -50,8 +51,6 @@ export interface DoctorOptions {
 const RAM_DIR_FREE_BYTES_MIN = 512 * 2 ** 20;
 const QEMU_VERSION_MIN = [7, 2] as const;
 const QEMU_START_TIMEOUT_MS = 10_000;
-const TMPFS_MAGIC = 0x01021994;
-const HUGETLBFS_MAGIC = 0x958458f6;
 /** As in native/guest/ram_view.cc. */
 const HUGE_PAGE_BYTES_MAX = 2 * 2 ** 20;
 

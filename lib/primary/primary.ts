@@ -23,6 +23,7 @@ import {
   toHoldfastError,
   UnsupportedVmError,
 } from '../errors.js';
+import { TMPFS_MAGIC } from '../file-systems.js';
 import { type Logger, NOTHING_LOGGED } from '../log.js';
 import { native, type PrimaryEngine, type RamMapping } from '../native.js';
 import type { FaultCost, ServeProgress } from '../native-early.js';
@@ -76,8 +77,6 @@ const DEVICE_BYTES_MAX = 64 << 20;
 const BASE_ROUND_PAGES_SMALL = 4_096;
 /** Epochs an iterator may fall behind before the oldest are dropped. */
 const ITERATOR_EPOCHS_MAX = 1_024;
-/** statfs(2)'s type of tmpfs. QEMU writes the device state there in every pause. */
-const TMPFS_MAGIC = 0x01021994;
 
 export interface PrimaryOptions extends PrimarySettingsInput {
   /** Pre-shared key, at least 16 bytes; the same on both sides. */

@@ -10,6 +10,7 @@ import { readdir, readFile, readlink, statfs } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import type { DiskServerRecord } from '../disk/disk-files.js';
 import { VmGoneError } from '../errors.js';
+import { HUGETLBFS_MAGIC, TMPFS_MAGIC } from '../file-systems.js';
 import type { NativeBinding, RamMapping } from '../native.js';
 import type { QmpClient } from '../qmp/client.js';
 import { versionText } from '../qmp/recipes.js';
@@ -271,10 +272,6 @@ const findMapping = (
     (large.length === 1 ? large[0] : undefined)
   );
 };
-
-// linux/magic.h
-const TMPFS_MAGIC = 0x01021994;
-const HUGETLBFS_MAGIC = 0x958458f6;
 
 const fileSystemOf = async (pid: number, mapping: RamMapping): Promise<MemoryBackend['fileSystem']> => {
   if (mapping.path.startsWith('/memfd:')) return mapping.pageSize > 4096 ? 'hugetlbfs' : 'tmpfs';
