@@ -11,7 +11,12 @@ import { ConfigError, QmpError, StandbyError, UnsupportedVmError } from '../erro
 import { prepareTarget } from '../migrate/qemu-settings.js';
 import type { NativeBinding } from '../native.js';
 import { QmpClient } from '../qmp/client.js';
-import { type MigrationCapabilities, restoreMigrationCapabilities, versionText } from '../qmp/recipes.js';
+import {
+  ANNOUNCE,
+  type MigrationCapabilities,
+  restoreMigrationCapabilities,
+  versionText,
+} from '../qmp/recipes.js';
 import type { VmDescription } from '../vm/describe.js';
 import { environmentWith } from '../vm/known-arguments.js';
 import { killVm, type LaunchedVm, launchVm } from '../vm/launch.js';
@@ -23,8 +28,6 @@ import type { RamFile } from './ram-file.js';
 const LEFTOVER_TIMEOUT_MS = 2_000;
 const LOADED_TIMEOUT_MS = 5_000;
 const POLL_MS = 2;
-/** QEMU's own defaults (migration parameters announce-*), in milliseconds. */
-const ANNOUNCE = { initial: 50, max: 550, rounds: 5, step: 100 } as const;
 
 export interface HandoffTargetOptions {
   readonly vm: VmDescription;

@@ -12,14 +12,12 @@
  */
 import { QmpError } from '../errors.js';
 import type { QmpClient } from '../qmp/client.js';
-import type { MigrationCapabilities } from '../qmp/recipes.js';
+import { ANNOUNCE, type MigrationCapabilities } from '../qmp/recipes.js';
 import type { QemuMigrationView } from './qemu-rounds.js';
 import { prepareTarget } from './qemu-settings.js';
 import type { MigrationTarget } from './target.js';
 
 const QUIT_MS = 3_000;
-/** QEMU's own defaults (migration parameters announce-*), in milliseconds. */
-const ANNOUNCE = { initial: 50, max: 550, rounds: 5, step: 100 } as const;
 
 export interface QemuTargetOptions {
   /** Connected to the destination's monitor; stays the caller's. */

@@ -244,10 +244,12 @@ export const waitRunning = async (qmp: QmpClient, options: RecipeOptions = {}): 
   }
 };
 
+/** QEMU's own defaults (migration parameters announce-*), in milliseconds. */
+export const ANNOUNCE = { initial: 50, max: 550, rounds: 5, step: 100 } as const;
+
 /** Repeats the guest's announcement (RARP) on every NIC, so that switches learn its new place. */
 export const announceSelf = async (qmp: QmpClient, options: RecipeOptions = {}): Promise<void> => {
-  // QEMU's own defaults (migration parameters announce-*), in milliseconds.
-  await qmp.execute('announce-self', { initial: 50, max: 550, rounds: 5, step: 100 }, options);
+  await qmp.execute('announce-self', ANNOUNCE, options);
 };
 
 export interface VmStatus {
