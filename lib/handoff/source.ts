@@ -9,6 +9,7 @@ import { QmpConnectionError, QmpError, StandbyError, TimeoutError } from '../err
 import { prepareSource, type QemuMigrationSettings, restoreSource } from '../migrate/qemu-settings.js';
 import type { QmpClient } from '../qmp/client.js';
 import type { CommandAnswer, QmpEvent } from '../qmp/commands.js';
+import { hasMigrationEnded } from '../qmp/recipes.js';
 
 /** The state of the devices is some hundred kilobytes, over a socket of this host. */
 const MIGRATE_TIMEOUT_MS = 15_000;
@@ -55,7 +56,7 @@ export class HandoffSource {
     const ended = this.qmp.once('MIGRATION', {
       timeoutMs: MIGRATE_TIMEOUT_MS + ramBytes / RAM_BYTES_PER_MS_MIN,
       signal: waiting.signal,
-      where: (event) => hasEnded(event.data.status),
+      where: (event) => hasMigrationEnded(event.data.status),
     });
     const lost = targetLost.then((): QmpEvent => {
       throw new StandbyError('the new QEMU ended while it loaded the state of the VM');
@@ -118,8 +119,5 @@ export class HandoffSource {
 export const isLost = (error: unknown, qmp: QmpClient): boolean =>
   error instanceof QmpConnectionError && !qmp.open;
 
-const hasEnded = (status: unknown): boolean =>
-  status === 'completed' || status === 'failed' || status === 'cancelled';
-
 const isUnderWay = ({ status }: MigrationView): boolean =>
-  status !== undefined && status !== 'none' && !hasEnded(status);
+  status !== undefined && status !== 'none' && !hasMigrationEnded(status);

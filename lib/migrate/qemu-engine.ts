@@ -37,6 +37,7 @@ import {
   TimeoutError,
 } from '../errors.js';
 import type { QmpClient } from '../qmp/client.js';
+import { hasMigrationEnded } from '../qmp/recipes.js';
 import { limitReached, type MigrationLimit, migrationLimit } from './migration-limit.js';
 import type { MigrationDecision, MigrationLimits, MigrationPolicy, MigrationRound } from './policy.js';
 import { checkDirtyLog } from './qemu-dirty-log.js';
@@ -331,8 +332,7 @@ class QemuMigration {
   }
 }
 
-const hasEnded = ({ status }: QemuMigrationView): boolean =>
-  status === 'completed' || status === 'failed' || status === 'cancelled';
+const hasEnded = ({ status }: QemuMigrationView): boolean => hasMigrationEnded(status);
 
 const migrationFailed = (view: QemuMigrationView): QmpError =>
   new QmpError(

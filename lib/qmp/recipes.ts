@@ -181,8 +181,11 @@ const migrationFinalized = async (qmp: QmpClient, limits: RecipeOptions): Promis
   }
 };
 
-const migrationEnded = (event: QmpEvent): boolean =>
-  event.data.status === 'completed' || event.data.status === 'failed' || event.data.status === 'cancelled';
+/** @param status of a migration: the event's, or query-migrate's */
+export const hasMigrationEnded = (status: unknown): boolean =>
+  status === 'completed' || status === 'failed' || status === 'cancelled';
+
+const migrationEnded = ({ data }: QmpEvent): boolean => hasMigrationEnded(data.status);
 
 const migrationError = async (qmp: QmpClient): Promise<string> => {
   const answer = await qmp.execute('query-migrate').catch(() => undefined);

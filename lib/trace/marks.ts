@@ -1,4 +1,5 @@
 /** What else happened on the time line: epochs, pauses, migrations. */
+import { hasMigrationEnded } from '../qmp/recipes.js';
 
 export interface TraceMark {
   /** epoch: from its pause to its release; paused: the VM stood still. */
@@ -16,8 +17,6 @@ export interface VmEvent {
   /** Of MIGRATION: its status. */
   readonly status?: string | undefined;
 }
-
-const MIGRATION_ENDS: ReadonlySet<string> = new Set(['completed', 'failed', 'cancelled']);
 
 /**
  * QEMU's own events, STOP, RESUME and MIGRATION, as marks.
@@ -47,7 +46,7 @@ export const marksOfVmEvents = (
     if (name === 'STOP') pausedSinceUs ??= atUs;
     if (name === 'RESUME') paused(atUs);
     if (name !== 'MIGRATION') continue;
-    if (MIGRATION_ENDS.has(status)) migrated(atUs, status);
+    if (hasMigrationEnded(status)) migrated(atUs, status);
     else migratesSinceUs ??= atUs;
   }
   paused(endUs);
