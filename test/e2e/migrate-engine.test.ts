@@ -6,10 +6,10 @@
 import { expect, test } from 'vitest';
 import { backupAddress, startBackup, startMigration, startPrimary } from '../lab/daemons.js';
 import { guestReadyText } from '../lab/guest.js';
-import { checkMemwriter, guestBootId, startMemwriter } from '../lab/guest-shell.js';
+import { checkMemwriter, guestBootId, openEcho, startMemwriter } from '../lab/guest-shell.js';
 import type { JsonProcess } from '../lab/json-process.js';
 import { Lab } from '../lab/lab.js';
-import { guestAddress, type HostName, lanAddresses } from '../lab/network.js';
+import { type HostName, lanAddresses } from '../lab/network.js';
 import { RedisLoad } from '../lab/redis-load-process.js';
 import { waitForText } from '../lab/wait.js';
 import {
@@ -87,11 +87,7 @@ const moves = async (lab: Lab): Promise<void> => {
   const killed = await startBackup(lab, 'b', serialReplacement(lab, 'b'));
   const onA = await bootGuest(lab);
   const bootId = await guestBootId(lab.client);
-  const shell = await lab.client.spawn('busybox', ['nc', guestAddress, '2222']);
-  const echo = async (word: string): Promise<void> => {
-    shell.child.stdin.write(`echo ${word}\n`);
-    await expect.poll(() => shell.stdout, { timeout: 10_000 }).toContain(`${word}\n`);
-  };
+  const echo = await openEcho(lab.client);
   await echo('before');
   const byQemu = async (vm: RunningVm, args: readonly string[] = []): Promise<JsonProcess> =>
     await startMigration(lab, {

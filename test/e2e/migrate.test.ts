@@ -7,11 +7,10 @@ import type { BackupStatus } from '../../lib/backup/backup.js';
 import { backupStatus, startMigration } from '../lab/daemons.js';
 import { createDisk, diskPath, diskReplacements } from '../lab/disk.js';
 import { guestArgs, guestReadyText } from '../lab/guest.js';
-import { checkDiskchurn, checkMemwriter, guestBootId, startMemwriter } from '../lab/guest-shell.js';
+import { checkDiskchurn, checkMemwriter, guestBootId, openEcho, startMemwriter } from '../lab/guest-shell.js';
 import type { JsonProcess } from '../lab/json-process.js';
 import type { Lab } from '../lab/lab.js';
 import { limitLink } from '../lab/limit-link.js';
-import { guestAddress } from '../lab/network.js';
 import { RedisLoad } from '../lab/redis-load-process.js';
 import { waitFor, waitForText } from '../lab/wait.js';
 import {
@@ -56,11 +55,7 @@ test('an idle guest moves, and moves back under load: nothing is lost, no connec
   const lab = await makeLab();
   const onA = await bootRedisGuest(lab);
   const bootId = await guestBootId(lab.client);
-  const shell = await lab.client.spawn('busybox', ['nc', guestAddress, '2222']);
-  const echo = async (word: string): Promise<void> => {
-    shell.child.stdin.write(`echo ${word}\n`);
-    await expect.poll(() => shell.stdout, { timeout: 10_000 }).toContain(`${word}\n`);
-  };
+  const echo = await openEcho(lab.client);
   await echo('before');
 
   const toB = await startBackupFor(lab, onA);

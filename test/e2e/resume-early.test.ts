@@ -7,10 +7,9 @@
 import { expect, test } from 'vitest';
 import { announceSelf } from '../../lib/qmp/recipes.js';
 import { startMigration } from '../lab/daemons.js';
-import { checkMemwriter, guestBootId, startMemwriter } from '../lab/guest-shell.js';
+import { checkMemwriter, guestBootId, openEcho, startMemwriter } from '../lab/guest-shell.js';
 import type { JsonProcess } from '../lab/json-process.js';
 import type { Lab } from '../lab/lab.js';
-import { guestAddress } from '../lab/network.js';
 import { RedisLoad } from '../lab/redis-load-process.js';
 import {
   bootRedisGuest,
@@ -94,11 +93,7 @@ test('while memory follows: who dies takes the VM along, a cut link is waited fo
 
   // Nobody does; the link is cut, and the source's QEMU killed, whose memory is in the daemon's hands.
   const load = await RedisLoad.start(lab.client);
-  const shell = await lab.client.spawn('busybox', ['nc', guestAddress, '2222']);
-  const echo = async (word: string): Promise<void> => {
-    shell.child.stdin.write(`echo ${word}\n`);
-    await expect.poll(() => shell.stdout, { timeout: 10_000 }).toContain(`${word}\n`);
-  };
+  const echo = await openEcho(lab.client);
   await echo('before');
   await limitLink(lab, 'a', '300mbit');
   const toB = await startBackupFor(lab, onA);

@@ -66,6 +66,17 @@ export const guestOutput = async (
   return output;
 };
 
+/** A connection to the guest's shell, kept open. What it returns sends a word over it, and waits until it is back. */
+export const openEcho = async (client: LabHost): Promise<(word: string) => Promise<void>> => {
+  const shell = await client.spawn('busybox', ['nc', guestAddress, shellPort]);
+  return async (word) => {
+    shell.child.stdin.write(`echo ${word}\n`);
+    await waitFor(`the guest to echo: ${word}`, () => shell.stdout.includes(`${word}\n`), {
+      timeoutMs: 10_000,
+    });
+  };
+};
+
 /** Makes the guest reset itself; returns as soon as it will. Watch the serial console for the next ready line. */
 export const rebootGuest = async (client: LabHost): Promise<void> => {
   await guestOutput(client, '(usleep 100000; reboot -f) > /dev/null 2>&1 &');
