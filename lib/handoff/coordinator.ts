@@ -17,6 +17,7 @@ import { rm } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { promisify } from 'node:util';
 import { z } from 'zod';
+import { OVERLAY_SUFFIX } from '../checkpoint/disk-overlays.js';
 import { DiskError, UnsupportedVmError } from '../errors.js';
 import { QmpClient } from '../qmp/client.js';
 import type { QmpEvent } from '../qmp/commands.js';
@@ -27,8 +28,6 @@ import type { HandoffOptions, HandoffResult } from './options.js';
 
 const run = promisify(execFile);
 
-/** As of the checkpoints that are captured: whoever finds one knows it. */
-const OVERLAY = '.holdfast-overlay';
 /** A whole image may have to be written. */
 const COMMIT_TIMEOUT_MS = 3_600_000;
 
@@ -132,7 +131,7 @@ const imagesOf = ({ drives, cwd }: VmDescription): string[] =>
     });
 
 const makeOverlay = async (image: string): Promise<string> => {
-  const overlay = image + OVERLAY;
+  const overlay = image + OVERLAY_SUFFIX; // as of the checkpoints that are captured: whoever finds one knows it
   if (existsSync(overlay)) {
     throw new DiskError(`${overlay} is there already, and may have what a VM wrote; nothing was changed`, {
       cure: 'If no VM has it open and nobody needs it, remove it.',
