@@ -720,6 +720,11 @@ export interface NativeBinding extends PlugBinding, TraceBinding, CheckpointBind
   peerPid(socketFd: number): number;
   /** Sends `data` with `fd` attached (SCM_RIGHTS) on a Unix socket; all or an error. */
   sendWithFd(socketFd: number, data: Uint8Array, fd: number): void;
+  /**
+   * Locks an open file for writers, until that descriptor is closed or its process ends (flock(2)).
+   * @returns false if another open file of it has the lock
+   */
+  lockFile(fd: number): boolean;
   /** xxh3-64 of [0, bytes) of a file, for tests and verification; holes count as zeros. */
   hashFile(path: string, bytes: number): Promise<string>;
   /** Page numbers (first `limit`) at which two files of `bytes` length differ. */

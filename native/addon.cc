@@ -31,6 +31,7 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
               Napi::Function::New(env, js::FindRamMappingsAsync, "findRamMappings"));
   exports.Set("peerPid", Napi::Function::New(env, js::PeerPidSync, "peerPid"));
   exports.Set("sendWithFd", Napi::Function::New(env, js::SendWithFdSync, "sendWithFd"));
+  exports.Set("lockFile", Napi::Function::New(env, js::LockFileSync, "lockFile"));
   exports.Set("hashFile", Napi::Function::New(env, js::HashFileAsync, "hashFile"));
   exports.Set("compareFiles", Napi::Function::New(env, js::CompareFilesAsync, "compareFiles"));
   exports.Set("readTracefs", Napi::Function::New(env, js::ReadTracefsSync, "readTracefs"));

@@ -1,14 +1,17 @@
 /**
- * Who works in a directory of checkpoints: one writer, any number of readers. Each is a file with a process's
- * identity; one whose process has ended does not count, so nothing has to be cleaned up after a SIGKILL.
+ * Who works in a directory of checkpoints: one writer, any number of readers. The writer holds a lock, each reader
+ * a file with its process's identity; one whose process has ended does not count, so nothing has to be cleaned up
+ * after a SIGKILL.
  *
  * A merge changes files in place. Whoever reads says so first, and then looks what there is; whoever merges
  * first gives the lower checkpoint up, and then looks who reads. So one of the two always sees the other.
  */
 import { randomUUID } from 'node:crypto';
-import { link, mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { constants } from 'node:fs';
+import { mkdir, open, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ConfigError, toHoldfastError } from '../errors.js';
+import { native } from '../native.js';
 import { identifyProcess, isAlive, type ProcessIdentity } from '../vm/process.js';
 
 const CLAIMS = '.holders';
@@ -18,31 +21,32 @@ export interface Claim extends AsyncDisposable {
   release(): Promise<void>;
 }
 
-/** @throws ConfigError if another process writes there */
+/**
+ * The lock is what counts: the kernel gives it to one, and takes it back from a process that ends. What the file
+ * says is for whoever is refused. It is never removed, for a lock on a file that has no name any more is no lock.
+ * @throws ConfigError if another process writes there
+ */
 export const claimWriting = async (root: string): Promise<Claim> => {
   const dir = join(root, CLAIMS);
   await mkdir(dir, { recursive: true, mode: 0o700 });
   const path = join(dir, WRITER);
-  const mine = await writeIdentity(join(dir, `.${randomUUID()}`));
+  const file = await open(path, constants.O_RDWR | constants.O_CREAT, 0o600);
   try {
-    for (;;) {
-      try {
-        await link(mine, path); // whole, and only if there is none
-        return claimOf(path);
-      } catch (error) {
-        if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
-      }
+    if (!native.lockFile(file.fd)) {
       const holder = await holderOf(path);
-      if (holder !== undefined) {
-        throw new ConfigError(`process ${holder.pid} writes checkpoints to ${root} already`, {
-          cure: 'End it (Ctrl-C, SIGTERM), or give this VM a directory of its own.',
-        });
-      }
-      await rm(path, { force: true });
+      const who = holder === undefined ? 'another process' : `process ${holder.pid}`;
+      throw new ConfigError(`${who} writes checkpoints to ${root} already`, {
+        cure: 'End it (Ctrl-C, SIGTERM), or give this VM a directory of its own.',
+      });
     }
-  } finally {
-    await rm(mine, { force: true });
+    await file.truncate();
+    await file.writeFile(JSON.stringify(await identifyProcess(process.pid)));
+  } catch (error) {
+    await file.close();
+    throw error;
   }
+  let closing: Promise<void> | undefined;
+  return claimOf(() => (closing ??= file.close()));
 };
 
 export const claimReading = async (root: string): Promise<Claim> => {
@@ -59,7 +63,7 @@ export const claimReading = async (root: string): Promise<Claim> => {
     // On a medium that cannot be written nobody merges either.
     if (code !== 'EROFS') throw toHoldfastError(error, root);
   }
-  return claimOf(path);
+  return claimOf(() => rm(path, { force: true }));
 };
 
 /** Whether a living process reads there. */
@@ -82,10 +86,7 @@ const writeIdentity = async (path: string): Promise<string> => {
   return path;
 };
 
-const claimOf = (path: string): Claim => {
-  const release = (): Promise<void> => rm(path, { force: true });
-  return { release, [Symbol.asyncDispose]: release };
-};
+const claimOf = (release: () => Promise<void>): Claim => ({ release, [Symbol.asyncDispose]: release });
 
 /** Undefined: gone. */
 const holderOf = async (path: string): Promise<ProcessIdentity | undefined> => {

@@ -1,5 +1,8 @@
 #include "js/functions.h"
 
+#include <sys/file.h>
+
+#include <cerrno>
 #include <cstdio>
 #include <span>
 #include <string>
@@ -139,6 +142,17 @@ void SendWithFdSync(const Napi::CallbackInfo& info) {
                                  std::as_bytes(std::span(data.Data(), data.ByteLength())),
                                  static_cast<int>(ToWhole(info[2])));
   if (!sent.ok()) ToJs(info.Env(), sent.error()).ThrowAsJavaScriptException();
+}
+
+// Waits for nobody: who has it keeps it.
+Napi::Value LockFileSync(const Napi::CallbackInfo& info) {
+  if (!Expect(info, 0, IsWhole(info[0]), "fd")) return {};
+  if (::flock(static_cast<int>(ToWhole(info[0])), LOCK_EX | LOCK_NB) == 0) {
+    return Napi::Boolean::New(info.Env(), true);
+  }
+  if (errno == EWOULDBLOCK) return Napi::Boolean::New(info.Env(), false);
+  ToJs(info.Env(), Error::FromErrno("flock", "locking a file")).ThrowAsJavaScriptException();
+  return {};
 }
 
 Napi::Value HashFileAsync(const Napi::CallbackInfo& info) {
