@@ -11,6 +11,7 @@
  *                                          resume() ────►  the VM runs on the destination
  *
  *   anything fails, a limit is reached, cancelled: migrate_cancel; the VM runs on, on the source
+ *   somebody stops the VM: migrate_cancel; it stays stopped, on the source
  *
  * QEMU decides by its own `downtime-limit`, by the rule of our policy `fixed`. It is kept at the least that works,
  * so that our policy decides. (0 would be wrong: QEMU 7.2 looks for newly dirtied pages only when less remains than
@@ -21,6 +22,10 @@
  * `paused`, and count no downtime. With the limit raised, QEMU notices within 100 ms (BUFFER_DELAY, after which it
  * recomputes its threshold), looks once more for dirty pages, stops the VM and sends the rest without a limit.
  * Measured on 7.2, 12 MB left and 48 MiB/s: the VM stands still for 299 ms by `stop`, for 12 ms this way.
+ *
+ * A STOP that is not QEMU's own is somebody's `stop`, whose VM must not run anywhere. The event is the same, so the
+ * run state is asked for at once: QEMU's own is `finish-migrate` from the start. A `stop` within the moment between
+ * the two comes too late, as one does that follows QEMU's own.
  *
  * At no time can both sides run the VM: the destination runs it only by resume(), called when the source has said
  * `completed`, after which a source doesn't run it by itself. If this process dies between the two, the VM stands
@@ -79,6 +84,9 @@ export interface QemuMigrationOptions {
   readonly onArrived?: ((arrival: MigrationArrival) => void) | undefined;
 }
 
+/** Run states that QEMU's own stop leads to, and that of a disk that failed, which is tried again over there. */
+const MOVES_ON = new Set(['running', 'finish-migrate', 'postmigrate', 'io-error']);
+
 /** What was sent after the last round that the policy saw. */
 export interface MigrationArrival {
   readonly pages: number;
@@ -108,6 +116,16 @@ export interface QemuMigrationResult {
   readonly decision: MigrationDecision | undefined;
 }
 
+/** As with Holdfast's engine (lib/primary/machine.ts): a VM that is paused would run over there. */
+export class StoppedMeanwhileError extends CancelledError {
+  constructor(status: string) {
+    super(`the VM was stopped by somebody else (${status}); it would run on the destination`, {
+      cure: 'It is on the source, stopped as it was. Resume it first (QMP cont), or let it be.',
+      details: { status },
+    });
+  }
+}
+
 /**
  * Moves the VM to the target. On success the source's QEMU is in `postmigrate`, and the caller's to end.
  *
@@ -115,6 +133,7 @@ export interface QemuMigrationResult {
  * @throws LimitError it did not converge; TimeoutError QEMU did not come to an end after the decision; QmpError
  *         QEMU refused or failed; CancelledError. After each of these the VM runs on the source, whose settings
  *         are as before, and the target was abandoned.
+ * @throws StoppedMeanwhileError the same, but that the VM is stopped, as somebody left it.
  * @throws StandbyError everything arrived, but whether the destination runs the VM is not known; the source does
  *         not. QmpConnectionError the source's monitor was lost. Both messages say what to do.
  */
@@ -139,7 +158,10 @@ export const migrateWithQemu = async (options: QemuMigrationOptions): Promise<Qe
 
 class QemuMigration {
   readonly #options: QemuMigrationOptions;
-  readonly #wasRunning: boolean;
+  #wasRunning: boolean;
+  /** Somebody else's `stop`, as far as it is known. */
+  #stopped: StoppedMeanwhileError | undefined;
+  #stopExamined: Promise<void> = Promise.resolve();
   readonly #before: QemuMigrationSettings;
   readonly #rounds: MigrationRound[] = [];
   #decision: MigrationDecision | undefined;
@@ -156,8 +178,21 @@ class QemuMigration {
 
   /** An event of the source's QEMU. */
   hear(event: string): void {
-    if (event === 'STOP') this.#stoppedMs = performance.now();
+    if (event === 'RESUME') this.#wasRunning = true; // one that was paused at first
+    if (event === 'STOP') {
+      this.#stoppedMs = performance.now();
+      this.#stopExamined = this.#examineStop();
+    }
     if (event === 'MIGRATION_PASS' || event === 'MIGRATION') this.#wake();
+  }
+
+  async #examineStop(): Promise<void> {
+    const status = await this.#options.qmp.execute('query-status').then(
+      (answer) => answer.status,
+      () => 'running', // lost, which others see
+    );
+    if (!MOVES_ON.has(status)) this.#stopped ??= new StoppedMeanwhileError(status);
+    this.#wake();
   }
 
   async run(): Promise<QemuMigrationResult> {
@@ -204,8 +239,9 @@ class QemuMigration {
     for (;;) {
       const woken = this.#nextWake();
       const view = await qmp.execute('query-migrate');
-      if (view.status === 'completed') return view;
+      if (view.status === 'completed') return await this.#unlessStopped(view);
       if (hasEnded(view)) throw migrationFailed(view);
+      if (this.#stopped !== undefined) throw this.#stopped;
       if (signal?.aborted) throw new CancelledError('the migration was cancelled');
       const nowMs = performance.now();
       if (nowMs > this.#switchoverEndsMs) throw switchoverLate();
@@ -218,6 +254,13 @@ class QemuMigration {
       }
       await woken;
     }
+  }
+
+  /** @throws StoppedMeanwhileError QEMU was faster than a `stop` could be noticed: nobody is to run what has arrived */
+  async #unlessStopped(view: QemuMigrationView): Promise<QemuMigrationView> {
+    await this.#stopExamined;
+    if (this.#stopped !== undefined) throw this.#stopped;
+    return view;
   }
 
   async #decide(round: MigrationRound, view: QemuMigrationView): Promise<void> {
@@ -261,14 +304,16 @@ class QemuMigration {
 
   /**
    * Leaves the VM on the source, and throws `error`. If QEMU was faster and has completed, that is what counts:
-   * the destination has everything, and the result is returned as if nobody had asked.
+   * the destination has everything, and the result is returned as if nobody had asked; but not of a VM that was
+   * stopped, which is left as it is.
    */
   async #cancel(error: unknown): Promise<QemuMigrationView> {
     const { qmp, target } = this.#options;
     if (!qmp.open) throw error;
     await qmp.execute('migrate_cancel');
     const view = await this.#whenEnded();
-    if (view.status === 'completed') return view;
+    await this.#stopExamined;
+    if (view.status === 'completed' && this.#stopped === undefined) return view;
     await this.#runOnSource();
     await target.abandon();
     throw error;
@@ -297,7 +342,8 @@ class QemuMigration {
     const { qmp } = this.#options;
     // QEMU resumes a VM by itself that it has stopped for a migration which then failed.
     const status = await this.#settled();
-    if (this.#wasRunning && status === 'postmigrate') await qmp.execute('cont');
+    const isToRun = this.#wasRunning && this.#stopped === undefined;
+    if (isToRun && status === 'postmigrate') await qmp.execute('cont');
     await restoreSource(qmp, this.#before);
   }
 

@@ -46,6 +46,7 @@ import {
   type MigrationRoundReport,
   migrateWithQemu,
   type QemuMigrationResult,
+  StoppedMeanwhileError,
 } from './qemu-engine.js';
 import { endLeftMigration } from './qemu-settings.js';
 import { RemoteTarget } from './remote-target.js';
@@ -322,6 +323,7 @@ export class QemuEngineMigration
   /** QEMU knows only that its stream broke; the destination says why, or is gone. */
   async #reasonOf(error: unknown, target: RemoteTarget): Promise<unknown> {
     if (this.#cancelled.signal.aborted || !this.#parts.qmp.open) return error;
+    if (error instanceof StoppedMeanwhileError) return error; // the destination failed for our cancelling
     const { refusal } = target;
     if (refusal !== undefined) return asError(refusal);
     if (error instanceof QmpError && !target.lost.aborted) {
