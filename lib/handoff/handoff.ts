@@ -32,6 +32,7 @@ import { type Examined, examine } from './examine.js';
 import { HandoffNames } from './names.js';
 import { HandoffRelays } from './network.js';
 import type { HandoffOptions, HandoffParts, HandoffProgress, HandoffResult, HandoffSide } from './options.js';
+import { settle } from './settle.js';
 import { HandoffSource, isLost } from './source.js';
 import { HandoffTarget, mayRun } from './target.js';
 
@@ -39,7 +40,7 @@ const CONNECT_TIMEOUT_MS = 3_000;
 const END_GRACE_MS = 2_000;
 
 /**
- * Hands the VM over. When this settles, the QEMU that had it has ended.
+ * Hands the VM over. When this settles, the QEMU that had it has ended, unless the result says that it was left.
  *
  * @throws UnsupportedVmError what keeps it from being handed over, all at once; ConfigError, RamMappingError.
  *         VmGoneError, StandbyError, QmpError, SystemError, RelayError, TimeoutError: the new QEMU did not start, or
@@ -115,11 +116,12 @@ class Handoff {
       ? parts.stopMs + parts.stateMs + parts.namesMs + parts.resumeMs
       : 0;
     this.#tell({ step: 'runs', to, downtimeMs });
-    await this.#settle(target);
+    const fromEnded = await this.#settle(target);
     const totalMs = performance.now() - this.#beganMs;
     return {
       from: this.#from,
       to,
+      fromEnded,
       running: this.#source.wasRunning,
       downtimeMs,
       parts,
@@ -231,22 +233,27 @@ class Handoff {
     if (hasNames) await this.#names.settle(); // else the second names are all that it is reached by
   }
 
-  /** Q runs: what fails now is told, and is no reason to stop. */
-  async #settle(target: HandoffTarget): Promise<void> {
+  /** Q runs. @returns whether P has ended: see settle.ts */
+  async #settle(target: HandoffTarget): Promise<boolean> {
     const { taps } = this.#examined;
     const { identity } = target.vm;
-    const steps = [
-      // First: where the VM's process is known to have ended, another one may be started, or let go on elsewhere.
-      async () => this.#options.whenItRuns?.(this.#from, identity),
-      () => this.#relays.bind(identity),
-      () => this.#bindDisks(target),
-      () => target.settle(),
-      async () => this.#options.apart?.whileBoth(this.#source.qmp, this.#examined.ram.path),
-      () => killVm(this.#from),
-      () => taps.settle(),
-      () => this.#names.settle(),
-    ];
-    for (const step of steps) await step().catch((error: unknown) => this.#warn(error));
+    return await settle(
+      {
+        tell: [
+          // First: where the VM's process is known to have ended, another one may be started, or let go on elsewhere.
+          async () => this.#options.whenItRuns?.(this.#from, identity),
+          () => this.#relays.bind(identity),
+          () => this.#bindDisks(target),
+        ],
+        meanwhile: [
+          () => target.settle(),
+          async () => this.#options.apart?.whileBoth(this.#source.qmp, this.#examined.ram.path),
+        ],
+        end: [() => killVm(this.#from), () => taps.settle(), () => this.#names.settle()],
+      },
+      this.#from,
+      (error) => this.#warn(error),
+    );
   }
 
   /** Disk servers end with their VM's process: that is another one now. */

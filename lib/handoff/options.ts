@@ -66,6 +66,8 @@ export interface HandoffParts {
 export interface HandoffResult {
   readonly from: HandoffSide;
   readonly to: HandoffSide;
+  /** False: it was left, stopped, for not everything that ends with the VM's process knows the new one (a warning). */
+  readonly fromEnded: boolean;
   /** False: it was paused, and is. */
   readonly running: boolean;
   /** From before `stop` until `cont` was answered; 0 for a VM that was paused. */
