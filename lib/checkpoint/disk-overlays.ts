@@ -208,6 +208,8 @@ const createOverlay = async ({ disk, path }: Overlay): Promise<void> => {
   const found = await stat(path).catch(() => undefined);
   if (found !== undefined && (await isEmptyOverlay(path))) {
     await rm(path); // prepared by a run that was killed before it told QEMU
+  } else if (found !== undefined && (await isCommitted(path, disk))) {
+    await rm(path); // left by a run that was killed with the work done, and by a QEMU that ended before the next run
   } else if (found !== undefined) {
     throw new DiskError(`${path} is there already: writes of a VM that ended while it was checkpointed`, {
       cure: `This VM was started without them and has written to ${disk.image} since: \`qemu-img commit\` would damage it now. If it has all that it needs, remove ${path}.`,
@@ -225,6 +227,26 @@ const createOverlay = async ({ disk, path }: Overlay): Promise<void> => {
     });
   }
 };
+
+/**
+ * Whether the image has all that is in an overlay of it. Both are read, which can take minutes; but this is met only
+ * where a run and its QEMU ended within moments.
+ */
+const isCommitted = async (path: string, { image, format }: CheckpointDisk): Promise<boolean> =>
+  await promisify(execFile)('qemu-img', [
+    'compare',
+    '-q',
+    '-U',
+    '-f',
+    'qcow2',
+    '-F',
+    format,
+    path,
+    image,
+  ]).then(
+    () => true,
+    () => false,
+  );
 
 /** Settles when the device is back on its image, and the overlay is gone. */
 const commitOverlay = async (qmp: QmpClient, node: string, path: string): Promise<void> => {
@@ -253,6 +275,8 @@ const commitOverlay = async (qmp: QmpClient, node: string, path: string): Promis
       details: { code },
     });
   }
-  await qmp.executeAny('blockdev-del', { 'node-name': node });
+  // At once, though QEMU has it open still: an overlay that lies there calls for being committed, and as soon as the
+  // guest has written to its image again that would take those writes back.
   await rm(path, { force: true });
+  await qmp.executeAny('blockdev-del', { 'node-name': node });
 };
