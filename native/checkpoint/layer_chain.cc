@@ -21,17 +21,20 @@ Error DamagedPage(const std::string& path, uint64_t page, uint32_t page_size) {
                                              std::to_string(page * page_size) + ") is damaged");
 }
 
-Result<Descriptor> OpenRam(const std::string& path, const PageTable& table, int flags) {
-  Descriptor file(::open(path.c_str(), flags | O_CLOEXEC));
-  if (!file.valid()) return Error::FromErrno("open", path);
+struct OpenLayer {
+  Descriptor ram;
+  PageTable table;
+};
+
+Result<OpenLayer> OpenBoth(const LayerFiles& files, int flags) {
+  Descriptor ram(::open(files.ram.c_str(), flags | O_CLOEXEC));
+  if (!ram.valid()) return Error::FromErrno("open", files.ram);
   struct stat status {};
-  if (::fstat(file.get(), &status) != 0) return Error::FromErrno("fstat", path);
-  if (static_cast<uint64_t>(status.st_size) != table.pages() * table.page_size()) {
-    return Error::Of(ErrorCode::kChecksum, path + " is damaged: it has " +
-                                               std::to_string(status.st_size) + " bytes instead of " +
-                                               std::to_string(table.pages() * table.page_size()));
-  }
-  return file;
+  if (::fstat(ram.get(), &status) != 0) return Error::FromErrno("fstat", files.ram);
+  auto table = PageTable::Read(files.index, files.trailer,
+                               {files.ram, static_cast<uint64_t>(status.st_size)});
+  if (!table.ok()) return table.error();
+  return OpenLayer{std::move(ram), std::move(table).value()};
 }
 
 }  // namespace
@@ -39,9 +42,9 @@ Result<Descriptor> OpenRam(const std::string& path, const PageTable& table, int 
 Result<LayerChain> LayerChain::Open(const std::vector<LayerFiles>& layers) {
   LayerChain chain;
   for (const LayerFiles& files : layers) {
-    auto read = PageTable::Read(files.index, files.trailer);
-    if (!read.ok()) return read.error();
-    const PageTable& table = read.value();
+    auto layer = OpenBoth(files, O_RDONLY);
+    if (!layer.ok()) return layer.error();
+    const PageTable& table = layer.value().table;
     const bool is_first = chain.layers_.empty();
     if (is_first) {
       chain.page_size_ = table.page_size();
@@ -52,15 +55,13 @@ Result<LayerChain> LayerChain::Open(const std::vector<LayerFiles>& layers) {
         table.pages() != chain.pages() || chain.layers_.size() >= kZeroLayer) {
       return Error::Of(ErrorCode::kChecksum, files.index + " does not go with the layer below it");
     }
-    auto file = OpenRam(files.ram, table, O_RDONLY);
-    if (!file.ok()) return file.error();
     const auto number = static_cast<uint16_t>(chain.layers_.size());
     for (uint64_t page = 0; page < table.pages(); ++page) {
       if (table.state(page) == PageState::kAbsent) continue;
       chain.layer_of_[page] = table.state(page) == PageState::kZero ? kZeroLayer : number;
       chain.digests_[page] = table.digest(page);
     }
-    chain.layers_.push_back({files.ram, std::move(file).value()});
+    chain.layers_.push_back({files.ram, std::move(layer.value().ram)});
   }
   if (chain.layers_.empty()) return Error::Of(ErrorCode::kLimit, "a chain without layers");
   return chain;
@@ -147,20 +148,15 @@ Status LayerChain::Assemble(const std::string& path, const CancelSignal& cancel)
 
 Result<Merged> MergeInto(const LayerFiles& lower, const LayerFiles& upper,
                          const std::string& index_path, const CancelSignal& cancel) {
-  auto lower_table = PageTable::Read(lower.index, lower.trailer);
-  if (!lower_table.ok()) return lower_table.error();
-  auto upper_table = PageTable::Read(upper.index, upper.trailer);
-  if (!upper_table.ok()) return upper_table.error();
-  PageTable& below = lower_table.value();
-  const PageTable& above = upper_table.value();
+  auto target = OpenBoth(lower, O_RDWR);
+  if (!target.ok()) return target.error();
+  auto source = OpenBoth(upper, O_RDONLY);
+  if (!source.ok()) return source.error();
+  PageTable& below = target.value().table;
+  const PageTable& above = source.value().table;
   if (above.full() || above.page_size() != below.page_size() || above.pages() != below.pages()) {
     return Error::Of(ErrorCode::kChecksum, upper.index + " does not go with the layer below it");
   }
-  auto source = OpenRam(upper.ram, above, O_RDONLY);
-  if (!source.ok()) return source.error();
-  auto target = OpenRam(lower.ram, below, O_RDWR);
-  if (!target.ok()) return target.error();
-
   const uint32_t page_size = above.page_size();
   std::vector<std::byte> chunk(std::max<size_t>(kChunkBytes, page_size));
   const uint64_t chunk_pages = chunk.size() / page_size;
@@ -177,22 +173,22 @@ Result<Merged> MergeInto(const LayerFiles& lower, const LayerFiles& upper,
     const uint64_t bytes = (end - first) * page_size;
     if (state == PageState::kZero) {
       for (uint64_t i = first; i < end; ++i) below.SetZero(i);
-      if (::fallocate(target.value().get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+      if (::fallocate(target.value().ram.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                       static_cast<off_t>(offset), static_cast<off_t>(bytes)) != 0 &&
           errno != EOPNOTSUPP) {
         return Error::FromErrno("fallocate", lower.ram);
       }
       continue;
     }
-    HF_TRY(ReadAll(source.value().get(), chunk.data(), bytes, offset, upper.ram));
+    HF_TRY(ReadAll(source.value().ram.get(), chunk.data(), bytes, offset, upper.ram));
     for (uint64_t i = first; i < end; ++i) {
       const uint64_t digest = PageDigest(i, chunk.data() + (i - first) * page_size, page_size);
       if (digest != above.digest(i)) return DamagedPage(upper.ram, i, page_size);
       below.SetContent(i, digest);
     }
-    HF_TRY(WriteAll(target.value().get(), chunk.data(), bytes, offset, lower.ram));
+    HF_TRY(WriteAll(target.value().ram.get(), chunk.data(), bytes, offset, lower.ram));
   }
-  if (::fsync(target.value().get()) != 0) return Error::FromErrno("fsync", lower.ram);
+  if (::fsync(target.value().ram.get()) != 0) return Error::FromErrno("fsync", lower.ram);
   auto trailer = below.Write(index_path);
   if (!trailer.ok()) return trailer.error();
   merged.content_pages = below.content_pages();

@@ -51,11 +51,14 @@ void Append(std::vector<std::byte>& bytes, const T* values, size_t count) {
   bytes.insert(bytes.end(), begin, begin + count * sizeof(T));
 }
 
-Result<std::vector<std::byte>> ReadFile(const std::string& path) {
+Result<std::vector<std::byte>> ReadFile(const std::string& path, uint64_t bytes_max) {
   const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!file.valid()) return Error::FromErrno("open", path);
   struct stat status {};
   if (::fstat(file.get(), &status) != 0) return Error::FromErrno("fstat", path);
+  if (static_cast<uint64_t>(status.st_size) > bytes_max) {
+    return Damaged(path, "it is longer than that of all of RAM");
+  }
   std::vector<std::byte> bytes(static_cast<size_t>(status.st_size));
   HF_TRY(ReadAll(file.get(), bytes.data(), bytes.size(), 0, path));
   return bytes;
@@ -128,8 +131,11 @@ Result<uint64_t> PageTable::Write(const std::string& path) const {
   return trailer;
 }
 
-Result<PageTable> PageTable::Read(const std::string& path, uint64_t trailer) {
-  auto content = ReadFile(path);
+Result<PageTable> PageTable::Read(const std::string& path, uint64_t trailer, const Ram& ram) {
+  // Every page on its own, and of the smallest size.
+  const uint64_t pages_max = ram.bytes / kPageSizeMin;
+  auto content = ReadFile(path, sizeof(Header) + pages_max * (sizeof(Run) + sizeof(uint64_t)) +
+                                    sizeof trailer);
   if (!content.ok()) return content.error();
   const std::vector<std::byte>& bytes = content.value();
   Header header{};
@@ -152,6 +158,11 @@ Result<PageTable> PageTable::Read(const std::string& path, uint64_t trailer) {
       header.pages > (1ull << 40) ||
       header.runs * sizeof(Run) + header.content_pages * sizeof(uint64_t) != counted) {
     return Damaged(path, "its counts do not add up");
+  }
+  if (header.pages * header.page_size != ram.bytes) {
+    return Error::Of(ErrorCode::kChecksum,
+                     ram.path + " is damaged: it has " + std::to_string(ram.bytes) +
+                         " bytes instead of " + std::to_string(header.pages * header.page_size));
   }
   PageTable table(header.page_size, header.pages, header.full == 1);
   const std::byte* run_at = bytes.data() + sizeof header;

@@ -34,9 +34,15 @@ class PageTable {
  public:
   PageTable(uint32_t page_size, uint64_t pages, bool full);
 
-  // `trailer`: what the manifest says of the index. kChecksum if it is damaged
-  // or another one.
-  static Result<PageTable> Read(const std::string& path, uint64_t trailer);
+  // The file whose pages it names.
+  struct Ram {
+    std::string path;
+    uint64_t bytes = 0;
+  };
+  // `trailer`: what the manifest says of the index. kChecksum if it is damaged or
+  // another one, or if the RAM file is not as long as it says: so no number in it
+  // takes more memory than RAM of which the file is there.
+  static Result<PageTable> Read(const std::string& path, uint64_t trailer, const Ram& ram);
   // Creates the file, on stable storage when it returns. Its trailer.
   Result<uint64_t> Write(const std::string& path) const;
 

@@ -22,7 +22,10 @@ std::vector<T> WholeNumbers(Fields& fields, const char* name) {
   for (uint32_t index = 0; index < array.Length(); ++index) {
     const Napi::Value element = array.Get(index);
     const double number = element.IsNumber() ? element.As<Napi::Number>().DoubleValue() : -1;
-    if (!(number >= 0 && number <= 0x7fffffff)) fields.Wrong(name, 0);
+    if (!(number >= 0 && number <= 0x7fffffff)) {
+      fields.Wrong(name, 0);
+      return {};
+    }
     numbers.push_back(static_cast<T>(number));
   }
   if (numbers.empty()) fields.Wrong(name, 0);
