@@ -1,4 +1,4 @@
-// A counted, named thread that must be joined.
+// A counted, named thread that must be joined, or left.
 //
 // All signals are blocked in it: node's handlers belong to node's threads, and
 // the data plane's system calls need not fear EINTR from them.
@@ -46,6 +46,11 @@ class Thread {
   void Join() {
     if (!thread_.joinable()) return;
     thread_.join();
+    g_threads_open.fetch_sub(1, std::memory_order_relaxed);
+  }
+  // Of one that hangs in the kernel, and owns all that it uses: nobody can wait for it.
+  void Leave() {
+    thread_.detach();
     g_threads_open.fetch_sub(1, std::memory_order_relaxed);
   }
 

@@ -7,7 +7,8 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
+#include <cstring>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/result.h"
@@ -46,12 +47,14 @@ ReferenceDisks::ReferenceDisks(std::span<const Disk> disks) {
                         : ::open(disk.path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
     const bool has = file.valid() && disk.bytes > 0 && SizeOf(file.get()) >= disk.bytes;
     bytes_.push_back(has ? disk.bytes : 0);
-    files_.push_back(has ? std::move(file) : Descriptor());
+    files_.push_back(std::make_shared<const Descriptor>(has ? std::move(file) : Descriptor()));
   }
 }
 
-ReferenceReader::ReferenceReader(const ReferenceDisks& disks, uint32_t page_size, bool in_round)
+ReferenceReader::ReferenceReader(const ReferenceDisks& disks, PatientReader& reader,
+                                 uint32_t page_size, bool in_round)
     : disks_(disks),
+      reader_(reader),
       page_size_(page_size),
       grace_ms_(in_round ? kRoundGraceMs : kEpochGraceMs),
       ms_per_page_(in_round ? kRoundMsPerPage : kEpochMsPerPage) {}
@@ -79,48 +82,50 @@ const ReferenceReader::Missing& ReferenceReader::Read(std::span<const std::byte>
 }
 
 void ReferenceReader::ReadBatch() {
+  if (batch_.empty()) return;
   // What lies side by side on the disk and in memory is read at once.
   const auto follows = [this](const Page& page, const Page& last) {
     return page.reference.disk == last.reference.disk &&
            page.reference.offset == last.reference.offset + page_size_ &&
            page.place == last.place + page_size_;
   };
-  read_.clear();
-  read_index_.clear();
+  std::vector<PatientReader::Extent> extents;
+  extent_ends_.clear();
   for (size_t first = 0; first < batch_.size();) {
     size_t end = first + 1;
     while (end < batch_.size() && follows(batch_[end], batch_[end - 1])) end++;
-    ReadExtent(first, end);
+    const DiskReference& begin = batch_[first].reference;
+    extents.push_back({disks_.file(begin.disk), begin.offset, (end - first) * page_size_});
+    extent_ends_.push_back(end);
     first = end;
+  }
+  // Of the time that is left no batch gets more than one that has to wait for a disk to
+  // wake up: what takes longer hangs, and the session could not be ended meanwhile.
+  const double left_ms =
+      grace_ms_ + ms_per_page_ * static_cast<double>(pages_seen_) - spent_ms_;
+  const double started_ms = MonotonicMs();
+  const PatientReader::Got got =
+      left_ms < 0 ? PatientReader::Got{std::vector<size_t>(extents.size()), nullptr}
+                  : reader_.Read(std::move(extents), std::min(left_ms, grace_ms_));
+  spent_ms_ += MonotonicMs() - started_ms;
+  read_.clear();
+  read_index_.clear();
+  size_t page = 0;
+  for (size_t extent = 0; extent < extent_ends_.size(); extent++) {
+    const size_t first = page;
+    for (; page < extent_ends_[extent]; page++) {
+      if ((page - first + 1) * page_size_ <= got.bytes[extent]) {
+        std::memcpy(batch_[page].place, got.content + page * page_size_, page_size_);
+        read_.push_back(batch_[page].place);
+        read_index_.push_back(page);
+      } else {
+        missing_.indexes.push_back(batch_[page].index);
+        missing_.why.unread++;
+      }
+    }
   }
   Verify();
   batch_.clear();
-}
-
-void ReferenceReader::ReadExtent(size_t first, size_t end) {
-  const Page& page = batch_[first];
-  const size_t bytes = (end - first) * page_size_;
-  size_t done = 0;
-  if (spent_ms_ <= grace_ms_ + ms_per_page_ * static_cast<double>(pages_seen_)) {
-    const double started_ms = MonotonicMs();
-    while (done < bytes) {
-      const ssize_t got = ::pread(disks_.file(page.reference.disk), page.place + done, bytes - done,
-                                  static_cast<off_t>(page.reference.offset + done));
-      if (got < 0 && errno == EINTR) continue;
-      if (got <= 0) break;
-      done += static_cast<size_t>(got);
-    }
-    spent_ms_ += MonotonicMs() - started_ms;
-  }
-  for (size_t i = first; i < end; i++) {
-    if ((i - first + 1) * page_size_ <= done) {
-      read_.push_back(batch_[i].place);
-      read_index_.push_back(i);
-    } else {
-      missing_.indexes.push_back(batch_[i].index);
-      missing_.why.unread++;
-    }
-  }
 }
 
 void ReferenceReader::Verify() {

@@ -4,7 +4,7 @@
 //   REFERENCES ─► pread to where the pages belong ─► hash ─┬─ as in the reference: done
 //                                                          └─ else: wanted
 //
-// Nothing that a disk does is an error of the connection. One that fails, or is
+// Nothing that a disk does is an error of the connection. One that fails, hangs, or is
 // slower than the network would be, costs what it was asked for in vain.
 #pragma once
 
@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "base/descriptor.h"
+#include "receive/patient_reader.h"
 #include "wire/disk_reference.h"
 
 namespace holdfast {
@@ -34,10 +35,11 @@ class ReferenceDisks {
 
   // By number; 0: lacking.
   std::span<const uint64_t> bytes() const { return bytes_; }
-  int file(uint32_t disk) const { return files_[disk].get(); }
+  // A read of it that hangs keeps it open.
+  const std::shared_ptr<const Descriptor>& file(uint32_t disk) const { return files_[disk]; }
 
  private:
-  std::vector<Descriptor> files_;
+  std::vector<std::shared_ptr<const Descriptor>> files_;
   std::vector<uint64_t> bytes_;
 };
 
@@ -46,7 +48,9 @@ class ReferenceReader {
  public:
   // Of a round while the guest runs, or of an epoch for which it stands still: then
   // a disk gets less time.
-  ReferenceReader(const ReferenceDisks& disks, uint32_t page_size, bool in_round);
+  // `reader`: of the receive thread, for a disk that hung in one round does in the next.
+  ReferenceReader(const ReferenceDisks& disks, PatientReader& reader, uint32_t page_size,
+                  bool in_round);
 
   struct Missing {
     std::vector<size_t> indexes;  // of the references, ascending
@@ -63,10 +67,10 @@ class ReferenceReader {
     DiskReference reference;
   };
   void ReadBatch();
-  void ReadExtent(size_t first, size_t end);
   void Verify();
 
   const ReferenceDisks& disks_;
+  PatientReader& reader_;
   const uint32_t page_size_;
   const double grace_ms_;
   const double ms_per_page_;
@@ -74,6 +78,7 @@ class ReferenceReader {
   uint64_t pages_seen_ = 0;
 
   std::vector<Page> batch_;
+  std::vector<size_t> extent_ends_;     // of the batch, as indexes in it
   std::vector<const std::byte*> read_;  // of the batch, with their index in it
   std::vector<size_t> read_index_;
   std::vector<ContentHash> hashes_;

@@ -120,6 +120,7 @@ class ReplicaSession {
     std::vector<FilePart> file_parts;  // of a round's pages, in the replica's file
     std::vector<iovec> parts;          // or in its mapping
     std::vector<std::byte> references;
+    PatientReader disk_reads{::pread};
     std::optional<ReferenceReader> reference_reader;  // of its part, if it had any
     Thread thread;  // last: joined first; stream 0 is received by the session's thread
   };

@@ -34,7 +34,8 @@ Status ReplicaSession::OnReferences(const FrameHeader& header, Stream& stream) {
     }
   }
   if (!stream.reference_reader) {
-    stream.reference_reader.emplace(reference_disks_, options_.page_size, stream.in_round);
+    stream.reference_reader.emplace(reference_disks_, stream.disk_reads, options_.page_size,
+                                    stream.in_round);
   }
   const auto& missing = stream.reference_reader->Read(stream.references, stream.parts);
   const std::lock_guard turn(receive_mutex_);

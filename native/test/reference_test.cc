@@ -5,8 +5,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <functional>
 
+#include "receive/reference_disks.h"
 #include "send/disk_index.h"
 #include "send/wanted_runs.h"
 #include "test/lab.h"
@@ -456,6 +458,62 @@ TEST("nothing of the disk is right: all pages come, in as many questions as it t
   CHECK_OK(pair.Round());
   CHECK_EQ(pair.writer().counters().disk_pages_different, uint64_t{400});
   CHECK_EQ(pair.writer().counters().pages, uint64_t{500});
+}
+
+// Reads as a disk of a network that is gone: from a while on, or never.
+std::atomic<bool> g_hangs{false};
+std::atomic<int> g_hanging{0};
+ssize_t HangingRead(int file, void* target, size_t bytes, off_t offset) {
+  if (g_hangs) {
+    g_hanging++;
+    while (g_hangs) ::usleep(1'000);
+    g_hanging--;
+  }
+  return ::pread(file, target, bytes, offset);
+}
+
+TEST("a disk that hangs is not waited for, and nobody waits for who reads it") {
+  Random random(11);
+  const TempDir dir;
+  const Image image(dir / "image", 8);
+  const Bytes content = RandomBytes(random, image.bytes());
+  image.Write(0, content);
+  const ReferenceDisks::Disk named[] = {{image.path(), image.bytes()}};
+  Bytes payload;
+  for (uint32_t page = 0; page < 8; page++) {
+    const uint64_t offset = uint64_t{page} * kPage;
+    PutReference(payload, {offset, 0, HashOf({&content[offset], kPage})});
+  }
+  Bytes ram(8 * kPage);
+  const iovec place{ram.data(), ram.size()};
+  const auto read = [&](PatientReader& reader, const ReferenceDisks& disks) {
+    ReferenceReader references(disks, reader, kPage, false);
+    return references.Read(payload, {&place, 1});
+  };
+  const int threads = g_threads_open;
+  {
+    const ReferenceDisks disks(named);
+    PatientReader reader(HangingRead);
+    CHECK(read(reader, disks).indexes.empty());
+    CHECK(ram == content);
+    g_hangs = true;
+    CHECK_EQ(read(reader, disks).why.unread, uint64_t{8});
+    CHECK_EQ(read(reader, disks).why.unread, uint64_t{8});  // it hangs still
+  }
+  CHECK_EQ(g_threads_open.load(), threads);
+  CHECK_EQ(g_hanging.load(), 1);
+  g_hangs = false;
+  while (g_hanging > 0) ::usleep(1'000);
+
+  // One that comes back is read again.
+  const ReferenceDisks disks(named);
+  PatientReader reader(HangingRead);
+  g_hangs = true;
+  CHECK_EQ(read(reader, disks).why.unread, uint64_t{8});
+  g_hangs = false;
+  const double deadline_ms = MonotonicMs() + kDeadlineMs;
+  while (!read(reader, disks).indexes.empty()) CHECK(MonotonicMs() < deadline_ms);
+  CHECK(ram == content);
 }
 
 TEST("who sent no reference is asked for nothing, and who asks for more is refused") {
