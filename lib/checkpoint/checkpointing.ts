@@ -181,7 +181,8 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
     const qmp = await QmpClient.connect(qmpPath, { timeoutMs: 5_000, sendWithFd: native.sendWithFd, signal });
     let claim: Claim | undefined;
     let engine: NativeCheckpointer | undefined;
-    let scratchDir: string | undefined;
+    let isTrackerOurs = false;
+    let madeDir: string | undefined;
     try {
       const pid = native.peerPid(qmp.socketFd);
       const vm = await describeVm({ qmp, pid, findRamMappings: native.findRamMappings });
@@ -201,8 +202,8 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
       const left = await commitLeftOverlays(qmp, vm.cwd);
       if (left > 0) log.warn({ left }, 'committed the overlays of a run that was killed');
       const overlays = new DiskOverlays(qmp, await findDisks(qmp, vm));
-      scratchDir = scratch;
-      await mkdir(scratchDir, { recursive: true, mode: 0o700 });
+      if (!isLeftByUs) madeDir = scratch;
+      await mkdir(scratch, { recursive: true, mode: 0o700 });
       const { running, status } = await qmp.execute('query-status');
       engine = new native.Checkpointer({
         pid,
@@ -211,12 +212,13 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
         copyThreads: settings.copyThreads,
       });
       const attached = await engine.attach();
+      isTrackerOurs = !attached.adopted;
       log.info({ pid, adopted: attached.adopted, injectMs: attached.injectMs }, 'attached to the VM');
       // A stopped VM is one that a killed run of ours left stopped.
       const ours = attached.adopted && isLeftByUs && status !== 'io-error';
       if (!running && !ours) throw notRunning(status);
       const checkpointing = new Checkpointing({
-        ...{ settings, root, qmp, vm, ram, overlays, engine, scratchDir, claim, log, whileStopped },
+        ...{ settings, root, qmp, vm, ram, overlays, engine, scratchDir: scratch, claim, log, whileStopped },
         leftStopped: !running,
       });
       if (!running) await checkpointing.#driver.resume();
@@ -224,9 +226,10 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
       signal?.addEventListener('abort', () => checkpointing.cancel(), { once: true });
       return checkpointing;
     } catch (error) {
-      await engine?.detach().catch(() => {});
+      // What was found tells the next run why the VM stands still.
+      if (isTrackerOurs) await engine?.detach().catch(() => {});
       await engine?.close();
-      if (scratchDir !== undefined) await rm(scratchDir, { recursive: true, force: true });
+      if (madeDir !== undefined) await rm(madeDir, { recursive: true, force: true });
       await claim?.release();
       await qmp.close();
       throw toHoldfastError(error);

@@ -369,6 +369,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     await reviveDiskServers(qmpPath, settings.runDir, log);
     const qmp = await QmpClient.connect(qmpPath, { timeoutMs: 5_000, sendWithFd: native.sendWithFd, signal });
     let engine: PrimaryEngine | undefined;
+    let isTrackerOurs = false;
     let gate: OutputGate | undefined;
     let servers: DiskSet | undefined;
     try {
@@ -401,6 +402,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         disks: servers?.disks,
       });
       const attached = await engine.attach();
+      isTrackerOurs = !attached.adopted;
       log.info(
         {
           pid: vm.process.pid,
@@ -443,7 +445,8 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       primary.#dispatch({ type: 'start' });
       return primary;
     } catch (error) {
-      await engine?.detach().catch(() => {});
+      // One that was found tells the next command that this VM may have been handed over.
+      if (isTrackerOurs) await engine?.detach().catch(() => {});
       await engine?.close();
       await servers?.close();
       await gate?.close();
