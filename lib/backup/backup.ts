@@ -34,6 +34,7 @@ import { isAlive } from '../vm/process.js';
 import { EnquiryDesk } from './answer-enquiry.js';
 import type { DiskSupport } from './disk-support.js';
 import type { EarlyResume } from './early-resume.js';
+import { endLacking } from './end-lacking.js';
 import { finishTakeover } from './finish-takeover.js';
 import { type AnyGeneration, Generation } from './generation.js';
 import {
@@ -863,7 +864,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       const failure = toHoldfastError(error, 'the VM that runs here lacks pages');
       this.#log.error({ code: failure.code, err: failure.message }, 'pages lost; ending the VM');
       this.emit('pages-lost', failure);
-      await generation.killVm();
+      await endLacking(generation, this.#log);
     }
   }
 
