@@ -2,7 +2,13 @@
 import { stat } from 'node:fs/promises';
 import { type Command, Option } from 'commander';
 import { readKeyFile } from '../control/auth.js';
-import { CancelledError, type HoldfastError, toHoldfastError, UnsupportedHostError } from '../errors.js';
+import {
+  CancelledError,
+  ConfigError,
+  type HoldfastError,
+  toHoldfastError,
+  UnsupportedHostError,
+} from '../errors.js';
 import { primarySettings } from '../primary/options.js';
 import type { CommandConsole } from './console.js';
 import { parseDurationMs } from './values.js';
@@ -10,9 +16,16 @@ import { parseDurationMs } from './values.js';
 export const jsonOption = (): Option => new Option('--json', 'one JSON object per line on stdout');
 
 export const runDirOption = (): Option =>
-  new Option('--run-dir <dir>', 'run directory of the daemons').default(
-    primarySettings.shape.runDir.def.defaultValue,
-  );
+  new Option('--run-dir <dir>', 'run directory of the daemons')
+    .argParser(parseRunDir)
+    .default(primarySettings.shape.runDir.def.defaultValue);
+
+/** By the rule of the daemons: what they write there names it, and is read elsewhere. */
+const parseRunDir = (text: string): string => {
+  const parsed = primarySettings.shape.runDir.safeParse(text);
+  if (parsed.success) return parsed.data;
+  throw new ConfigError(`--run-dir: ${parsed.error.issues[0]?.message}`);
+};
 
 export const timeoutOption = (fallback: string): Option =>
   new Option('--timeout <duration>', 'how long to wait for the answer')

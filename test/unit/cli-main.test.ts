@@ -123,6 +123,12 @@ describe('usage errors exit with 2', () => {
     ],
     [['backup', '--listen', 'b:70000', '--key-file', 'k'], '--listen: port is over 65535'],
     [['status', 'a', 'b'], 'too many arguments'],
+    [
+      ['backup', '--listen', 'b:1', '--key-file', 'k', '--run-dir', 'run'],
+      '--run-dir: must be an absolute path',
+    ],
+    [['status', '--run-dir', 'run'], '--run-dir: must be an absolute path'],
+    [['handoff', '--qmp', 'q', '--run-dir', './run'], '--run-dir: must be an absolute path'],
   ])('%j', async (argv, message) => {
     const { code, stdout, stderr } = await holdfast(...argv);
     expect({ code, stdout }).toEqual({ code: 2, stdout: '' });
