@@ -76,4 +76,25 @@ describe('records', () => {
     expect(await isAlive(value.process)).toBe(true);
     expect(await isAlive({ ...value.process, startTicks: '1' })).toBe(false);
   });
+
+  it('of one writer move to another process (a hand-off), those of the other stay what they are', async () => {
+    const [primary, backup] = [new VmRecords(runDir, 'primary'), new VmRecords(runDir, 'backup')];
+    const [from, to] = [
+      { pid: 4187, startTicks: '7' },
+      { pid: 4312, startTicks: '9' },
+    ];
+    const old = await record({ process: from, term: 3, role: 'superseded' });
+    const taken = await record({ process: from, term: 4, disks: ['/run/d.sock'] });
+    await primary.write(old);
+    await backup.write(taken);
+    await primary.moveTo(from, to);
+    expect(await primary.read(VM)).toEqual({ ...old, process: to });
+    expect(await backup.read(VM)).toEqual(taken);
+    await backup.moveTo(from, to);
+    expect(await primary.read(VM)).toEqual({ ...old, process: to });
+    expect(await backup.read(VM)).toEqual({ ...taken, process: to });
+    await primary.remove(VM);
+    await backup.moveTo(to, from);
+    expect(await primary.read(VM)).toBeUndefined();
+  });
 });
