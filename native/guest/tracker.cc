@@ -248,6 +248,11 @@ Result<std::vector<PageRun>> DirtyTracker::Held(
   return held;
 }
 
+// Clean is only what bears the mark of an earlier scan; what has no entry counts as
+// written. So a transparent huge page (a tmpfs with huge=) that the kernel splits for
+// a write, reclaims or swaps out, and whose one entry it simply drops, mark and all, is
+// reported as a whole: too much, never too little. One that it moves keeps its mark.
+//
 // A block that is scanned for the first time reports all its pages, also those
 // that do not exist; they are left out as they are after the scan: one that the
 // guest makes in between is both reported now and found written by the next.

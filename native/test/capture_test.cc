@@ -6,11 +6,13 @@
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include <atomic>
+#include <fstream>
 #include <map>
 #include <memory>
 #include <set>
@@ -536,6 +538,104 @@ TEST("sparse RAM: whatever is written between scans is reported by the next") {
     CHECK(std::set<uint64_t>(reported.begin(), reported.end()) == written);
   }
   CHECK_EQ(ram.HeldPages(), touched.size());
+}
+
+// A tmpfs on which files have transparent huge pages, mapped as such.
+class ThpRam {
+ public:
+  static constexpr uint64_t kPage = 4096;
+  static constexpr uint64_t kHuge = 512;  // pages
+  static constexpr uint64_t kPages = 4 * kHuge;
+  static constexpr uint64_t kBytes = kPages * kPage;
+
+  ThpRam() {
+    mounted_ = ::mount("tmpfs", dir_.path().c_str(), "tmpfs", 0, "huge=always,size=32m") == 0;
+    if (!mounted_) return;
+    file_ = Descriptor(::open((dir_ / "ram").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+    CHECK_EQ(::ftruncate(file_.get(), kBytes), 0);
+    constexpr uint64_t kHugeBytes = kHuge * kPage;
+    void* room = ::mmap(nullptr, kBytes + kHugeBytes, PROT_NONE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    CHECK(room != MAP_FAILED);
+    room_ = Mapping(room, kBytes + kHugeBytes);
+    const uint64_t at = reinterpret_cast<uint64_t>(room);
+    const uint64_t aligned = (at + kHugeBytes - 1) / kHugeBytes * kHugeBytes;
+    base_ = static_cast<std::byte*>(::mmap(reinterpret_cast<void*>(aligned), kBytes,
+                                           PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+                                           file_.get(), 0));
+    CHECK(base_ != MAP_FAILED);
+    for (uint64_t page = 0; page < kPages; page++) Write(page);
+  }
+  ~ThpRam() {
+    room_.Unmap();
+    file_.Close();
+    if (mounted_) ::umount2(dir_.path().c_str(), MNT_DETACH);
+  }
+  bool mounted() const { return mounted_; }
+  std::byte* base() const { return base_; }
+  int file() const { return file_.get(); }
+  void Write(uint64_t page) { base_[page * kPage] ^= std::byte{1}; }
+  // What is left when the kernel reclaims a huge page, or splits it: no entry. The content stays.
+  void DropEntries(uint64_t first, uint64_t pages) {
+    CHECK_EQ(::madvise(base_ + first * kPage, pages * kPage, MADV_DONTNEED), 0);
+  }
+  // By one entry for all of it.
+  uint64_t mapped_huge_kb() const {
+    std::ifstream smaps("/proc/self/smaps");
+    const std::string name = "ShmemPmdMapped:";
+    uint64_t sum_kb = 0;
+    for (std::string line; std::getline(smaps, line);) {
+      if (line.starts_with(name)) sum_kb += std::stoull(line.substr(name.size()));
+    }
+    return sum_kb;
+  }
+
+ private:
+  TempDir dir_;
+  bool mounted_ = false;
+  Descriptor file_;
+  Mapping room_;
+  std::byte* base_ = nullptr;
+};
+
+TEST("transparent huge pages: whatever becomes of their entries, no write is missed") {
+  ThpRam ram;
+  if (!ram.mounted() || ram.mapped_huge_kb() < ThpRam::kBytes / 1024) {
+    std::printf(" SKIPPED: no tmpfs with transparent huge pages to be had");
+    return;
+  }
+  const Descriptor event = Track(ram.base(), ThpRam::kBytes);
+  auto opened = DirtyTracker::Open(::getpid(), reinterpret_cast<uint64_t>(ram.base()),
+                                   ThpRam::kBytes, ThpRam::kPage,
+                                   SparseFile{ram.file(), 0, ThpRam::kPage});
+  CHECK_OK(opened);
+  WorkerPool pool(2);
+  const auto scan = [&] {
+    auto runs = opened.value()->Scan(pool);
+    CHECK_OK(runs);
+    return MapOf(Ordered(std::move(runs).value()));
+  };
+  CHECK_EQ(scan().size(), ThpRam::kPages);
+  CHECK_EQ(ram.mapped_huge_kb(), ThpRam::kBytes / 1024);  // protected as they are
+  CHECK(scan().empty());
+  Random random(8);
+  for (int round = 0; round < 300; ++round) {
+    std::set<uint64_t> written;
+    for (uint64_t i = random() % 8; i > 0; --i) {
+      const uint64_t page = random() % ThpRam::kPages;
+      const uint64_t huge = page / ThpRam::kHuge * ThpRam::kHuge;
+      switch (random() % 4) {
+        case 0: ram.DropEntries(huge, ThpRam::kHuge); break;
+        case 1: ram.DropEntries(page, std::min<uint64_t>(9, ThpRam::kPages - page)); break;
+        default:
+          ram.Write(page);
+          written.insert(page);
+      }
+    }
+    const PageMap reported = scan();
+    for (const uint64_t page : written) CHECK(reported.contains(page));
+    CHECK(scan().empty());
+  }
 }
 
 TEST("huge pages: those that the file holds and the guest has not mapped count as well") {
