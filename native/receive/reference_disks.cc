@@ -27,6 +27,9 @@ constexpr double kRoundMsPerPage = 1.0 / kReferencesPerMsMin;
 constexpr double kEpochGraceMs = 10;
 constexpr double kEpochMsPerPage = 1.0 / 32;
 
+// A read that takes so long hangs: meanwhile the session cannot be ended.
+constexpr double kHangsMs = 1'000;
+
 uint64_t SizeOf(int fd) {
   struct stat status {};
   if (::fstat(fd, &status) != 0) return 0;
@@ -99,14 +102,13 @@ void ReferenceReader::ReadBatch() {
     extent_ends_.push_back(end);
     first = end;
   }
-  // Of the time that is left no batch gets more than one that has to wait for a disk to
-  // wake up: what takes longer hangs, and the session could not be ended meanwhile.
+  // What is begun in time is waited for, on a busy host too, unless it hangs.
   const double left_ms =
       grace_ms_ + ms_per_page_ * static_cast<double>(pages_seen_) - spent_ms_;
   const double started_ms = MonotonicMs();
   const PatientReader::Got got =
       left_ms < 0 ? PatientReader::Got{std::vector<size_t>(extents.size()), nullptr}
-                  : reader_.Read(std::move(extents), std::min(left_ms, grace_ms_));
+                  : reader_.Read(std::move(extents), kHangsMs);
   spent_ms_ += MonotonicMs() - started_ms;
   read_.clear();
   read_index_.clear();
