@@ -12,7 +12,13 @@
 import { mkdir, rm, statfs } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import type { SessionMessage } from '../control/messages.js';
-import { CancelledError, StandbyError, toHoldfastError, UnsupportedHostError } from '../errors.js';
+import {
+  CancelledError,
+  NoSpaceError,
+  StandbyError,
+  toHoldfastError,
+  UnsupportedHostError,
+} from '../errors.js';
 import { HUGETLBFS_MAGIC } from '../file-systems.js';
 import type { Logger } from '../log.js';
 import { type FenceResult, native, type Receiver, type ReceiverEvent } from '../native.js';
@@ -225,6 +231,8 @@ export class Generation {
         failure = error;
         const { logger } = this.#options;
         logger.error({ attempt, err: toHoldfastError(error).message, log: this.logPath }, 'no resume');
+        // Whoever asked is told at once: it has the VM, which runs there again.
+        if (toHoldfastError(error) instanceof NoSpaceError) throw error;
         if (this.#mayHaveRun) {
           await this.#exclusively(() => this.#endStandby()); // before anybody is told that it failed
           throw this.#noCheckpointAnyMore(epoch, error);

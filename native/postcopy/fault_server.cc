@@ -3,19 +3,39 @@
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <array>
+#include <cerrno>
+#include <cinttypes>
 #include <utility>
 
 #include "base/clock.h"
 #include "guest/sparse_file.h"
+#include "wire/text.h"
 
 namespace holdfast {
 namespace {
 
 constexpr size_t kFaultsPerRead = 64;
 constexpr uint32_t kTmpfsPageSize = 4096;
+
+// Before the VM runs it can still be told where it comes from. Of a hugetlbfs the
+// mapping has reserved what it needs, and a tmpfs without a limit has no blocks.
+Status CheckRoom(int fd, const PageSet& pages, uint32_t page_size) {
+  if (page_size != kTmpfsPageSize) return {};
+  struct statfs fs {};
+  if (::fstatfs(fd, &fs) != 0) return Error::FromErrno("fstatfs", "guest RAM");
+  const uint64_t free_bytes = fs.f_bavail * static_cast<uint64_t>(fs.f_bsize);
+  const uint64_t bytes = pages.size() * page_size;
+  if (fs.f_blocks == 0 || bytes <= free_bytes) return {};
+  errno = ENOSPC;
+  return Error::FromErrno("fstatfs",
+                          Text("guest RAM: %" PRIu64 " bytes are to come, %" PRIu64 " free", bytes,
+                               free_bytes),
+                          ErrorCode::kNoSpace);
+}
 
 Status EmptyRange(int fd, uint64_t offset, uint64_t bytes) {
   int failed;
@@ -145,6 +165,7 @@ Result<const PageSet*> FaultServer::List(const PageSet& pages) {
   ask_again_ = true;
   if (lacking_) return &*lacking_;
   if (!options_.empty_all) HF_TRY(Empty(pages));
+  HF_TRY(CheckRoom(options_.ram_fd, pages, options_.page_size));
   lacking_.emplace(pages);
   counted_.listed = true;
   counted_.pages = pages.size();

@@ -9,6 +9,11 @@ namespace holdfast {
 namespace {
 
 Error NotInstalled(const char* call) {
+  // A tmpfs that is full says so by ENOMEM here (mm/shmem.c, shmem_mfill_atomic_pte).
+  if (errno == ENOMEM || errno == ENOSPC) {
+    return Error::FromErrno(call, "guest RAM: no room for a page that has come",
+                            ErrorCode::kNoSpace);
+  }
   return Error::FromErrno(call, errno == ESRCH ? "the VM's QEMU has ended"
                                                : "putting a page into guest RAM");
 }

@@ -87,8 +87,16 @@ Result<Replica> Replica::Create(const std::string& path, uint64_t ram_bytes, uin
   }
   struct statfs fs {};
   const bool writable = ::fstatfs(file.get(), &fs) == 0 && fs.f_type != HUGETLBFS_MAGIC;
-  return Replica(writable ? std::move(file) : Descriptor(), Mapping(memory, ram_bytes), ram_bytes,
-                 page_size);
+  // Of a hugetlbfs the mapping has reserved what it needs.
+  return Replica(path, writable ? std::move(file) : Descriptor(), Mapping(memory, ram_bytes),
+                 ram_bytes, page_size, !sparse || !writable);
+}
+
+Status Replica::Reserve() {
+  if (reserved_) return {};
+  HF_TRY(ReserveMemory(file_.get(), path_, memory_.size(), false));
+  reserved_ = true;
+  return {};
 }
 
 void Replica::Place(std::span<const std::byte> table, std::vector<FilePart>& parts) {

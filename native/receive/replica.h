@@ -27,9 +27,13 @@ class Replica {
   // Creates the file (replacing a regular file of that name by a new one, so
   // that whoever still maps the old one keeps it), reserves all its memory and
   // maps it. On failure no file is left behind. `sparse`: it is only seen to it
-  // that there is room now.
+  // that there is room now; Reserve() does the rest.
   static Result<Replica> Create(const std::string& path, uint64_t ram_bytes, uint32_t page_size,
                                 bool sparse = false);
+
+  // Before the first page is received, and once: a write to a mapping meets a
+  // full tmpfs as SIGBUS. kNoSpace: nothing is reserved, and it may be tried again.
+  Status Reserve();
 
   // Base rounds. Where the pages of these runs belong, for the next read: in
   // the file, or, if files of its kind can't be written to, in the mapping.
@@ -44,18 +48,23 @@ class Replica {
   void Apply(const EpochStaging& epoch, const std::atomic<bool>& abandon);
 
  private:
-  Replica(Descriptor file, Mapping memory, uint64_t ram_bytes, uint32_t page_size)
-      : file_(std::move(file)),
+  Replica(std::string path, Descriptor file, Mapping memory, uint64_t ram_bytes,
+          uint32_t page_size, bool reserved)
+      : path_(std::move(path)),
+        file_(std::move(file)),
         memory_(std::move(memory)),
         page_size_(page_size),
+        reserved_(reserved),
         written_(ram_bytes / page_size) {}
 
   void ZeroRun(const WireRun& run);
   std::byte* At(uint64_t page) const { return memory_.data() + page * page_size_; }
 
+  std::string path_;
   Descriptor file_;
   Mapping memory_;
   uint32_t page_size_;
+  bool reserved_;
   PageBitmap written_;  // pages that may differ from zero
 };
 

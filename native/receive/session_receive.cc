@@ -133,6 +133,7 @@ Status ReplicaSession::OnPages(const FrameHeader& header, Stream& stream) {
   std::span<std::byte> pages;
   {
     const std::lock_guard turn(receive_mutex_);
+    HF_TRY(replica_.Reserve());
     HF_TRY(MakeRoom(*incoming_.slot, header.payload_bytes));
     auto place = incoming_.slot->staging.Place(header.payload_bytes);
     if (!place.ok()) return place.error();
@@ -154,6 +155,7 @@ Status ReplicaSession::OnRoundPages(const FrameHeader& header, Stream& stream) {
   {
     const std::lock_guard turn(receive_mutex_);
     HF_TRY(decoder_.Table(stream.index, stream.table));
+    HF_TRY(replica_.Reserve());
     if (replica_.file() >= 0) {
       replica_.Place(stream.table, stream.file_parts);
     } else {

@@ -21,6 +21,7 @@ Status ReplicaSession::OnReferences(const FrameHeader& header, Stream& stream) {
     const std::lock_guard turn(receive_mutex_);
     HF_TRY(decoder_.Table(stream.index, stream.table));
     HF_TRY(decoder_.References(stream.index, stream.references));
+    HF_TRY(replica_.Reserve());
     if (stream.in_round) {
       replica_.Place(stream.table, stream.parts);
     } else {

@@ -308,10 +308,32 @@ TEST("no room: the error says how much, and no file stays") {
   const bool left = ::access((small + "/ram").c_str(), F_OK) == 0;
   const Status fits = backup->OpenSession(Backup::SessionFor(small + "/ram", 512 << 10));
   (void)backup->CloseSession();
+  // Sparse: somebody else has taken the room when the first page comes.
+  GuestRam ram(128, 4096);
+  Random random(8);
+  ram.Scribble(random, 256);
+  const auto send_sparse = [&](bool filled) -> Status {
+    auto session = Backup::SessionFor(small + "/ram", ram.bytes());
+    session.sparse = true;
+    HF_TRY(backup->OpenSession(session));
+    const Descriptor filler(::open((small + "/filler").c_str(), O_RDWR | O_CREAT, 0600));
+    if (filled) CHECK_EQ(::fallocate(filler.get(), 0, 0, 900 << 10), 0);
+    const CancelSignal cancel;
+    auto writer =
+        ConnectWriter(backup->port(), {Token(7), 4096, ram.bytes()}, Strategy::kCopy, cancel);
+    if (!writer.ok()) return writer.error();
+    const Status sent = SendRound(*writer.value(), ram, ram.All());
+    (void)backup->CloseSession();
+    return sent;
+  };
+  const Status sparse_fits = send_sparse(false);
+  const Status sparse_full = send_sparse(true);
   ::umount2(small.c_str(), MNT_DETACH);
   CHECK_ERROR(opened, ErrorCode::kNoSpace, "8388608 bytes wanted, 1048576 of 1048576 free");
   CHECK(!left);
   CHECK_OK(fits);
+  CHECK_OK(sparse_fits);
+  CHECK_ERROR(sparse_full, ErrorCode::kNoSpace, "524288 bytes wanted");
 }
 
 TEST("IPv6, and a name") {
