@@ -63,9 +63,14 @@ const holdingKind = async (
   filters: FilterBufferGate,
   relayGate: RelayGate,
 ): Promise<Kind | undefined> => {
-  if (await relayGate.adopt()) return 'relay';
-  if (await filters.isPresent(qmp)) return 'filter-buffer';
-  return (await isPlugged(vm, native)) ? 'plug' : undefined;
+  const [relays, present, plugged] = await Promise.all([
+    relayGate.adopt(),
+    filters.isPresent(qmp),
+    isPlugged(vm, native),
+  ]);
+  if (relays) return 'relay';
+  if (present) return 'filter-buffer';
+  return plugged ? 'plug' : undefined;
 };
 
 const autoKind = (choice: GateChoice): Kind =>

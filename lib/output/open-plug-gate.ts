@@ -102,11 +102,10 @@ const tapsOf = async (vm: VmWithTaps): Promise<readonly string[]> => {
 
 /** Names of the tap devices that a process has open: the proof, whoever named or opened them. */
 const openTaps = async (pid: number): Promise<string[]> => {
-  const names = new Set<string>();
-  for (const fd of await readdir(`/proc/${pid}/fdinfo`)) {
+  const fds = await readdir(`/proc/${pid}/fdinfo`);
+  const names = fds.map(async (fd) => {
     const text = await readFile(`/proc/${pid}/fdinfo/${fd}`, 'utf8').catch(() => ''); // closed meanwhile
-    const name = /^iff:\s*(\S+)$/m.exec(text)?.[1]; // drivers/net/tun.c, tun_chr_show_fdinfo
-    if (name !== undefined) names.add(name);
-  }
-  return [...names].sort();
+    return /^iff:\s*(\S+)$/m.exec(text)?.[1] ?? []; // drivers/net/tun.c, tun_chr_show_fdinfo
+  });
+  return [...new Set((await Promise.all(names)).flat())].sort();
 };

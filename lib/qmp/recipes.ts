@@ -58,6 +58,14 @@ const CAPABILITIES_NEEDED = [
   { capability: 'zero-copy-send', state: false },
 ] as const;
 
+const ENABLE_CAPABILITIES = [
+  { execute: 'query-migrate-capabilities' },
+  { execute: 'migrate-set-capabilities', arguments: { capabilities: [...CAPABILITIES_NEEDED] } },
+] as const;
+
+const isNeeded = ({ capability }: { readonly capability: string }): boolean =>
+  CAPABILITIES_NEEDED.some((needed) => needed.capability === capability);
+
 /**
  * Sets what migrateToFile() and prepareIncoming() need. Returns how it stood before: an operator's own
  * migration of the VM to another host would lose all RAM if x-ignore-shared stayed on, so it must not.
@@ -66,21 +74,8 @@ export const enableMigrationCapabilities = async (
   qmp: QmpClient,
   options: RecipeOptions = {},
 ): Promise<MigrationCapabilities> => {
-  const [before] = await Promise.all(
-    qmp.pipeline(
-      [
-        { execute: 'query-migrate-capabilities' },
-        {
-          execute: 'migrate-set-capabilities',
-          arguments: { capabilities: [...CAPABILITIES_NEEDED] },
-        },
-      ],
-      options,
-    ),
-  );
-  return before.filter(({ capability }) =>
-    CAPABILITIES_NEEDED.some((needed) => needed.capability === capability),
-  );
+  const [before] = await Promise.all(qmp.pipeline(ENABLE_CAPABILITIES, options));
+  return before.filter(isNeeded);
 };
 
 /** Undoes enableMigrationCapabilities(). No migration may be under way. */
@@ -203,9 +198,13 @@ export const prepareIncoming = async (
   unixPath: string,
   options: RecipeOptions = {},
 ): Promise<MigrationCapabilities> => {
-  const before = await enableMigrationCapabilities(qmp, options);
-  await qmp.execute('migrate-incoming', { uri: `unix:${unixPath}` }, options);
-  return before;
+  const [before] = await Promise.all(
+    qmp.pipeline(
+      [...ENABLE_CAPABILITIES, { execute: 'migrate-incoming', arguments: { uri: `unix:${unixPath}` } }],
+      options,
+    ),
+  );
+  return before.filter(isNeeded);
 };
 
 /**

@@ -13,6 +13,7 @@ import { VmGoneError } from '../errors.js';
 import { HUGETLBFS_MAGIC, TMPFS_MAGIC } from '../file-systems.js';
 import type { NativeBinding, RamMapping } from '../native.js';
 import type { QmpClient } from '../qmp/client.js';
+import type { CommandAnswer } from '../qmp/commands.js';
 import { versionText } from '../qmp/recipes.js';
 import { type CommandOption, listValue, parseArguments } from './command-line.js';
 import { describeDrives } from './drives.js';
@@ -118,8 +119,11 @@ export interface DescribeOptions {
  * @throws QmpError, QmpConnectionError; VmGoneError if the process ended meanwhile.
  */
 export const describeVm = async ({ qmp, pid, findRamMappings }: DescribeOptions): Promise<VmDescription> => {
-  const [name, kvm, cpus, machine, sizes, memdevs, blocks, network, drives, chardevs, dimms, migration] =
-    await Promise.all(
+  const reading = describeProcess(pid);
+  reading.catch(() => {}); // awaited below; QEMU's own refusals come first
+  // In one go: for each way there and back QEMU's main loop has to get its turn.
+  const [answers, lists] = await Promise.all([
+    Promise.all(
       qmp.pipeline([
         { execute: 'query-name' },
         { execute: 'query-kvm' },
@@ -134,11 +138,21 @@ export const describeVm = async ({ qmp, pid, findRamMappings }: DescribeOptions)
         { execute: 'query-memory-devices' },
         { execute: 'query-migrate' },
       ]),
-    );
-  const host = await describeProcess(pid);
+    ),
+    Promise.all(qmp.pipeline(CONTAINERS.map((path) => ({ execute: 'qom-list', arguments: { path } })))),
+  ]);
+  const [name, kvm, cpus, machine, sizes, memdevs, blocks, network, drives, chardevs, dimms, migration] =
+    answers;
+  const [named = [], anonymous = [], unattached = [], objects = [], properties = []] = lists;
+  const host = await reading;
   const options = parseArguments(host.argv);
-  const devices = await listDevices(qmp);
+  const devices = devicesOf({ named, anonymous, unattached });
   const { nics, netdevs } = parseNetwork(network, options);
+  const [memoryBackends, described, confidentialGuest] = await Promise.all([
+    describeBackends(qmp, host, { memdevs, objects }, findRamMappings),
+    describeDrives(drives, host),
+    isConfidential(qmp, properties),
+  ]);
   return {
     ...host,
     name: name.name,
@@ -148,16 +162,16 @@ export const describeVm = async ({ qmp, pid, findRamMappings }: DescribeOptions)
     vcpuThreads: cpus,
     machineType: String(machine).replace(/-machine$/, ''),
     ramBytes: sizes['base-memory'],
-    memoryBackends: await describeBackends(qmp, host, memdevs, findRamMappings),
+    memoryBackends,
     ramBlocks: parseRamBlocks(blocks),
-    drives: await describeDrives(drives, host),
+    drives: described,
     devices,
     nics,
     netdevs,
     chardevs: chardevs.map(({ label, filename }) => ({ id: label, backend: filename })),
     memoryDevices: dimms.map(({ type }) => type),
     hotplugged: findHotplugged(options, devices, netdevs),
-    confidentialGuest: await isConfidential(qmp),
+    confidentialGuest,
     migrationBlockers: migration['blocked-reasons'] ?? [],
   };
 };
@@ -189,37 +203,43 @@ const OUTSIDE_DATA_PATH = /^\/dev\/(vhost-|vfio\/|vfio$|iommu$|sev$|sgx_)/;
 
 /** What a process has open is the proof; the command line is only a claim. */
 const openHostDevices = async (pid: number): Promise<string[]> => {
-  const found = new Set<string>();
-  for (const fd of await readdir(`/proc/${pid}/fd`)) {
-    const target = await readlink(`/proc/${pid}/fd/${fd}`).catch(() => '');
-    if (OUTSIDE_DATA_PATH.test(target)) found.add(target);
-  }
-  return [...found].sort();
+  const fds = await readdir(`/proc/${pid}/fd`);
+  const targets = await Promise.all(fds.map((fd) => readlink(`/proc/${pid}/fd/${fd}`).catch(() => '')));
+  return [...new Set(targets.filter((target) => OUTSIDE_DATA_PATH.test(target)))].sort();
 };
 
 const CHILD_TYPE = /^child<(.*)>$/;
 
-const children = async (qmp: QmpClient, path: string): Promise<{ name: string; type: string }[]> =>
-  (await qmp.execute('qom-list', { path })).flatMap(({ name, type }) => {
+/** What QEMU's object tree lists under a path. */
+type Listed = CommandAnswer<'qom-list'>;
+
+/** Devices with an id, those without, those of the machine; objects; the machine's own properties. */
+const CONTAINERS = [
+  '/machine/peripheral',
+  '/machine/peripheral-anon',
+  '/machine/unattached',
+  '/objects',
+  '/machine',
+] as const;
+
+const children = (listed: Listed): { name: string; type: string }[] =>
+  listed.flatMap(({ name, type }) => {
     const child = CHILD_TYPE.exec(type)?.[1];
     return child === undefined ? [] : [{ name, type: child }];
   });
 
-const listDevices = async (qmp: QmpClient): Promise<Device[]> => {
-  const [named, anonymous, unattached] = await Promise.all(
-    ['/machine/peripheral', '/machine/peripheral-anon', '/machine/unattached'].map((path) =>
-      children(qmp, path),
-    ),
-  );
-  return [
-    ...named!.map(({ name, type }) => ({ id: name, type, builtIn: false })),
-    ...anonymous!.map(({ type }) => ({ type, builtIn: false })),
-    // Beside devices this container holds interrupt lines and memory regions.
-    ...unattached!
-      .filter(({ name }) => name.startsWith('device['))
-      .map(({ type }) => ({ type, builtIn: true })),
-  ];
-};
+const devicesOf = ({
+  named,
+  anonymous,
+  unattached,
+}: Readonly<Record<'named' | 'anonymous' | 'unattached', Listed>>): Device[] => [
+  ...children(named).map(({ name, type }) => ({ id: name, type, builtIn: false })),
+  ...children(anonymous).map(({ type }) => ({ type, builtIn: false })),
+  // Beside devices this container holds interrupt lines and memory regions.
+  ...children(unattached)
+    .filter(({ name }) => name.startsWith('device['))
+    .map(({ type }) => ({ type, builtIn: true })),
+];
 
 interface Memdev {
   readonly id?: string | undefined;
@@ -230,10 +250,10 @@ interface Memdev {
 const describeBackends = async (
   qmp: QmpClient,
   host: HostSide,
-  memdevs: readonly Memdev[],
+  { memdevs, objects }: { readonly memdevs: readonly Memdev[]; readonly objects: Listed },
   findRamMappings: NativeBinding['findRamMappings'],
 ): Promise<MemoryBackend[]> => {
-  const types = new Map((await children(qmp, '/objects')).map(({ name, type }) => [name, type]));
+  const types = new Map(children(objects).map(({ name, type }) => [name, type]));
   const smallest = Math.min(...memdevs.map(({ size }) => size));
   const mappings = memdevs.length === 0 ? [] : await findRamMappings(host.process.pid, smallest);
   return Promise.all(
@@ -344,12 +364,11 @@ const findHotplugged = (
 };
 
 /** SEV, TDX and the like: encrypted RAM means nothing to another host. */
-const isConfidential = async (qmp: QmpClient): Promise<boolean> => {
-  const properties = new Set((await qmp.execute('qom-list', { path: '/machine' })).map(({ name }) => name));
-  for (const property of ['confidential-guest-support', 'memory-encryption']) {
-    if (!properties.has(property)) continue;
-    const value = await qmp.execute('qom-get', { path: '/machine', property });
-    if (typeof value === 'string' && value !== '') return true;
-  }
-  return false;
+const isConfidential = async (qmp: QmpClient, properties: Listed): Promise<boolean> => {
+  const present = new Set(properties.map(({ name }) => name));
+  const asked = ['confidential-guest-support', 'memory-encryption'].filter((name) => present.has(name));
+  const values = await Promise.all(
+    asked.map((property) => qmp.execute('qom-get', { path: '/machine', property })),
+  );
+  return values.some((value) => typeof value === 'string' && value !== '');
 };
