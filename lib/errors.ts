@@ -98,6 +98,12 @@ export class PeerLostError extends HoldfastError {
   override readonly exitCode = 5;
 }
 
+/** The VM ran on the peer before all of its memory was there, and was lost: what is here is older than that. */
+export class VmLostError extends HoldfastError {
+  override readonly code = 'HOLDFAST_E_VM_LOST';
+  override readonly exitCode = 5;
+}
+
 /** The peer sent what the protocol does not allow. */
 export class ProtocolError extends HoldfastError {
   override readonly code = 'HOLDFAST_E_PROTOCOL';
@@ -214,6 +220,7 @@ const byCode: Readonly<
   HOLDFAST_E_RAM_MAPPING: RamMappingError,
   HOLDFAST_E_CONNECT: ConnectError,
   HOLDFAST_E_PEER_LOST: PeerLostError,
+  HOLDFAST_E_VM_LOST: VmLostError,
   HOLDFAST_E_PROTOCOL: ProtocolError,
   HOLDFAST_E_VERSION: VersionError,
   HOLDFAST_E_CHECKSUM: ChecksumError,

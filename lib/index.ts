@@ -102,6 +102,7 @@ export {
   UnsupportedVmError,
   VersionError,
   VmGoneError,
+  VmLostError,
 } from './errors.js';
 // Hand-off to another QEMU of this host
 export {

@@ -28,7 +28,7 @@ import { type Logger, NOTHING_LOGGED } from '../log.js';
 import type { ReceiverEvent } from '../native.js';
 import type { EarlyGuestStats } from '../native-early.js';
 import { parseHostPort } from '../primary/options.js';
-import { VmRecords } from '../state/records.js';
+import { type VmRecord, VmRecords } from '../state/records.js';
 import { SampleWindow } from '../stats.js';
 import { isAlive } from '../vm/process.js';
 import { EnquiryDesk } from './answer-enquiry.js';
@@ -37,10 +37,12 @@ import type { EarlyResume } from './early-resume.js';
 import { endLacking } from './end-lacking.js';
 import { finishTakeover } from './finish-takeover.js';
 import { type AnyGeneration, Generation } from './generation.js';
+import { refusalOf } from './known-vm.js';
 import {
   type BackupAction,
   type BackupEvent,
   type BackupState,
+  type Failure,
   initialState,
   isDecided,
   isTakeoverPossible,
@@ -158,6 +160,8 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   #nextGeneration = 1;
   #graceTimer: NodeJS.Timeout | undefined;
   #takeover: TakeoverReport | undefined;
+  /** The VM that runs here, as its record says. */
+  #lacksPages = false;
   #detectMs = 0;
   #takingOver: Promise<void> | undefined;
   /** Standbys of dropped generations that may not have ended yet. */
@@ -450,12 +454,9 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       void this.#drop(session.generation.id); // closed meanwhile
       return;
     }
-    if (record?.role === 'active' && record.term >= message.term && (await isAlive(record.process))) {
-      this.#refuse(
-        session.generation.id,
-        { code: 'HOLDFAST_E_FENCED', message: `this host runs the VM in term ${record.term}` },
-        record.term,
-      );
+    const refusal = refusalOf(record, record !== undefined && (await isAlive(record.process)), message);
+    if (refusal !== undefined) {
+      this.#refuse(session.generation.id, refusal.failure, refusal.term);
       return;
     }
     this.#dispatch({
@@ -680,7 +681,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     });
   }
 
-  #refuse(id: number, failure: { code: string; message: string }, term: number | undefined): void {
+  #refuse(id: number, failure: Failure, term: number | undefined): void {
     const session = this.#session(id);
     if (session === undefined) return;
     this.#log.warn({ ...failure }, 'session refused');
@@ -726,7 +727,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       await Promise.all(this.#endingStandbys); // a standby that is being ended still has the tap device
       const { epoch, loadMs } = await generation.run(
         (standby) =>
-          this.#records.write({
+          this.#claim({
             vmId: vm.vmId,
             vmName: generation.session.vmName,
             term: action.term,
@@ -735,6 +736,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
             qmpPath: generation.qmpPath,
             ramPath: generation.ramPath,
             ...(generation.diskSockets.length === 0 ? {} : { disks: [...generation.diskSockets] }),
+            ...(action.pagesWaitMs === undefined ? {} : { lacksPages: true }),
           }),
         action.pagesWaitMs,
       );
@@ -779,6 +781,12 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       });
       this.emit('takeover-failed', failure);
     }
+  }
+
+  /** It is about to run here; whoever asks is told so from now on, also by the next daemon. */
+  async #claim(record: VmRecord): Promise<void> {
+    await this.#records.write(record);
+    this.#lacksPages = record.lacksPages === true;
   }
 
   /**
@@ -859,12 +867,28 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       await early.ended;
       const stats = early.stats();
       this.#log.info({ ...stats }, "all of the VM's pages are here");
+      await this.#claimWhole();
       this.emit('pages-complete', stats);
     } catch (error) {
       const failure = toHoldfastError(error, 'the VM that runs here lacks pages');
       this.#log.error({ code: failure.code, err: failure.message }, 'pages lost; ending the VM');
       this.emit('pages-lost', failure);
       await endLacking(generation, this.#log);
+    }
+  }
+
+  /** From now on it is a VM as any other: its end is no loss that its source has to hear of. */
+  async #claimWhole(): Promise<void> {
+    try {
+      const record = await this.#records.read(this.#state.vm?.vmId ?? '');
+      if (record === undefined) return;
+      const { lacksPages: _lacks, ...whole } = record;
+      await this.#claim(whole);
+    } catch (error) {
+      this.#log.warn(
+        { err: toHoldfastError(error).message },
+        'the record still says that the VM lacks pages',
+      );
     }
   }
 
@@ -900,7 +924,8 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       const isTheVm = takeover !== undefined && session.generation.standby?.pid === takeover.pid;
       if (isTheVm && outcome.kind === 'vm-exited') {
         await session.generation.removeFiles();
-        await this.#records.remove(takeover.vmId);
+        // One that lacked pages is lost, and its source, which may ask again, must not go on by itself.
+        if (!this.#lacksPages) await this.#records.remove(takeover.vmId);
       }
       if (!failed) await this.#drop(id);
     }

@@ -40,6 +40,7 @@ export interface Checkpoint {
 export interface Failure {
   readonly code: string;
   readonly message: string;
+  readonly cure?: string | undefined;
 }
 
 export type Phase =

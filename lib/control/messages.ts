@@ -96,6 +96,8 @@ export const sessionMessage = z.strictObject({
    * rounds, perhaps. What is committed of it is run on the hand-over's word alone, for it may lack pages.
    */
   resumeEarly: z.enum(['auto', 'now']).optional(),
+  /** The VM does not run at the primary, which knows no better than the backup whether it has run there. */
+  standsStill: z.boolean().optional(),
   /** Absent for a VM without disks. */
   disks: z.array(sessionDisk).min(1).max(DISKS_MAX).optional(),
   /** By their index here pages are referred to them; the replacements apply to their paths. */

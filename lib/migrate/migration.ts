@@ -314,7 +314,9 @@ export class Migration extends EventEmitter<MigrationEvents> implements AnyMigra
           kind: 'stayed',
           failure: outcome.failure,
           mayRunThere: this.#primary.mayRunThere,
-          ...(this.#early === undefined ? {} : { pagesLost: true }),
+          ...(this.#early === undefined && outcome.failure.code !== 'HOLDFAST_E_VM_LOST'
+            ? {}
+            : { pagesLost: true }),
         };
       case 'vm-ended':
       case 'vm-lost':

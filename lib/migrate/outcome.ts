@@ -63,9 +63,7 @@ export const describeMigration = (outcome: MigrationOutcome): string => {
       return `moved: the VM runs over there (term ${term}); it stood still for ${timeText(downtimeMs)}${first}; ${timeText(totalMs)} in all, ${many}, ${bytesText(bytes)}${disks}${skipped}${earlyText(outcome.early)}`;
     }
     case 'stayed':
-      return outcome.mayRunThere
-        ? `${outcome.failure.message}; the VM is left stopped here, for it may run over there`
-        : `${outcome.failure.message}; the VM stays here`;
+      return `${outcome.failure.message}; ${stayedText(outcome)}`;
     case 'vm-ended':
       return describeOutcome(outcome);
     case 'vm-lost':
@@ -76,6 +74,13 @@ export const describeMigration = (outcome: MigrationOutcome): string => {
 };
 
 const earlyText = (early: EarlyMove | undefined): string => {
+const stayedText = ({ mayRunThere, failure }: Extract<MigrationOutcome, { kind: 'stayed' }>): string => {
+  if (!mayRunThere) return 'the VM stays here';
+  return failure.code === 'HOLDFAST_E_VM_LOST'
+    ? 'the VM is left stopped here'
+    : 'the VM is left stopped here, for it may run over there';
+};
+
   if (early === undefined) return '';
   const { pages, demandedPages, faults, faultP50Us, faultP99Us, faultMaxUs } = early;
   const times = [faultP50Us, faultP99Us, faultMaxUs].map((us) => timeText(us / 1_000));

@@ -159,6 +159,6 @@ const refusal = (message: Extract<ControlMessage, { type: 'session-refused' }>):
   message.code === 'HOLDFAST_E_FENCED'
     ? new SupersededError(message.message, message.term ?? 0)
     : toHoldfastError(
-        Object.assign(new Error(message.message), { code: message.code }),
+        Object.assign(new Error(message.message), { code: message.code, cure: message.cure }),
         'the backup refused the session',
       );

@@ -180,6 +180,8 @@ export type PrimaryEvent =
   | { readonly type: 'start' }
   | { readonly type: 'connected' }
   | { readonly type: 'connect-failed'; readonly failure: Failure }
+  /** The VM has run there before its memory was there, and was lost: what is here is its past. */
+  | { readonly type: 'lost-there'; readonly failure: Failure }
   | { readonly type: 'fenced'; readonly term: number; readonly message: string }
   | { readonly type: 'disks-copied' }
   | { readonly type: 'round-done'; readonly round: RoundStats }
@@ -339,6 +341,10 @@ export const step = (state: PrimaryState, event: PrimaryEvent): Step => {
       return lossEntered(state);
     case 'disks-copied':
       return disksCopied(state);
+    case 'lost-there':
+      return state.phase.name === 'connecting'
+        ? finish({ ...state, mustHold: true }, { kind: 'failed', failure: event.failure })
+        : [state, none];
     case 'round-done':
       return roundDone(state, event.round);
     default:

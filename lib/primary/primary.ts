@@ -817,11 +817,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       this.#log.warn({ code: failure.code, err: failure.message }, 'backup not reached');
       if (failure instanceof SupersededError) {
         this.#dispatch({ type: 'fenced', term: failure.term, message: failure.message });
-      } else {
-        this.#dispatch({
-          type: 'connect-failed',
-          failure: { code: failure.code, message: failure.message, cure: failure.cure },
-        });
+        return;
       }
     }
   }
@@ -850,6 +846,9 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
             disks: this.#servers.disks.map(({ id, imagePath, imageBytes }) => ({
               id,
               imagePath,
+      const { code, message, cure } = failure;
+      const lostThere = code === 'HOLDFAST_E_VM_LOST';
+      this.#dispatch({ type: lostThere ? 'lost-there' : 'connect-failed', failure: { code, message, cure } });
               imageBytes,
             })),
           }),
@@ -871,6 +870,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         if (this.#state.pagesFollow) {
           this.emit('runs-early', { term, downtimeMs, pages: this.#engine.serveProgress().pages });
         }
+      ...(this.#state.vmStopped || this.#state.operatorPaused ? { standsStill: true } : {}),
         return;
       }
       case 'takeover-failed':

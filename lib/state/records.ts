@@ -6,7 +6,7 @@
  * The directory is a tmpfs (/run): a record says something about a QEMU that
  * runs on this boot of this host, and must not outlive it.
  */
-import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { mkdir, open, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { isSameProcess, type ProcessIdentity } from '../vm/process.js';
@@ -23,6 +23,8 @@ const record = z.strictObject({
   ramPath: z.string(),
   /** Sockets of its disk servers, where a backup took it over: they may have to be told so once more. */
   disks: z.array(z.string()).optional(),
+  /** A backup runs it, or ran it, before all of its memory was there: nobody has it as it was there any more. */
+  lacksPages: z.boolean().optional(),
   /** Where QEMU's engine is moving it to: if it stands still here, it may run there. */
   movingTo: z.string().optional(),
 });
@@ -38,12 +40,17 @@ export class VmRecords {
     this.#writer = writer;
   }
 
+  /** A record that lacks pages is on the disk when this settles, should the directory lie on one. */
   async write(value: VmRecord): Promise<void> {
     await mkdir(this.#directory, { recursive: true, mode: 0o700 });
     const path = this.#path(value.vmId);
     const temporary = `${path}.${process.pid}`;
-    await writeFile(temporary, `${JSON.stringify(value, null, 2)}\n`, { mode: 0o600 });
+    await writeFile(temporary, `${JSON.stringify(value, null, 2)}\n`, {
+      mode: 0o600,
+      flush: value.lacksPages === true,
+    });
     await rename(temporary, path); // a reader sees the old record or the new one
+    if (value.lacksPages === true) await sync(this.#directory);
   }
 
   async read(vmId: string): Promise<VmRecord | undefined> {
@@ -105,3 +112,12 @@ export class VmRecords {
     }
   }
 }
+
+const sync = async (directory: string): Promise<void> => {
+  const handle = await open(directory, 'r');
+  try {
+    await handle.sync();
+  } finally {
+    await handle.close();
+  }
+};

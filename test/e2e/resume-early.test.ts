@@ -75,10 +75,17 @@ test('while memory follows: who dies takes the VM along, a cut link is waited fo
   expect(await first.ended()).toEqual({ code: 5, signal: null });
   expect(isRunning(ran.pid)).toBe(false);
   expect(await isVmRunning(onA)).toBe(false);
+
+  // Asked again, a backup that is started anew knows: it stays stopped, until the operator takes back what it did.
+  const second = await startBackupFor(lab, onA);
+  const asking = await migrate(lab, onA, soon);
+  expect(await asking.ended()).toEqual({ code: 5, signal: null });
+  expect(asking.failure).toMatchObject({ code: 'HOLDFAST_E_VM_LOST' });
+  expect(asking.failure?.message).toContain('was lost before all of its memory had come');
+  expect(await isVmRunning(onA)).toBe(false);
   await goOn(onA);
 
   // The destination's daemon does: its VM waits for ever. Here it stays stopped, whatever happens.
-  const second = await startBackupFor(lab, onA);
   const alone = await migrate(lab, onA, soon);
   await alone.message('runs-early');
   const waiting = whereItRuns('b', await second.message('took-over'));

@@ -138,6 +138,7 @@ const primaryEvent = (name: string, words: Words): primary.PrimaryEvent => {
     case 'released':
       return { type: name, epoch };
     case 'connect-failed':
+    case 'lost-there':
     case 'takeover-failed':
     case 'failed':
     case 'give-up':

@@ -1,0 +1,41 @@
+/**
+ * What this host remembers of a VM for which a session is asked: one that runs here, or that ran here before its
+ * memory was there, and ended so. The record outlives the daemon that wrote it.
+ */
+import type { VmRecord } from '../state/records.js';
+import type { Failure } from './machine.js';
+
+export interface Refusal {
+  readonly failure: Failure;
+  /** In which the VM runs here. */
+  readonly term: number | undefined;
+}
+
+/**
+ * Why there can be no session; undefined: there can. Pure.
+ * @param isAlive the record's process
+ * @param asked `standsStill`: the VM does, where it is. One that runs there has gone on by its operator's word
+ */
+export const refusalOf = (
+  record: Pick<VmRecord, 'role' | 'term' | 'lacksPages'> | undefined,
+  isAlive: boolean,
+  asked: { readonly term: number; readonly standsStill?: boolean | undefined },
+): Refusal | undefined => {
+  if (record === undefined || record.role !== 'active' || record.term < asked.term) return undefined;
+  const { term } = record;
+  if (isAlive) {
+    return {
+      failure: { code: 'HOLDFAST_E_FENCED', message: `this host runs the VM in term ${term}` },
+      term,
+    };
+  }
+  if (record.lacksPages !== true || asked.standsStill !== true) return undefined;
+  return {
+    failure: {
+      code: 'HOLDFAST_E_VM_LOST',
+      message: `the VM ran here in term ${term}, or was about to, and was lost before all of its memory had come`,
+      cure: 'What ran here is gone. The source has the VM as it was when it was stopped there: QMP cont goes back to that moment; then it can be moved again.',
+    },
+    term: undefined,
+  };
+};

@@ -1,0 +1,93 @@
+/** What a backup that is started anew says to whoever asks for a VM that it had run. */
+import { once } from 'node:events';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { Backup } from '../../lib/backup/backup.js';
+import { refusalOf } from '../../lib/backup/known-vm.js';
+import { connectControl } from '../../lib/control/channel.js';
+import type { ControlMessage, SessionMessage } from '../../lib/control/messages.js';
+import { VmRecords } from '../../lib/state/records.js';
+
+const KEY = Buffer.from('a key of at least sixteen bytes');
+const VM = '11111111-2222-4333-8444-555555555555';
+/** No process has it. */
+const ENDED_PID = 2 ** 30;
+
+const record = { role: 'active', term: 2, lacksPages: true } as const;
+const asked = { term: 1, standsStill: true };
+
+describe('the record of a VM', () => {
+  it('that runs here refuses all of its past', () => {
+    expect(refusalOf(record, true, asked)).toMatchObject({
+      failure: { code: 'HOLDFAST_E_FENCED', message: 'this host runs the VM in term 2' },
+      term: 2,
+    });
+    expect(refusalOf({ ...record, lacksPages: false }, true, asked)?.failure.code).toBe('HOLDFAST_E_FENCED');
+  });
+
+  it('that was lost here before its memory had come: whoever has it stopped is told to leave it so', () => {
+    const refusal = refusalOf(record, false, asked);
+    expect(refusal?.failure).toMatchObject({
+      code: 'HOLDFAST_E_VM_LOST',
+      message: expect.stringContaining('was lost before all of its memory had come'),
+      cure: expect.stringContaining('QMP cont'),
+    });
+    expect(refusal?.term).toBeUndefined();
+  });
+
+  it('is past when the VM runs over there by the word of its operator, or came from here since', () => {
+    expect(refusalOf(record, false, { term: 1 })).toBeUndefined();
+    expect(refusalOf(record, false, { term: 3, standsStill: true })).toBeUndefined();
+  });
+
+  it('that ended here whole, or ran elsewhere, or is unknown is no obstacle', () => {
+    expect(refusalOf({ role: 'active', term: 2 }, false, asked)).toBeUndefined();
+    expect(refusalOf({ ...record, role: 'superseded' }, false, asked)).toBeUndefined();
+    expect(refusalOf(undefined, false, asked)).toBeUndefined();
+  });
+});
+
+describe('a backup that is started anew', () => {
+  let dir = '';
+  beforeEach(() => {
+    dir = mkdtempSync(join(tmpdir(), 'holdfast-known-vm-'));
+  });
+  afterEach(() => rmSync(dir, { recursive: true, force: true }));
+
+  const session: SessionMessage = {
+    ...{ type: 'session', vmId: VM, vmName: 'redis', term: 1, outputHeld: false },
+    ...{ ramBytes: 1 << 20, pageSize: 4096, deviceBytesMax: 1 << 20 },
+    ...{ heartbeatIntervalMs: 100, heartbeatTimeoutMs: 1_000 },
+    ...{ handOverOnly: true, resumeEarly: 'now', standsStill: true },
+    standby: {
+      ...{ binary: 'qemu-system-x86_64', qemuVersion: '7.2.0', argv: [], cwd: '/' },
+      ...{ machineType: 'pc-q35-7.2', backendId: 'ram0', replacements: [] },
+    },
+  };
+
+  it('remembers the VM that it lost: cause and cure', async () => {
+    await new VmRecords(dir, 'backup').write({
+      ...{ vmId: VM, vmName: 'redis', qmpPath: join(dir, 'qmp'), ramPath: join(dir, 'ram') },
+      ...{ ...record, process: { pid: ENDED_PID, startTicks: '1' } },
+    });
+    const backup = await Backup.start({ key: KEY, listen: '127.0.0.1:0', runDir: dir, ramDir: dir });
+    try {
+      const channel = await connectControl({ host: '127.0.0.1', port: backup.port }, KEY);
+      const answered = once(channel, 'message') as Promise<[ControlMessage]>;
+      channel.start();
+      channel.send(session);
+      expect((await answered)[0]).toMatchObject({
+        type: 'session-refused',
+        code: 'HOLDFAST_E_VM_LOST',
+        message: expect.stringContaining('the VM ran here in term 2'),
+        cure: expect.stringContaining('QMP cont'),
+      });
+      expect(backup.status().phase).toBe('idle');
+      await channel.close();
+    } finally {
+      await backup.close();
+    }
+  });
+});
