@@ -6,6 +6,7 @@
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -63,10 +64,11 @@ struct Source {
 // The VM that runs early: RAM that this program faults on, and the events of its server.
 class Guest {
  public:
-  explicit Guest(uint64_t ram_pages, uint64_t populated)
+  explicit Guest(uint64_t ram_pages, uint64_t populated,
+                 Descriptor file = Descriptor(::memfd_create("guest", MFD_CLOEXEC)))
       : pages_(ram_pages),
         populated_(populated),
-        fd_(::memfd_create("guest", MFD_CLOEXEC)),
+        fd_(std::move(file)),
         event_(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK))) {
     CHECK_EQ(::ftruncate(fd_.get(), static_cast<off_t>(bytes())), 0);
     memory_ = Mapping(
@@ -554,6 +556,33 @@ TEST("link: a source whose RAM lies on other pages is the end before anything is
   Ends ends = Connect();
   links->Offer({std::move(ends.destination), 2u << 20});
   CHECK(guest.Await(Type::kFailed).error.code == ErrorCode::kRamMapping);
+  guest.Release();
+}
+
+TEST("link: no room for what is to come is told before the guest may run") {
+  constexpr uint64_t kPages = 300;
+  const TempDir dir;
+  const std::string small = dir / "small";
+  CHECK(::mkdir(small.c_str(), 0700) == 0);
+  if (::mount("tmpfs", small.c_str(), "tmpfs", 0, "size=1m") != 0) {
+    std::printf(" SKIPPED: mounting a tmpfs: %s", std::strerror(errno));
+    return;
+  }
+  Descriptor file(::open((small + "/ram").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  ::umount2(small.c_str(), MNT_DETACH);
+  Guest guest(kPages, kPages, std::move(file));
+  const auto links = std::make_shared<PageLinks>();
+  auto origin = LinkOrigin::Create(links, kPages, kPage);
+  CHECK_OK(origin);
+  guest.Start(std::move(origin).value(), true);
+  Ends ends = Connect();
+  links->Offer({std::move(ends.destination), kPage});
+  const std::vector<PageRun> all{{0, 0, kPages}};
+  const std::vector<std::byte> list = EncodePageList(FrameType::kPageList, all);
+  CHECK_EQ(::send(ends.source.get(), list.data(), list.size(), 0),
+           static_cast<ssize_t>(list.size()));
+  CHECK_ERROR(Status(guest.Await(Type::kFailed).error), ErrorCode::kNoSpace,
+              "1228800 bytes are to come, 1048576 free");
   guest.Release();
 }
 
