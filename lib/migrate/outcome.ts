@@ -27,7 +27,7 @@ export type MigrationOutcome =
       readonly downtimeParts: DowntimeParts | undefined;
       /** Of it, over there: from the decision until the VM ran. */
       readonly resumeMs: number;
-      /** Not of it: before the first round, for what would have made it longer. */
+      /** Not of it: before the first round, or while the destination gets ready, for what would have made it longer. */
       readonly firstStopMs: number;
       readonly rounds: number;
       /** Of memory and device state, on the wire. */
@@ -55,7 +55,8 @@ export const describeMigration = (outcome: MigrationOutcome): string => {
   switch (outcome.kind) {
     case 'moved': {
       const { term, totalMs, downtimeMs, firstStopMs, rounds, bytes, diskBytes, diskPages } = outcome;
-      const first = firstStopMs === 0 ? '' : `, and for ${timeText(firstStopMs)} before the first round`;
+      const before = rounds === 0 ? 'once before' : 'before the first round';
+      const first = firstStopMs === 0 ? '' : `, and for ${timeText(firstStopMs)} ${before}`;
       const disks = diskBytes === 0 ? '' : ` and ${bytesText(diskBytes)} of disks`;
       const skipped =
         diskPages === undefined ? '' : `, and ${diskPages.verified} pages read from disks there`;
@@ -73,7 +74,6 @@ export const describeMigration = (outcome: MigrationOutcome): string => {
   }
 };
 
-const earlyText = (early: EarlyMove | undefined): string => {
 const stayedText = ({ mayRunThere, failure }: Extract<MigrationOutcome, { kind: 'stayed' }>): string => {
   if (!mayRunThere) return 'the VM stays here';
   return failure.code === 'HOLDFAST_E_VM_LOST'
@@ -81,6 +81,7 @@ const stayedText = ({ mayRunThere, failure }: Extract<MigrationOutcome, { kind: 
     : 'the VM is left stopped here, for it may run over there';
 };
 
+const earlyText = (early: EarlyMove | undefined): string => {
   if (early === undefined) return '';
   const { pages, demandedPages, faults, faultP50Us, faultP99Us, faultMaxUs } = early;
   const times = [faultP50Us, faultP99Us, faultMaxUs].map((us) => timeText(us / 1_000));

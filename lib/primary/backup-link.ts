@@ -7,6 +7,7 @@ import { type ControlChannel, connectControl, type HostPort } from '../control/c
 import { Liveness } from '../control/liveness.js';
 import type { ControlMessage, SessionMessage } from '../control/messages.js';
 import { CancelledError, FencedError, PeerLostError, toHoldfastError } from '../errors.js';
+import type { Dial } from './dial.js';
 
 /** Reserving the replica's memory takes the backup about a second per 4 GB; then it starts QEMU. */
 const SESSION_TIMEOUT_MS = 120_000;
@@ -14,6 +15,8 @@ const SESSION_TIMEOUT_MS = 120_000;
 export interface BackupLinkOptions {
   readonly address: HostPort;
   readonly key: Uint8Array;
+  /** A connection that is made already, or being made; undefined, or without one: it makes its own. */
+  readonly dial?: Dial | undefined;
   readonly session: SessionMessage;
   readonly connectTimeoutMs: number;
   readonly signal: AbortSignal;
@@ -74,10 +77,12 @@ export class BackupLink {
    *         SupersededError; or the error with which the backup refused.
    */
   static async open(options: BackupLinkOptions): Promise<BackupLink> {
-    const channel = await connectControl(options.address, options.key, {
-      timeoutMs: options.connectTimeoutMs,
-      signal: options.signal,
-    });
+    const channel =
+      (await options.dial?.take(options.signal)) ??
+      (await connectControl(options.address, options.key, {
+        timeoutMs: options.connectTimeoutMs,
+        signal: options.signal,
+      }));
     let link: BackupLink | undefined;
     try {
       await new Promise<void>((resolve, reject) => {
@@ -108,8 +113,8 @@ export class BackupLink {
         };
         channel.on('message', onMessage);
         channel.on('closed', onClosed);
-        channel.start();
         channel.send(options.session);
+        channel.start(); // and what it takes time for, while the backup is busy
       });
     } catch (error) {
       await channel.close();

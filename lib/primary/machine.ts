@@ -221,6 +221,8 @@ export type PrimaryEvent =
 
 export type PrimaryAction =
   | { readonly type: 'connect'; readonly term: number; readonly outputHeld: boolean }
+  /** In a short stop of its own, so that it does not make the move's longer. Before `connected` it has ended. */
+  | { readonly type: 'take-prefix' }
   /** `resume`: the VM was stopped by us while the backup was away; it may run again, output held. */
   /** Switch the disks' logs on, then copy the images beside the running guest. */
   | { readonly type: 'copy-disks'; readonly resume: boolean }
@@ -300,7 +302,7 @@ export const step = (state: PrimaryState, event: PrimaryEvent): Step => {
   if (state.phase.name === 'ended') return [state, none];
   switch (event.type) {
     case 'start':
-      return connect(state);
+      return start(state);
     case 'vm-gone':
       // What it lacks there is in the file of its RAM here, which outlives this QEMU.
       if (followsThere(state)) return [state, none];
@@ -339,12 +341,12 @@ export const step = (state: PrimaryState, event: PrimaryEvent): Step => {
       return state.phase.name === 'waiting' && !state.phase.entering ? connect(state) : [state, none];
     case 'loss-entered':
       return lossEntered(state);
-    case 'disks-copied':
-      return disksCopied(state);
     case 'lost-there':
       return state.phase.name === 'connecting'
         ? finish({ ...state, mustHold: true }, { kind: 'failed', failure: event.failure })
         : [state, none];
+    case 'disks-copied':
+      return disksCopied(state);
     case 'round-done':
       return roundDone(state, event.round);
     default:
@@ -523,8 +525,19 @@ const pagesServed = (state: PrimaryState, cycle: Cycle, downtimeMs: number): Ste
 
 const isMigration = ({ config }: PrimaryState): boolean => config.purpose.kind === 'migrate';
 
+/**
+ * What moves at once has its short stop for the firmware's memory while the backup gets ready. Not if somebody
+ * else has stopped the VM, nor if it may run over there: it would run here for a moment.
+ */
+const start = (state: PrimaryState): Step => {
+  const [next, actions] = connect(state);
+  const mayStop = !state.operatorPaused && !state.vmStopped && !state.mustHold;
+  if (!movesAtOnce(state) || !mayStop) return [next, actions];
+  return [{ ...next, prefixStale: false }, [...actions, { type: 'take-prefix' }]];
+};
+
 const connect = (state: PrimaryState): Step => [
-  withPhase(state, { name: 'connecting' }),
+  { ...withPhase(state, { name: 'connecting' }), prefixStale: true },
   [{ type: 'connect', term: state.term, outputHeld: state.gateInstalled }],
 ];
 
@@ -542,7 +555,7 @@ const connected = (state: PrimaryState): Step => {
       {
         ...state,
         vmStopped: false,
-        prefixStale: hasDisks || !prefixIsAhead(state),
+        prefixStale: movesAtOnce(state) ? state.prefixStale : hasDisks || !prefixIsAhead(state),
         mustHold: state.mustHold && !isMigration(state),
       },
       { name: 'syncing', copyingDisks: hasDisks, rounds: [] },
@@ -560,7 +573,6 @@ const moveWithoutPages = (state: PrimaryState): Step =>
     ...state,
     phase: { name: 'protected', cycle: { at: 'idle' }, due: 'first', lost: undefined },
     vmStopped: false,
-    prefixStale: true,
     mustHold: false,
     pagesFollow: true,
   });

@@ -39,6 +39,7 @@ import type { ProcessIdentity } from '../vm/process.js';
 import { BackupLink, SupersededError } from './backup-link.js';
 import { fixedConvergence, type RoundStats } from './convergence.js';
 import type { CopyProgress } from './copy-progress.js';
+import { Dial } from './dial.js';
 import type { DiskPlan } from './disk-plan.js';
 import { type DisksCopied, type PrimaryDiskStatus, PrimaryDisks } from './disks.js';
 import { EpochEffects } from './epoch-effects.js';
@@ -209,6 +210,11 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   readonly #ended: { promise: Promise<Outcome>; resolve: (outcome: Outcome) => void };
   readonly #abortConnect = new AbortController();
   #state: PrimaryState;
+  /** Of the first attempt to connect. */
+  #dial: Dial | undefined;
+  readonly #reached: Promise<boolean>;
+  /** The firmware's memory, which is taken while the backup is reached; never rejects. */
+  #prefixAhead: Promise<void> = Promise.resolve();
   #link: BackupLink | undefined;
   #retryTimer: NodeJS.Timeout | undefined;
   #finishing: Promise<void> | undefined;
@@ -236,6 +242,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     afterRound: AfterRound | undefined;
     pageDisks: readonly PageDisk[] | undefined;
     ioError: boolean;
+    dial: Dial | undefined;
   }) {
     super();
     this.#settings = parts.settings;
@@ -266,6 +273,8 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     }
     this.#scratchDir = parts.scratchDir;
     this.#log = parts.log;
+    this.#dial = parts.dial;
+    this.#reached = parts.dial?.reached ?? Promise.resolve(false);
     this.#moving = parts.moving;
     this.#isMigration = parts.moving !== undefined;
     this.#pageDisks = parts.pageDisks;
@@ -361,9 +370,24 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
    *         RamMappingError, QmpConnectionError
    */
   static async start(options: PrimaryOptions, moving?: Moving): Promise<Primary> {
-    const { key, qmp: qmpPath, signal, logger, ...input } = options;
+    const { key, qmp: _qmp, signal, logger: _logger, ...input } = options;
     const settings = checkPrimarySettings(input);
     signal?.throwIfAborted();
+    const dial = moving && new Dial(parseHostPort(settings.backup), key, settings.connectTimeoutMs);
+    try {
+      return await Primary.#attach(options, settings, moving, dial);
+    } catch (error) {
+      await dial?.close();
+      throw error;
+    }
+  }
+
+  static async #attach(
+    { key, qmp: qmpPath, signal, logger }: PrimaryOptions,
+    settings: PrimarySettings,
+    moving: Moving | undefined,
+    dial: Dial | undefined,
+  ): Promise<Primary> {
     const unavailable = usableSenders(settings.sender, native.probeSenders());
     const log = logger ?? NOTHING_LOGGED;
     await reviveDiskServers(qmpPath, settings.runDir, log);
@@ -377,8 +401,11 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       // It has been shown that there is exactly one backend, and that it is mapped.
       const backend = vm.memoryBackends[0] as MappedBackend;
       const records = new VmRecords(settings.runDir, 'primary');
-      const movingTo = await records.movingTo(vm.process);
-      if (movingTo !== undefined && !(await qmp.execute('query-status')).running) throw leftBehind(movingTo);
+      const [movingTo, before] = await Promise.all([
+        records.movingTo(vm.process),
+        qmp.execute('query-status'),
+      ]);
+      if (movingTo !== undefined && !before.running) throw leftBehind(movingTo);
       const record = await recordOf(records, vm, qmpPath);
       const scratchDir = join(settings.runDir, scratchName(record.vmId));
       await mkdir(scratchDir, { recursive: true, mode: 0o700 });
@@ -390,9 +417,6 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       }
       const relays = await relaysOf(vm);
       servers = await DiskSet.adopt({ vm, log });
-      gate = await chooseGate({ setting: settings.gate, vm, relays, qmp, native, log });
-      const adopted = gate.installed;
-      const { running, status } = await qmp.execute('query-status');
       engine = new native.PrimaryEngine({
         pid: vm.process.pid,
         ram: backend.mapping,
@@ -401,15 +425,25 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         copyThreads: settings.copyThreads,
         disks: servers?.disks,
       });
-      const attached = await engine.attach();
-      isTrackerOurs = !attached.adopted;
+      const choosing = chooseGate({ setting: settings.gate, vm, relays, qmp, native, log }).then((chosen) => {
+        gate = chosen;
+        return chosen;
+      });
+      const asking = qmp.execute('query-status');
+      const attaching = engine.attach().then((attached) => {
+        isTrackerOurs = !attached.adopted;
+        return attached;
+      });
+      await Promise.allSettled([choosing, asking, attaching]); // should one fail, the others are undone
+      const [chosen, { running, status }, attached] = [await choosing, await asking, await attaching];
+      const adopted = chosen.installed;
       log.info(
         {
           pid: vm.process.pid,
           adopted: attached.adopted,
           injectMs: attached.injectMs,
           gateAdopted: adopted,
-          gate: gate.kind,
+          gate: chosen.kind,
         },
         'attached to the VM',
       );
@@ -426,7 +460,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         record,
         records,
         engine,
-        gate,
+        gate: chosen,
         relays,
         servers,
         moved,
@@ -439,6 +473,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         afterRound: moving?.afterRound(backend.mapping.pageSize),
         pageDisks: moving?.skipDiskPages === true ? await pageDisksOf(vm, servers?.disks ?? []) : undefined,
         ioError,
+        dial,
       });
       primary.#listen(signal);
       if (ioError) void primary.#ioErrors.look();
@@ -679,6 +714,9 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       case 'connect':
         void this.#connect(action.term, action.outputHeld);
         return;
+      case 'take-prefix':
+        this.#prefixAhead = this.#takePrefixOnceReached();
+        return;
       case 'copy-disks':
         void this.#copyDisks(action.resume);
         return;
@@ -777,10 +815,13 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     let connecting = true;
     let lostMeanwhile: string | undefined;
     const peerIsLocal = isLocalPeer(address.host);
+    const dial = this.#dial;
+    this.#dial = undefined;
     try {
       const link = await BackupLink.open({
         address,
         key: this.#key,
+        dial,
         session: this.#sessionMessage(term, outputHeld),
         connectTimeoutMs: this.#settings.connectTimeoutMs,
         signal: this.#abortConnect.signal,
@@ -808,6 +849,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       await this.#disks?.begin(link.journalBytes);
       await this.#indexDisks(link.pageDisks);
       this.#epochs.relink(await peerIsLocal);
+      await this.#prefixAhead; // it was taken, or the machine knows that it was not
       if (lostMeanwhile !== undefined) throw new PeerLostError(lostMeanwhile);
       connecting = false;
       this.#dispatch({ type: 'connected' });
@@ -819,6 +861,9 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         this.#dispatch({ type: 'fenced', term: failure.term, message: failure.message });
         return;
       }
+      const { code, message, cure } = failure;
+      const lostThere = code === 'HOLDFAST_E_VM_LOST';
+      this.#dispatch({ type: lostThere ? 'lost-there' : 'connect-failed', failure: { code, message, cure } });
     }
   }
 
@@ -840,15 +885,13 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         ? {}
         : { pageDisks: this.#pageDisks.map(({ imagePath, imageBytes }) => ({ imagePath, imageBytes })) }),
       ...resumeEarlyOf(this.#moving),
+      ...(this.#state.vmStopped || this.#state.operatorPaused ? { standsStill: true } : {}),
       ...(this.#servers === undefined
         ? {}
         : {
             disks: this.#servers.disks.map(({ id, imagePath, imageBytes }) => ({
               id,
               imagePath,
-      const { code, message, cure } = failure;
-      const lostThere = code === 'HOLDFAST_E_VM_LOST';
-      this.#dispatch({ type: lostThere ? 'lost-there' : 'connect-failed', failure: { code, message, cure } });
               imageBytes,
             })),
           }),
@@ -870,7 +913,6 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         if (this.#state.pagesFollow) {
           this.emit('runs-early', { term, downtimeMs, pages: this.#engine.serveProgress().pages });
         }
-      ...(this.#state.vmStopped || this.#state.operatorPaused ? { standsStill: true } : {}),
         return;
       }
       case 'takeover-failed':
@@ -990,6 +1032,12 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     } catch (error) {
       this.#lostOnBulk(error, 'base sync');
     }
+  }
+
+  /** Where nobody answers the VM is not stopped at all. */
+  async #takePrefixOnceReached(): Promise<void> {
+    // The other path has it in every state.
+    if (this.#settings.deviceState === 'xen-save' && (await this.#reached)) await this.#takePrefixAhead();
   }
 
   /** What fails here is done in the pause. */

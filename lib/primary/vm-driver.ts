@@ -7,7 +7,7 @@
  */
 import { readFile, statfs } from 'node:fs/promises';
 import { join } from 'node:path';
-import { NoSpaceError, QmpError } from '../errors.js';
+import { CancelledError, NoSpaceError, QmpError } from '../errors.js';
 import type { CaptureResult } from '../native.js';
 import { isInQemu, type OutputGate } from '../output/gate.js';
 import type { QmpClient } from '../qmp/client.js';
@@ -116,15 +116,21 @@ export class VmDriver {
   /**
    * Takes the prefix for the next pause, in a short stop of its own; the VM runs when this settles, also
    * when it throws. Settles with how long it stood still.
+   * @throws CancelledError if somebody else has stopped it: then it stays so
    */
   takePrefixAhead(): Promise<number> {
     return this.#exclusively(async () => {
       const startMs = performance.now();
+      const asked = this.#qmp.execute('query-status'); // right before our stop
+      let ran = true;
       try {
         await this.#stop();
+        ran = (await asked).running;
+        if (!ran) throw new CancelledError('the VM was paused by somebody else');
         this.#prefixAhead = await this.#takePrefix();
       } finally {
-        await this.#cont();
+        if (ran) await this.#cont();
+        else this.#leavePaused();
       }
       return performance.now() - startMs;
     });
@@ -161,6 +167,12 @@ export class VmDriver {
       await this.#qmp.execute('quit').catch(() => {}); // it may end before it answers
       await this.#qmp.closed;
     });
+  }
+
+  /** Also if its STOP event was taken for ours. */
+  #leavePaused(): void {
+    this.#stoppedByUs = false;
+    this.#options.onOperator('paused');
   }
 
   async #cont(): Promise<number> {
