@@ -228,6 +228,8 @@ export class PrimaryHost {
           this.dispatch({ type: 'resumed' });
         });
         return;
+      case 'take-prefix':
+        throw new Error('no simulated VM moves before its memory');
       case 'continue-vm':
         throw new Error('no disk of a simulated VM is ever full');
       case 'send':
