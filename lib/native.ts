@@ -240,11 +240,15 @@ export interface BaseRoundOptions {
 export interface BaseRoundResult {
   readonly pages: number;
   readonly zeroPages: number;
+  /** Beside these: written again since this round's scan, and so left to the next; of `dirtyPages`. */
+  readonly skippedPages: number;
   readonly bytes: number;
   /** Written since this round's scan: what the next round, or the first epoch, would have to send now. */
   readonly dirtyPages: number;
   readonly scanMs: number;
   readonly sendMs: number;
+  /** Of `sendMs`: finding what to skip. */
+  readonly lookMs: number;
   /** Of `dirtyPages`; nothing is re-protected for it. */
   readonly countMs: number;
   /** After indexDisks(). */

@@ -131,6 +131,7 @@ const roundText = ({
   round,
   pages,
   zeroPages,
+  skippedPages = 0,
   bytes,
   roundMs,
   bytesPerSecond,
@@ -139,6 +140,7 @@ const roundText = ({
 }: MigrationProgress) =>
   [
     `  round ${round}: ${pages} pages (${bytesText(bytes)}) and ${zeroPages} zero pages in ${timeText(roundMs)}, ${bytesText(bytesPerSecond)}/s`,
+    ...(skippedPages === 0 ? [] : [`    ${skippedPages} skipped: written again meanwhile`]),
     ...(diskPages === undefined ? [] : [diskPagesText(diskPages)]),
     `    ${decision.reason} ${nextText[decision.step]}`,
   ].join('\n');

@@ -55,12 +55,14 @@ export const narratePrimary = (
   const onRound = (round: {
     readonly pages: number;
     readonly zeroPages: number;
+    readonly skippedPages?: number;
     readonly bytes: number;
     readonly sendMs: number;
   }): void => {
     rounds += 1;
+    const skipped = (round.skippedPages ?? 0) === 0 ? '' : `; ${round.skippedPages} written again, skipped`;
     console.tell(
-      `  round ${rounds}: ${round.pages} pages sent (${sizeText(round.bytes)}), ${round.zeroPages} zero pages, ${round.sendMs.toFixed(0)} ms`,
+      `  round ${rounds}: ${round.pages} pages sent (${sizeText(round.bytes)}), ${round.zeroPages} zero pages, ${round.sendMs.toFixed(0)} ms${skipped}`,
       { event: 'round', round: rounds, ...round },
     );
   };

@@ -9,6 +9,11 @@ export interface MigrationRound {
   readonly pages: number;
   /** Pages of zeros, told but not sent. */
   readonly zeroPages: number;
+  /**
+   * Beside these: left out, for the guest had written them again since the round began. They are among
+   * `dirtyPages`. An engine that sends them all the same has none.
+   */
+  readonly skippedPages?: number;
   /** Of the wire. */
   readonly bytes: number;
   /** From this round's begin to the next one's. */

@@ -5,7 +5,8 @@
  *   ├── all of RAM ──────┼── to send ───┼── to send ──┤ dirty now
  *                        ▲ dirty then ──▲ dirty then ─▲        ÷ link = expected downtime
  *
- * What a round has to send is what was dirty when the one before it ended.
+ * What a round has to send is what was dirty when the one before it ended. Some of it may be skipped, having been
+ * written again meanwhile: that is dirty at its end, too, so a round in which everything is skipped gains nothing.
  */
 import type { MigrationDecision, MigrationLimits, MigrationRound } from './policy.js';
 import { pagesText, rateText, timeText } from './words.js';
@@ -49,7 +50,9 @@ export const pagesToSend = (rounds: readonly MigrationRound[], index: number): n
   const before = rounds[index - 1];
   if (before !== undefined) return before.dirtyPages;
   const first = rounds[index];
-  return first === undefined ? 0 : first.pages + first.zeroPages + (first.diskPages?.verified ?? 0);
+  if (first === undefined) return 0;
+  const { pages, zeroPages, skippedPages = 0, diskPages } = first;
+  return pages + zeroPages + skippedPages + (diskPages?.verified ?? 0);
 };
 
 /** Bytes per millisecond that the guest dirtied in the last round, each page counted once. */

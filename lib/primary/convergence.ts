@@ -30,7 +30,9 @@ export const fixedConvergence =
   (limits: FixedConvergence): ConvergencePolicy =>
   (rounds) => {
     if (rounds.length < 2) return false; // the first round is the whole of RAM
-    const total = (round: RoundStats | undefined): number => (round?.pages ?? 0) + (round?.zeroPages ?? 0);
+    // What was skipped was to be sent: a round that is short because of it is not small.
+    const total = (round: RoundStats | undefined): number =>
+      round === undefined ? 0 : round.pages + round.zeroPages + (round.skippedPages ?? 0);
     const last = total(rounds.at(-1));
     if (last <= limits.pagesSmall || rounds.length >= limits.roundsMax) return true;
     return rounds.length >= 3 && last > 0.7 * total(rounds.at(-2));

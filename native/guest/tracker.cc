@@ -19,6 +19,9 @@ constexpr size_t kRegionsPerCall = 512;
 // call costs more than it gains, and above it a thread that wakes late, or
 // shares its core with QEMU, is waited for.
 constexpr uint64_t kScanChunkBytes = 128ull << 20;
+// Runs no further apart than this are looked at in one call, which takes longer
+// to make than to walk so many pages.
+constexpr uint64_t kGapPagesMax = 512;
 
 }  // namespace
 
@@ -283,6 +286,22 @@ Result<uint64_t> DirtyTracker::CountWritten(WorkerPool& pool) const {
   if (!written.ok()) return written.error();
   // Ordered: where a walk goes over the same pages twice, nothing has made them clean meanwhile.
   return PagesOf(held.value()) + PagesOf(Ordered(std::move(written).value()));
+}
+
+// A page of a block that no scan has taken yet counts as written, and is: the next
+// scan takes the block, and reports what it holds.
+Result<std::vector<PageRun>> DirtyTracker::WrittenAround(std::span<const PageRun> runs) const {
+  std::vector<PageRun> written;
+  for (size_t i = 0; i < runs.size();) {
+    const uint64_t first = runs[i].first_page;
+    uint64_t end = first;
+    for (; i < runs.size() && (end == first || runs[i].first_page <= end + kGapPagesMax); ++i) {
+      end = runs[i].first_page + runs[i].pages;
+    }
+    HF_TRY(Walk({abi::kScanCheckWpAsync, abi::kPageIsWritten, 0}, address_ + first * page_size_,
+                address_ + end * page_size_, written));
+  }
+  return Ordered(std::move(written));
 }
 
 Result<std::vector<PageRun>> DirtyTracker::Present() {

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "base/descriptor.h"
@@ -37,6 +38,11 @@ class DirtyTracker {
   // How many pages were written since the last scan, without touching protection:
   // each of them is still reported by the next one.
   Result<uint64_t> CountWritten(WorkerPool& pool) const;
+
+  // Runs of the pages of `runs` (ascending) that were written since the last scan,
+  // and perhaps of such that lie between them. Protection is not touched: each of
+  // them is still reported by the next scan.
+  Result<std::vector<PageRun>> WrittenAround(std::span<const PageRun> runs) const;
 
   // Runs of the pages present in the process, without touching protection.
   Result<std::vector<PageRun>> Present();

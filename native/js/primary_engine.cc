@@ -142,10 +142,12 @@ Value ToValue(const Primary::Round& round) {
     return With(object, env, round.disk_pages)
         .Number("pages", round.pages)
         .Number("zeroPages", round.zero_pages)
+        .Number("skippedPages", round.skipped_pages)
         .Number("bytes", round.bytes)
         .Number("dirtyPages", round.dirty_pages)
         .Number("scanMs", round.scan_ms)
         .Number("sendMs", round.send_ms)
+        .Number("lookMs", round.look_ms)
         .Number("countMs", round.count_ms)
         .object();
   };

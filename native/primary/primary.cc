@@ -14,7 +14,6 @@
 namespace holdfast {
 namespace {
 
-constexpr uint64_t kBaseBatchBytes = 64ull << 20;   // between two looks at the cancel signal
 constexpr uint64_t kStagingBytesFirst = 16ull << 20;
 constexpr uint64_t kStateBytesMax = 256ull << 20;   // one device state or prefix
 
@@ -170,7 +169,7 @@ Result<Primary::Round> Primary::BaseRound(bool first, const CancelSignal& cancel
   round_written_ = first ? std::vector<PageRun>{} : taken.value().written;
   const double scanned_ms = MonotonicMs();
 
-  const Status sent = SendRound(runs, cancel);
+  const Status sent = SendRound(runs, cancel, round);
   if (!sent.ok()) {
     // Which pages arrived is unknown: the next connection starts from the base.
     dirty_set_unknown_ = true;
@@ -231,24 +230,32 @@ Result<Primary::Dirty> Primary::TakePopulated() {
   return Dirty{{}, Ordered(std::move(populated).value())};
 }
 
-Status Primary::SendRound(const std::vector<PageRun>& runs, const CancelSignal& cancel) {
+Status Primary::SendRound(const std::vector<PageRun>& runs, const CancelSignal& cancel,
+                          Round& round) {
   writer_->UseStrategy(options_.strategy);
   writer_->UseIndex(index_.get());
   HF_TRY(writer_->BeginRound());
-  const auto batch_pages = static_cast<uint32_t>(kBaseBatchBytes / guest_->view->page_size());
+  RoundPace pace(guest_->view->page_size(), MonotonicMs());
+  std::vector<PageRun> sent;
   std::vector<PageRun> batch;
-  uint32_t room = batch_pages;
+  uint64_t room = pace.BatchPages(MonotonicMs());
   const auto flush = [&]() -> Status {
     if (cancel.cancelled()) return Error::Of(ErrorCode::kCancelled, "base round cancelled");
+    const uint64_t found_pages = PagesOf(batch);
+    HF_TRY(LeaveOutWritten(batch, pace));
+    const uint64_t pages = PagesOf(batch);
+    round.skipped_pages += found_pages - pages;
     for (const PageRun& run : batch) guest_->view->Prefault(run);
-    HF_TRY(writer_->Pages(guest_->view->source(), batch, /*stable=*/false));
+    if (pages > 0) HF_TRY(writer_->Pages(guest_->view->source(), batch, /*stable=*/false));
+    for (const PageRun& run : batch) AppendRun(sent, run);
     batch.clear();
-    room = batch_pages;
+    pace.Sent(pages);
+    room = pace.BatchPages(MonotonicMs());
     return {};
   };
   for (PageRun rest : runs) {
     while (rest.pages > 0) {
-      const uint32_t pages = std::min(rest.pages, room);
+      const auto pages = static_cast<uint32_t>(std::min<uint64_t>(rest.pages, room));
       batch.push_back({rest.first_page, rest.source_page, pages});
       rest = {rest.first_page + pages, rest.source_page + pages, rest.pages - pages};
       room -= pages;
@@ -256,8 +263,21 @@ Status Primary::SendRound(const std::vector<PageRun>& runs, const CancelSignal& 
     }
   }
   if (!batch.empty()) HF_TRY(flush());
-  const EpochWriter::Again again{guest_->view->source(), runs};
+  round.look_ms = pace.look_ms();
+  const EpochWriter::Again again{guest_->view->source(), sent};
   return writer_->EndRound(&again);
+}
+
+// What is left out stays dirty in the tracker: the next round, or the first epoch
+// after the VM has been stopped, begins with a scan that finds it.
+Status Primary::LeaveOutWritten(std::vector<PageRun>& batch, RoundPace& pace) const {
+  const double start_ms = MonotonicMs();
+  if (!pace.LooksNow(start_ms)) return {};
+  auto written = guest_->tracker->WrittenAround(batch);
+  if (!written.ok()) return written.error();
+  if (!written.value().empty()) batch = Without(batch, written.value());
+  pace.Looked(MonotonicMs() - start_ms);
+  return {};
 }
 
 Status Primary::CheckSlice(const Slice& slice) const {

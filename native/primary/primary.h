@@ -7,7 +7,8 @@
 // one epoch with the pages, acknowledged as one.
 //
 // The set of pages the backup may lack is never forgotten. Each of them is either
-//   dirty in the tracker, not found by any scan yet;
+//   dirty in the tracker, not found by any scan yet, or written again since the
+//     scan of a base round that found it: the round then leaves it out;
 //   in carry_: found, but neither staged nor captured (hot, beyond a limit, or of
 //     an epoch that was given up);
 //   in ahead_: staged, and perhaps sent, ahead of the coming pause, and not
@@ -39,6 +40,7 @@
 #include "capture/tracked_ram.h"
 #include "disk/shipper.h"
 #include "postcopy/page_server.h"
+#include "primary/round_pace.h"
 #include "send/disk_index.h"
 #include "send/epoch_writer.h"
 
@@ -79,10 +81,12 @@ class Primary {
   struct Round {
     uint64_t pages = 0;
     uint64_t zero_pages = 0;
+    uint64_t skipped_pages = 0;  // beside these: written again before they were sent
     uint64_t bytes = 0;
-    uint64_t dirty_pages = 0;  // at its end: written since its scan
+    uint64_t dirty_pages = 0;  // at its end: written since its scan, skipped ones included
     double scan_ms = 0;
     double send_ms = 0;
+    double look_ms = 0;   // of send_ms: finding what to skip
     double count_ms = 0;  // of dirty_pages
     std::optional<DiskPages> disk_pages{};  // with an index only
   };
@@ -207,7 +211,8 @@ class Primary {
   };
   Result<Dirty> TakeDirtyPages(bool all, WorkerPool& pool);
   Result<Dirty> TakePopulated();
-  Status SendRound(const std::vector<PageRun>& runs, const CancelSignal& cancel);
+  Status SendRound(const std::vector<PageRun>& runs, const CancelSignal& cancel, Round& round);
+  Status LeaveOutWritten(std::vector<PageRun>& batch, RoundPace& pace) const;
   Result<Sent> SendEpoch(const Epoch& epoch, Strategy strategy, std::span<const std::byte> device,
                          std::span<const std::byte> prefix);
   Status CheckSlice(const Slice& slice) const;

@@ -6,6 +6,7 @@
 
 #include <map>
 
+#include "primary/round_pace.h"
 #include "send/completion_ledger.h"
 #include "send/completion_sender.h"
 #include "send/zero_copy_policy.h"
@@ -116,6 +117,29 @@ TEST("the policy stops asking where the kernel copies, and asks again, ever more
   CHECK_EQ(policy.fallbacks(), 3u);
   policy.SentPlain(ZeroCopyPolicy::kPlainBytesFirst);
   CHECK(policy.asking());
+}
+
+TEST("a round's batches are small at first, then as long as is to lie between two looks") {
+  RoundPace pace(4096, 100);
+  constexpr uint64_t kLeastPages = RoundPace::kBatchBytesMin / 4096;
+  CHECK_EQ(pace.BatchPages(100), kLeastPages);
+  pace.Sent(10'000);  // the kernel's buffers have taken them
+  CHECK_EQ(pace.BatchPages(101), kLeastPages);
+  CHECK_EQ(pace.BatchPages(200), 1'600u);  // 100 a millisecond
+  CHECK_EQ(pace.BatchPages(10'100), kLeastPages);
+  pace.Sent(1'000'000);
+  CHECK_EQ(pace.BatchPages(200), RoundPace::kBatchBytesMax / 4096);
+  CHECK_EQ(RoundPace(2 << 20, 0).BatchPages(0), 1u);
+}
+
+TEST("a round looks at nothing at first, and later as long as that takes a small part of it") {
+  RoundPace pace(4096, 100);
+  CHECK(!pace.LooksNow(100));
+  CHECK(!pace.LooksNow(100 + RoundPace::kLookAfterMs - 1));
+  CHECK(pace.LooksNow(100 + RoundPace::kLookAfterMs));
+  pace.Looked(4);
+  CHECK(!pace.LooksNow(100 + 4 / RoundPace::kLooksShareMax - 1));
+  CHECK(pace.LooksNow(100 + 4 / RoundPace::kLooksShareMax));
 }
 
 // A kernel that takes what it likes, when it likes, and reports in any order.

@@ -29,6 +29,8 @@ export interface PairOptions {
   readonly verify?: boolean;
   readonly disks?: readonly PrimaryDisk[];
   readonly store?: DiskStore;
+  /** What the connections go through: given the receiver's port, the port to connect to. */
+  readonly through?: (port: number) => Promise<number>;
 }
 
 export class Pair {
@@ -64,6 +66,13 @@ export class Pair {
 
   /** Opens a session, connects, and sends the base until nothing is left. The VM must be stopped. */
   async connect(): Promise<void> {
+    await this.dial();
+    await this.engine.baseRound({ first: true });
+    await this.engine.baseRound({ first: false });
+  }
+
+  /** Opens a session and connects. */
+  async dial(): Promise<void> {
     const token = randomBytes(32);
     await this.receiver.openSession({
       token,
@@ -74,17 +83,16 @@ export class Pair {
       deviceBytesMax: 2 ** 20,
       disks: this.#options.store,
     });
-    const { streams, verify } = this.#options;
+    const { streams, verify, through } = this.#options;
+    const { port } = this.receiver;
     await this.engine.connect({
       host: '127.0.0.1',
-      port: this.receiver.port,
+      port: through === undefined ? port : await through(port),
       token,
       timeoutMs: 5000,
       streams,
       verify,
     });
-    await this.engine.baseRound({ first: true });
-    await this.engine.baseRound({ first: false });
   }
 
   async send(epoch: number, strategy?: SenderStrategy): Promise<SendResult> {

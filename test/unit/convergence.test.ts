@@ -22,6 +22,12 @@ describe('base sync convergence', () => {
     expect(enough([...rounds(100_000), { ...rounds(600)[0]!, zeroPages: 600 }])).toBe(false);
   });
 
+  it('what was skipped counts: a round is not small for that', () => {
+    const skipping = { ...rounds(600)[0]!, skippedPages: 30_000 };
+    expect(enough([...rounds(100_000), skipping])).toBe(false);
+    expect(enough([...rounds(100_000), skipping, skipping])).toBe(true);
+  });
+
   it('goes on while rounds shrink, and stops when they no longer do', () => {
     expect(enough(rounds(100_000, 40_000, 16_000))).toBe(false);
     expect(enough(rounds(100_000, 40_000, 39_000))).toBe(true);

@@ -9,7 +9,7 @@ import type {
   MigrationPolicy,
   MigrationRound,
 } from '../../lib/migrate/policy.js';
-import { linkRate } from '../../lib/migrate/round-figures.js';
+import { linkRate, pagesToSend } from '../../lib/migrate/round-figures.js';
 
 const limits: MigrationLimits = { downtimeMs: 300, pageBytes: 4096, overheadMs: 0 };
 
@@ -137,7 +137,63 @@ describe('02 a guest that writes as fast as the link', () => {
   });
 });
 
-describe('03 odd rounds', () => {
+/**
+ * Rounds of a guest that writes a working set at random, `speed` times as fast as the link, for an engine that
+ * skips what was written again. Of `x` of the set, dirty when a round begins, a page goes out at time t with
+ * exp(-ct), so the round takes ln(1 + speed x)/c and leaves speed x/(1 + speed x); the limit is 1 - 1/speed.
+ */
+const skippingRounds = (speed: number, setPages: number, count: number): MigrationRound[] => {
+  const setMs = setPages / LINK_PAGES_PER_MS;
+  const rounds = [roundOf(131_072 - setPages, setPages)];
+  for (let dirty = 1; rounds.length < count; ) {
+    const roundMs = (setMs / speed) * Math.log(1 + speed * dirty);
+    const pages = Math.round(roundMs * LINK_PAGES_PER_MS);
+    const skippedPages = Math.round(dirty * setPages) - pages;
+    dirty = (speed * dirty) / (1 + speed * dirty);
+    rounds.push({
+      ...roundOf(pages, Math.round(dirty * setPages)),
+      ...{ roundMs, skippedPages },
+    });
+  }
+  return rounds;
+};
+
+describe('03 an engine that skips what was written again', () => {
+  it('a writer faster than the link comes down to what its speed leaves, and mp sees that', () => {
+    const rounds = skippingRounds(1.45, 16_384, 12);
+    expect(rounds.at(-1)!.dirtyPages / 16_384).toBeCloseTo(1 - 1 / 1.45, 2);
+    expect(steps(fixed, rounds)).not.toContain(stop);
+    expect(steps(mp, rounds).indexOf(stop)).toBe(4);
+    expect(steps(auto, rounds)).toContain(stop);
+    expect(linkRate(rounds)).toBeCloseTo(LINK_PAGES_PER_MS * 4096, -2);
+  });
+
+  it('one that is slower is left behind', () => {
+    for (const policy of [fixed, mp, auto])
+      expect(steps(policy, skippingRounds(0.7, 16_384, 8))).toContain(stop);
+    expect(skippingRounds(0.7, 16_384, 12).at(-1)!.dirtyPages).toBeLessThan(300);
+  });
+
+  it('a round in which everything was skipped is short, but gains nothing', () => {
+    const hot: MigrationRound = {
+      ...{ pages: 0, zeroPages: 0, skippedPages: 8_192, bytes: 100 },
+      ...{ roundMs: 20, dirtyPages: 8_192 },
+    };
+    const rounds = [...roundsLeaving(8_192), hot, hot];
+    expect(steps(fixed, rounds)).toEqual([next, next, next]);
+    expect(steps(mp, rounds)).toEqual([next, next, stop]);
+    expect(steps(auto, rounds)).toEqual([next, stop, stop]);
+    expect(linkRate(rounds)).toBe(LINK_PAGES_PER_MS * 4096);
+  });
+
+  it('what the first round skips it had to send', () => {
+    const half = { ...roundOf(65_536, 65_536), skippedPages: 65_536 };
+    expect(pagesToSend([half], 0)).toBe(131_072);
+    expect(steps(mp, [half, roundOf(65_536, 30_000)])).toEqual([next, next]);
+  });
+});
+
+describe('04 odd rounds', () => {
   const odd: Readonly<Record<string, MigrationRound>> = {
     'of no time': { ...roundOf(100, 50), roundMs: 0 },
     'of no bytes': { pages: 0, zeroPages: 0, bytes: 0, roundMs: 100, dirtyPages: 50 },
@@ -182,7 +238,7 @@ describe('03 odd rounds', () => {
   });
 });
 
-describe('04 when to give up', () => {
+describe('05 when to give up', () => {
   const limit = { roundsMax: 30, totalMsMax: 60_000 };
 
   it('says by which limit, and nothing before', () => {
@@ -192,11 +248,12 @@ describe('04 when to give up', () => {
   });
 });
 
-describe('05 properties', () => {
+describe('06 properties', () => {
   const round = fc
     .record({
       pages: fc.nat(200_000),
       zeroPages: fc.nat(200_000),
+      skippedPages: fc.nat(200_000),
       roundMs: fc.oneof(fc.constant(0), fc.double({ min: 0.001, max: 1e6, noNaN: true })),
       dirtyPages: fc.nat(200_000),
     })
@@ -313,7 +370,7 @@ describe('05 properties', () => {
   });
 });
 
-describe('06 rounds of real migrations', () => {
+describe('07 rounds of real migrations', () => {
   interface RecordedRun {
     readonly name: string;
     readonly downtimeMs: number;

@@ -139,10 +139,12 @@ describe('what is told', () => {
   it('each round, and what the policy made of it', () => {
     const { lines, say, end, listeners } = narrated(false);
     say('round', progress);
+    say('round', { ...progress, skippedPages: 40 });
     say('final', { dirtyPages: 7, bytes: 28_672, stopMs: 0.4, ackMs: 3 });
     expect(lines).toEqual([
       'connecting to 10.0.0.2:7788\n',
       '  round 2: 100 pages (400 KiB) and 0 zero pages in 100 ms, 3.9 MiB/s\n    Much is left. Another round.\n',
+      '  round 2: 100 pages (400 KiB) and 0 zero pages in 100 ms, 3.9 MiB/s\n    40 skipped: written again meanwhile\n    Much is left. Another round.\n',
       '  stopped: 7 pages (28 KiB) in 3 ms, after 0.4 ms for the stop; handing over\n',
     ]);
     end();
