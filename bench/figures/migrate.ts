@@ -20,7 +20,7 @@ export const migrateFigures: SuiteFigures = {
   charts: (report) =>
     present([
       pivotBarChart(report, {
-        title: 'A guest that writes memory 1.2 times as fast as the link',
+        title: 'A guest that writes memory faster than the link carries',
         axis: { label: 'total, ms (median)' },
         where: of('writer'),
         group: policyOf,

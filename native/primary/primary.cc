@@ -235,10 +235,15 @@ Status Primary::SendRound(const std::vector<PageRun>& runs, const CancelSignal& 
   writer_->UseStrategy(options_.strategy);
   writer_->UseIndex(index_.get());
   HF_TRY(writer_->BeginRound());
-  RoundPace pace(guest_->view->page_size(), MonotonicMs());
+  RoundPace pace(guest_->view->page_size(), peer_.streams, MonotonicMs());
   std::vector<PageRun> sent;
   std::vector<PageRun> batch;
-  uint64_t room = pace.BatchPages(MonotonicMs());
+  uint64_t room = 0;
+  const auto begin_batch = [&] {
+    room = pace.BatchPages(MonotonicMs());
+    // Else what was decided now would leave when the kernel's buffers are through.
+    writer_->LimitUnsent(room * guest_->view->page_size() / peer_.streams);
+  };
   const auto flush = [&]() -> Status {
     if (cancel.cancelled()) return Error::Of(ErrorCode::kCancelled, "base round cancelled");
     const uint64_t found_pages = PagesOf(batch);
@@ -250,9 +255,10 @@ Status Primary::SendRound(const std::vector<PageRun>& runs, const CancelSignal& 
     for (const PageRun& run : batch) AppendRun(sent, run);
     batch.clear();
     pace.Sent(pages);
-    room = pace.BatchPages(MonotonicMs());
+    begin_batch();
     return {};
   };
+  begin_batch();
   for (PageRun rest : runs) {
     while (rest.pages > 0) {
       const auto pages = static_cast<uint32_t>(std::min<uint64_t>(rest.pages, room));
@@ -263,6 +269,7 @@ Status Primary::SendRound(const std::vector<PageRun>& runs, const CancelSignal& 
     }
   }
   if (!batch.empty()) HF_TRY(flush());
+  writer_->LimitUnsent(0);
   round.look_ms = pace.look_ms();
   const EpochWriter::Again again{guest_->view->source(), sent};
   return writer_->EndRound(&again);

@@ -21,23 +21,25 @@ class RoundPace {
   // which protects those pages anew. So a round also sends enough to measure the link.
   static constexpr double kLookAfterMs = 20;
   // What a look says should be little older than this when the pages leave.
-  static constexpr double kBatchMs = 16;
-  static constexpr uint64_t kBatchBytesMin = uint64_t{1} << 20;
+  static constexpr double kBatchMs = 8;
+  // For each stream, so that all have something to carry (send/epoch_writer.cc).
+  static constexpr uint64_t kBatchBytesMin = uint64_t{512} << 10;
   static constexpr uint64_t kBatchBytesMax = uint64_t{64} << 20;
   // Of the round's time so far, all looks together: on a link so fast, and among
   // pages so scattered, that looking takes longer, it does not pay.
   static constexpr double kLooksShareMax = 1.0 / 16;
 
-  RoundPace(uint32_t page_bytes, double start_ms) : page_bytes_(page_bytes), start_ms_(start_ms) {}
+  RoundPace(uint32_t page_bytes, unsigned streams, double start_ms)
+      : page_bytes_(page_bytes), bytes_min_(kBatchBytesMin * streams), start_ms_(start_ms) {}
 
   // Of the next batch; at least one. By the rate of all before it, once that says
   // more than how much the kernel takes without sending it.
   uint64_t BatchPages(double now_ms) const {
     const double elapsed_ms = now_ms - start_ms_;
-    double bytes = kBatchBytesMin;
+    auto bytes = static_cast<double>(bytes_min_);
     if (elapsed_ms >= kLookAfterMs) {
       const double sent_bytes = static_cast<double>(sent_pages_) * page_bytes_;
-      bytes = std::clamp<double>(sent_bytes / elapsed_ms * kBatchMs, kBatchBytesMin, kBatchBytesMax);
+      bytes = std::clamp<double>(sent_bytes / elapsed_ms * kBatchMs, bytes, kBatchBytesMax);
     }
     return std::max<uint64_t>(1, static_cast<uint64_t>(bytes) / page_bytes_);
   }
@@ -54,6 +56,7 @@ class RoundPace {
 
  private:
   const uint32_t page_bytes_;
+  const uint64_t bytes_min_;
   const double start_ms_;
   uint64_t sent_pages_ = 0;
   double look_ms_ = 0;

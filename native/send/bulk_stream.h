@@ -75,6 +75,9 @@ class BulkStream {
   // none: all as they are. It must outlive what is sent by it.
   void UseIndex(const DiskIndex* index) { index_ = index; }
 
+  // As StreamSocket::LimitUnsent.
+  void LimitUnsent(uint64_t bytes) { socket_.LimitUnsent(bytes); }
+
   // All of the runs, ascending after those before in this slice; zero pages may
   // wait for the slice's end.
   Status Pages(const PageSource& source, std::span<const PageRun> runs);

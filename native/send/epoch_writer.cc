@@ -342,6 +342,10 @@ void EpochWriter::UseIndex(const DiskIndex* index) {
   for (const auto& stream : impl_->streams) stream->UseIndex(index);
 }
 
+void EpochWriter::LimitUnsent(uint64_t bytes) {
+  for (const auto& stream : impl_->streams) stream->LimitUnsent(bytes);
+}
+
 void EpochWriter::UseStrategy(Strategy strategy) {
   HF_ASSERT(impl_->phase == Impl::Phase::kBetween || impl_->phase == Impl::Phase::kSliced);
   impl_->strategy = strategy;

@@ -60,6 +60,9 @@ class EpochWriter {
   // The same; none at first. Whoever uses one says where the pages are once more.
   void UseIndex(const DiskIndex* index);
 
+  // From now on, each stream; 0, as at first: no limit (send/stream_socket.h).
+  void LimitUnsent(uint64_t bytes);
+
   // Where all pages of a round, or of an epoch without slices, can be read again.
   struct Again {
     PageSource source;

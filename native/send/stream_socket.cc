@@ -292,4 +292,8 @@ void StreamSocket::SetCork(bool corked) {
   SetOption(fd(), IPPROTO_TCP, TCP_CORK, corked ? 1 : 0);
 }
 
+void StreamSocket::LimitUnsent(uint64_t bytes) {
+  SetOption(fd(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, static_cast<int>(std::min<uint64_t>(bytes, INT_MAX)));
+}
+
 }  // namespace holdfast

@@ -94,6 +94,11 @@ class StreamSocket {
   // TCP_CORK, for strategies whose calls cannot say "more".
   void SetCork(bool corked);
 
+  // What the kernel takes beyond what is on its way; 0, as at first: as much as it
+  // likes. For who decides late what to send. Unlike SO_SNDBUF it leaves the
+  // kernel's own tuning as it is.
+  void LimitUnsent(uint64_t bytes);
+
   // What errno of a call that moved bytes means; `syscall` names the call.
   Error LostBy(const char* syscall) const;
 

@@ -120,20 +120,22 @@ TEST("the policy stops asking where the kernel copies, and asks again, ever more
 }
 
 TEST("a round's batches are small at first, then as long as is to lie between two looks") {
-  RoundPace pace(4096, 100);
+  RoundPace pace(4096, 1, 100);
   constexpr uint64_t kLeastPages = RoundPace::kBatchBytesMin / 4096;
   CHECK_EQ(pace.BatchPages(100), kLeastPages);
   pace.Sent(10'000);  // the kernel's buffers have taken them
   CHECK_EQ(pace.BatchPages(101), kLeastPages);
-  CHECK_EQ(pace.BatchPages(200), 1'600u);  // 100 a millisecond
+  CHECK_EQ(pace.BatchPages(200), 800u);  // 100 a millisecond
   CHECK_EQ(pace.BatchPages(10'100), kLeastPages);
   pace.Sent(1'000'000);
   CHECK_EQ(pace.BatchPages(200), RoundPace::kBatchBytesMax / 4096);
-  CHECK_EQ(RoundPace(2 << 20, 0).BatchPages(0), 1u);
+  CHECK_EQ(RoundPace(4096, 3, 0).BatchPages(0), 3 * kLeastPages);
+  CHECK_EQ(RoundPace(4096, 16, 0).BatchPages(1'000), 16 * kLeastPages);
+  CHECK_EQ(RoundPace(2 << 20, 1, 0).BatchPages(0), 1u);
 }
 
 TEST("a round looks at nothing at first, and later as long as that takes a small part of it") {
-  RoundPace pace(4096, 100);
+  RoundPace pace(4096, 1, 100);
   CHECK(!pace.LooksNow(100));
   CHECK(!pace.LooksNow(100 + RoundPace::kLookAfterMs - 1));
   CHECK(pace.LooksNow(100 + RoundPace::kLookAfterMs));
