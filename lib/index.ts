@@ -39,7 +39,12 @@ export {
 } from './backup/options.js';
 export type { ReplicaDiskStatus } from './backup/replica-disks.js';
 // Checkpoints on disk
-export type { LayerRound } from './checkpoint/binding.js';
+export type { FinishedLayer, LayerRound } from './checkpoint/binding.js';
+export {
+  type CheckpointByHandoffOptions,
+  type HandoffCheckpointReport,
+  takeByHandoff,
+} from './checkpoint/by-handoff.js';
 export type { Upkeep } from './checkpoint/chain.js';
 export {
   Checkpointing,

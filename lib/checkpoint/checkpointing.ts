@@ -83,6 +83,9 @@ export interface CheckpointReport {
   /** A stop of its own before the first checkpoint, for what QEMU's ROMs hold; 0 for later ones. */
   readonly prefixMs: number;
   readonly pausePages: number;
+  /** In totalMs: memory and devices, and the copies of the disks. */
+  readonly saveStateMs: number;
+  readonly copyFileMs: number;
   /** From the begin until it could be restored. */
   readonly totalMs: number;
 }
@@ -90,6 +93,8 @@ export interface CheckpointReport {
 interface CheckpointingEvents {
   round: [LayerRound & { readonly epoch: number; readonly round: number }];
   taken: [CheckpointReport];
+  /** Its disks' overlays are in their images again. */
+  committed: [{ readonly epoch: number; readonly commitMs: number }];
   upkeep: [Upkeep];
   /** It goes on, but somebody should know. */
   warning: [HoldfastError];
@@ -303,7 +308,7 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
       await this.#engine.commit();
       this.#parent = epoch;
       this.emit('taken', report);
-      this.#commitDisks();
+      this.#commitDisks(epoch);
       this.#keepUp();
       return report;
     } catch (error) {
@@ -345,7 +350,9 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
       path: join(dir, 'device'),
     });
     finished ??= await this.#engine.finish({ indexPath: join(dir, 'ram.index') });
+    const savedMs = performance.now();
     const disks = await this.#overlays.copyTo(dir);
+    const copyFileMs = performance.now() - savedMs;
     this.#throwIfCancelled();
     await publishCheckpoint(this.#root, {
       magic: MANIFEST_MAGIC,
@@ -382,6 +389,8 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
       contMs,
       prefixMs,
       pausePages: paused.captured.dirtyPages,
+      saveStateMs: savedMs - startMs,
+      copyFileMs,
       totalMs: performance.now() - startMs,
     };
   }
@@ -434,15 +443,17 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
   async #giveUp(epoch: number): Promise<void> {
     this.#prefixIsStale ||= this.#prefix.length === 0;
     await this.#engine.giveUp().catch(() => {}); // closed
-    this.#commitDisks();
+    this.#commitDisks(undefined);
     await rm(writingDir(this.#root, epoch), { recursive: true, force: true }).catch(() => {});
   }
 
   /** The guest writes to its images again, soon. */
-  #commitDisks(): void {
+  #commitDisks(epoch: number | undefined): void {
     const work = async (): Promise<void> => {
+      const beganMs = performance.now();
       try {
         if (this.#qmp.open) await this.#overlays.commit();
+        if (epoch !== undefined) this.emit('committed', { epoch, commitMs: performance.now() - beganMs });
       } catch (error) {
         this.emit('warning', toHoldfastError(error));
       }
@@ -476,7 +487,7 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
   }
 }
 
-const vmOf = (vm: VmDescription, ram: MappedBackend): Manifest['vm'] => ({
+export const vmOf = (vm: VmDescription, ram: MappedBackend): Manifest['vm'] => ({
   name: vm.name ?? '',
   qemuVersion: vm.qemuVersion,
   binary: vm.binary,

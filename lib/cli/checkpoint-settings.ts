@@ -7,8 +7,11 @@ import { durationText, parseDurationMs, parseInteger, parseSwitch, switchText } 
 
 export const checkpointCommandSettings = checkpointSettings.extend({
   logLevel: daemonKeys.logLevel,
-  /** capture: the VM stays in its process, and only stands still for a moment. */
-  method: z.enum(['capture']).default('capture'),
+  /**
+   * capture: the VM stays in its process, and only stands still for a moment. handoff: another QEMU goes on with
+   * it, and the one that had it is saved.
+   */
+  method: z.enum(['capture', 'handoff']).default('capture'),
   /** QMP socket of the VM. */
   qmp: z.string().min(1).optional(),
   /** Name under which Holdfast launched it. */
@@ -23,7 +26,7 @@ export const checkpointFlags = {
   vm: { flag: '--vm <name>', help: 'instead: the VM that Holdfast launched under this name' },
   method: {
     flag: '--method <method>',
-    help: 'how a moment of the VM is had: capture (it stays in its process)',
+    help: 'how a moment of the VM is had: capture (it stays in its process), handoff (another QEMU goes on with it, and the one that had it is saved)',
   },
   keep: {
     flag: '--keep <n>',

@@ -3,6 +3,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { Command } from 'commander';
 import type { Checkpointing } from '../checkpoint/checkpointing.js';
 import { CancelledError, toHoldfastError, VmGoneError } from '../errors.js';
+import { checkpointByHandoff } from './checkpoint-handoff.js';
 import {
   type CheckpointCommandSettings,
   checkpointCommandSettings,
@@ -26,13 +27,14 @@ export const addCheckpointCommand = (program: Command, finish: Finish): void => 
         'has all of the memory, later ones of the same run what has changed. SIGINT or SIGTERM ends it: what is not ' +
         'complete is given up, and the VM runs on.',
     )
-    .usage('(--qmp SOCKET | --vm NAME) [options] DIR')
+    .usage('(--qmp SOCKET | --vm NAME) [--method capture|handoff] [options] DIR')
     .argument('<dir>', 'directory of the checkpoints; made if it is not there');
   addFlags(command, checkpointFlags, checkpointCommandSettings);
   command.addOption(jsonOption());
   command.action(async (dir: string, flags: Record<string, unknown>) => {
     const settings = await gatherSettings(checkpointCommandSettings, checkpointFlags, flags, { dir });
-    await checkpoint(settings, flags.json === true);
+    if (settings.method === 'handoff') await checkpointByHandoff(settings, flags, command);
+    else await checkpoint(settings, flags.json === true);
     finish(0);
   });
   teach(command, {
@@ -40,17 +42,27 @@ export const addCheckpointCommand = (program: Command, finish: Finish): void => 
 A checkpoint is there, whole, or not at all, whenever this process or the host ends.
 Those of one VM go into one directory, of which nothing else writes. A running VM
 must keep its RAM in a shared file, as for \`holdfast primary\`; no other client may
-hold its QMP socket. docs/checkpoints.md has the rest.`,
+hold its QMP socket. docs/checkpoints.md has the rest.
+
+Two methods. With capture the VM stays in its QEMU: what it writes is tracked, so later
+checkpoints are increments. With handoff a new QEMU is started, the VM is stopped and
+goes on there, and the one that had it, which stands still, is saved; then it ends. So
+each is a full one, of one VM at a time: --every needs capture. Disks must be raw
+images. Both tell the same phases: all, save state, copy file, commit, migrate.`,
     examples: [
       'holdfast checkpoint --qmp /run/vm1.qmp /var/checkpoints/vm1',
       'holdfast checkpoint --qmp /run/vm1.qmp --every 10s --keep 5 /var/checkpoints/vm1',
+      'holdfast checkpoint --qmp /run/vm1.qmp --method handoff --json /var/checkpoints/vm1',
     ],
     exitCodes: [
       { code: 0, meaning: 'taken; or, with --every, ended by a signal' },
       usageExitCode,
       { code: 3, meaning: 'this host or this VM lacks something, or the VM is paused; nothing was changed' },
       { code: 4, meaning: 'QEMU ended, or failed' },
+      { code: 5, meaning: 'handoff: the relay of the VM was not reached; nothing was changed' },
       { code: 7, meaning: 'no space; the checkpoints before are whole' },
+      { code: 8, meaning: 'handoff: the new QEMU did not take the VM; the message says where it is' },
+      { code: 12, meaning: 'a QEMU did not answer in time; the message says where the VM is' },
       { code: 130, meaning: 'cancelled before there was one; the VM runs on' },
     ],
   });

@@ -4,6 +4,7 @@ import type { Command } from 'commander';
 import { ConfigError } from '../errors.js';
 import type { HandoffProgress, HandoffResult } from '../handoff/options.js';
 import { VmRecords } from '../state/records.js';
+import type { ProcessIdentity } from '../vm/process.js';
 import { jsonOption, loadDataPlane, onStopSignals, runDirOption, teach, usageExitCode } from './command.js';
 import { CommandConsole } from './console.js';
 import { LaunchedVm } from './launched-vm.js';
@@ -83,13 +84,8 @@ const handoff = async ([binary, ...argv]: readonly string[], flags: HandoffFlags
       binary: binary ?? flags.binary,
       ...(binary === undefined ? {} : { argv }),
       signal: stop.signal,
-      whenItRuns: async (from, to) => {
-        await launched?.moveTo(to);
-        for (const writer of ['primary', 'backup'] as const) {
-          await new VmRecords(flags.runDir, writer).moveTo(from, to);
-        }
-      },
-      onProgress: (progress) => narrate(progress, console),
+      whenItRuns: moveRecords(launched, flags.runDir),
+      onProgress: (progress) => narrateHandoff(progress, console),
     });
     const text = describeHandoff(result);
     console.tell(text, { event: 'ended', ...result, text });
@@ -98,8 +94,18 @@ const handoff = async ([binary, ...argv]: readonly string[], flags: HandoffFlags
   }
 };
 
+/** Whoever finds the VM by what is written down finds it in its new process. */
+export const moveRecords =
+  (launched: LaunchedVm | undefined, runDir: string) =>
+  async (from: ProcessIdentity, to: ProcessIdentity): Promise<void> => {
+    await launched?.moveTo(to);
+    for (const writer of ['primary', 'backup'] as const) {
+      await new VmRecords(runDir, writer).moveTo(from, to);
+    }
+  };
+
 /** A daemon that watches the VM's process would take its end for the VM's. @throws ConfigError */
-const refuseWatched = async (qmp: string, runDir: string): Promise<void> => {
+export const refuseWatched = async (qmp: string, runDir: string): Promise<void> => {
   const [holder] = await daemonsOf(qmp, runDir);
   if (holder === undefined) return;
   const { name, role } = holder;
@@ -112,7 +118,7 @@ const refuseWatched = async (qmp: string, runDir: string): Promise<void> => {
       });
 };
 
-const narrate = (progress: HandoffProgress, console: CommandConsole): void => {
+export const narrateHandoff = (progress: HandoffProgress, console: CommandConsole): void => {
   switch (progress.step) {
     case 'starting': {
       const { from, binary, ramBytes, name } = progress;

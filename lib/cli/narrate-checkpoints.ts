@@ -9,12 +9,19 @@ import type { CommandConsole } from './console.js';
 /** Tells until the returned function is called. */
 export const narrateCheckpoints = (running: Checkpointing, console: CommandConsole): (() => void) => {
   const { pid } = running.vm.process;
+  let last: CheckpointReport | undefined;
   const onRound = ({ epoch, round, pages, dirtyPages }: LayerRound & { epoch: number; round: number }) => {
     console.live(`checkpoint ${epoch}: round ${round}, ${pages} pages written, ${dirtyPages} to go`);
   };
   const onTaken = (report: CheckpointReport): void => {
+    last = report;
     console.live('');
-    console.tell(reportText(report), { event: 'taken', ...report });
+    console.tell(reportText(report), { event: 'taken', method: 'capture', ...report });
+  };
+  const onCommitted = ({ epoch, commitMs }: { epoch: number; commitMs: number }): void => {
+    const { totalMs = Number.NaN, saveStateMs = 0, copyFileMs = 0 } = last ?? {};
+    const phases = { allMs: totalMs + commitMs, saveStateMs, copyFileMs, commitMs };
+    console.tell(phasesText(phases), { event: 'committed', epoch, ...phases });
   };
   const onUpkeep = (step: Upkeep): void => {
     console.tell(`  ${upkeepText(step)}`, { event: 'upkeep', ...step });
@@ -22,6 +29,7 @@ export const narrateCheckpoints = (running: Checkpointing, console: CommandConso
   const onWarning = (error: HoldfastError): void => console.warn(error);
   running.on('round', onRound);
   running.on('taken', onTaken);
+  running.on('committed', onCommitted);
   running.on('upkeep', onUpkeep);
   running.on('warning', onWarning);
   const { name, ramBytes } = running.vm;
@@ -36,6 +44,7 @@ export const narrateCheckpoints = (running: Checkpointing, console: CommandConso
     console.live('');
     running.off('round', onRound);
     running.off('taken', onTaken);
+    running.off('committed', onCommitted);
     running.off('upkeep', onUpkeep);
     running.off('warning', onWarning);
   };
@@ -55,7 +64,25 @@ const reportText = ({
   return `checkpoint ${epoch} (${kind}): ${pages} pages (${bytesText(bytes)}) in ${timeText(totalMs)}; the VM stood still for ${timeText(pauseMs)} (${pausePages} pages)`;
 };
 
-const upkeepText = (step: Upkeep): string => {
+/** The thesis's, of either method; migrating is only the hand-off's. */
+export const phasesText = ({
+  allMs,
+  saveStateMs,
+  copyFileMs,
+  commitMs,
+  migrateMs,
+}: {
+  readonly allMs: number;
+  readonly saveStateMs: number;
+  readonly copyFileMs: number;
+  readonly commitMs: number;
+  readonly migrateMs?: number;
+}): string => {
+  const migrate = migrateMs === undefined ? '–' : timeText(migrateMs);
+  return `  all ${timeText(allMs)}: save state ${timeText(saveStateMs)}, copy file ${timeText(copyFileMs)}, commit ${timeText(commitMs)}, migrate ${migrate}`;
+};
+
+export const upkeepText = (step: Upkeep): string => {
   switch (step.kind) {
     case 'retire':
       return `checkpoint ${step.epoch} is given up`;

@@ -2,32 +2,39 @@
  * A checkpoint by hand-off, the coordinator method of the Thai thesis on KVM checkpointing that Holdfast started
  * from: a second QEMU takes the VM over, and the first, stopped, is what is saved.
  *
- *   P runs      Q starts: RAM of its own, disks on temporary overlays over P's images
- *   P stopped   migrate: devices and all of RAM to Q                                              migrate
+ *   P runs      its RAM is copied to a file for Q; Q starts over that, disks on temporary overlays over P's images
+ *   P stopped   the rest of RAM, then the devices to Q                                            migrate
  *   Q runs      P stands still, and is saved: RAM file, devices                                   save state
  *               its images stand still beneath Q's overlays, and are copied                       copy file
  *               P ends; Q's overlays are committed into the images, which are Q's disks from then  commit
  *
- * RAM crosses a socket here, while the VM stands still: the two must not share it, for Q goes on writing to its own.
- * Whoever is killed in between leaves a VM that runs on over its overlays.
+ * The two must not share RAM, for Q goes on writing to its own; but it need not cross a socket, and most of it is
+ * copied while the VM runs (ram-copy.ts). Whoever is killed in between leaves a VM that runs on over its overlays.
  */
 import { execFile } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { rm } from 'node:fs/promises';
+import { readFile, rm } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { promisify } from 'node:util';
 import { z } from 'zod';
+import type { FinishedLayer } from '../checkpoint/binding.js';
 import { OVERLAY_SUFFIX } from '../checkpoint/disk-overlays.js';
-import { DiskError, UnsupportedVmError } from '../errors.js';
+import { isEmptyOverlay } from '../checkpoint/empty-overlay.js';
+import { ConfigError, DiskError, toHoldfastError, UnsupportedVmError } from '../errors.js';
 import { QmpClient } from '../qmp/client.js';
 import type { QmpEvent } from '../qmp/commands.js';
+import { migrateToFile } from '../qmp/recipes.js';
 import type { VmDescription } from '../vm/describe.js';
 import { imagePathOf } from '../vm/drives.js';
+import { parseMigrationPrefix } from '../vm/migration-stream.js';
 import { handOff } from './handoff.js';
-import type { HandoffOptions, HandoffResult } from './options.js';
+import type { ApartFiles, HandoffApart, HandoffOptions, HandoffResult } from './options.js';
+import { RamCopy } from './ram-copy.js';
 
 const run = promisify(execFile);
 
+/** Q's RAM file. */
+const BESIDE = '.handed';
 /** A whole image may have to be written. */
 const COMMIT_TIMEOUT_MS = 3_600_000;
 
@@ -35,15 +42,25 @@ const COMMIT_TIMEOUT_MS = 3_600_000;
 export interface StandingVm {
   /** Its monitor. It has given its disks up: `cont` is no way back. */
   readonly qmp: QmpClient;
+  readonly vm: VmDescription;
   /** All of guest RAM; goes with P unless it was moved away. */
   readonly ramPath: string;
+  /** What lies in it, in the form that checkpoints have: for a copy of it. */
+  readonly ramIndex: FinishedLayer & { readonly path: string };
+  /** What goes before its devices' state, or a VM that is restored has no ROMs when it reboots. */
+  readonly prefix: Uint8Array;
+  readonly stoppedAt: Date;
+  /** A name on a tmpfs for what its monitor writes; removed afterwards. */
+  readonly scratchPath: string;
   /** Raw images of its writable disks. */
   readonly images: readonly string[];
+  /** For how long the VM stood still until it ran in Q. */
+  readonly downtimeMs: number;
 }
 
 export interface CoordinatedOptions extends Omit<HandoffOptions, 'apart'> {
-  /** File for Q's RAM, which must not be there: on the file system of P's. */
-  readonly ramTo: string;
+  /** File for Q's RAM, which must not be there: on the file system of P's. Default: beside P's. */
+  readonly ramTo?: string;
   readonly saveState: (vm: StandingVm) => Promise<void>;
   readonly copyFiles: (vm: StandingVm) => Promise<void>;
 }
@@ -59,6 +76,8 @@ export interface CoordinatedPhases {
 }
 
 export interface CoordinatedResult extends CoordinatedPhases {
+  /** A stop of its own before, for what QEMU's ROMs hold. */
+  readonly prefixMs: number;
   readonly handoff: HandoffResult;
 }
 
@@ -70,46 +89,165 @@ export interface CoordinatedResult extends CoordinatedPhases {
 export const checkpointByHandoff = async (options: CoordinatedOptions): Promise<CoordinatedResult> => {
   const { ramTo, saveState, copyFiles, ...handoff } = options;
   const beganMs = performance.now();
-  const overlays = new Map<string, string>();
-  let [saveStateMs, copyFileMs] = [0, 0];
-  let oldRam: string | undefined;
+  const apart = new Apart(ramTo, options.signal);
+  let [saveStateMs, copyFileMs, downtimeMs] = [0, 0, 0];
   let failure: { readonly error: unknown } | undefined;
-  const result = await handOff({
-    ...handoff,
-    apart: {
-      ramTo,
-      overlaysFor: async (vm) => {
-        for (const image of imagesOf(vm)) overlays.set(image, await makeOverlay(image));
-        return overlays;
+  try {
+    const result = await handOff({
+      ...handoff,
+      onProgress: (progress) => {
+        if (progress.step === 'runs') downtimeMs = progress.downtimeMs;
+        options.onProgress?.(progress);
       },
-      giveUp: async () => {
-        for (const file of [ramTo, ...overlays.values()]) await rm(file, { force: true });
+      apart: {
+        ...apart.hooks(),
+        whileBoth: async (qmp) => {
+          try {
+            const standing = apart.standing(qmp, downtimeMs);
+            saveStateMs = await timed(() => saveState(standing));
+            copyFileMs = await timed(() => copyFiles(standing));
+          } catch (error) {
+            failure = { error };
+          }
+        },
       },
-      whileBoth: async (qmp, ramPath) => {
-        oldRam = ramPath;
-        const standing: StandingVm = { qmp, ramPath, images: [...overlays.keys()] };
+    });
+    await apart.settle(); // P has ended
+    const commitMs = await timed(() => commit(options.qmp, apart.overlays));
+    if (failure !== undefined) {
+      throw toHoldfastError(
+        failure.error,
+        `there is no checkpoint, and the VM runs on in process ${result.to.pid}`,
+      );
+    }
+    const { prefixMs } = apart;
+    const allMs = performance.now() - beganMs;
+    return { allMs, migrateMs: downtimeMs, saveStateMs, copyFileMs, commitMs, prefixMs, handoff: result };
+  } catch (error) {
+    if (!apart.hasBegun) await apart.giveUp(); // else whoever knows where the VM is has done so
+    throw error;
+  } finally {
+    await apart.close();
+  }
+};
+
+/** What there is twice while there are two QEMUs. */
+class Apart {
+  readonly #signal: AbortSignal | undefined;
+  #ramTo: string | undefined;
+  #vm: VmDescription | undefined;
+  #ramPath = '';
+  /** Overlay by image. */
+  readonly #overlays = new Map<string, string>();
+  #copy: RamCopy | undefined;
+  #prefix: Uint8Array = Buffer.alloc(0);
+  #ramIndex: FinishedLayer | undefined;
+  #stoppedAt = new Date(0);
+  prefixMs = 0;
+  hasBegun = false;
+
+  constructor(ramTo: string | undefined, signal: AbortSignal | undefined) {
+    this.#ramTo = ramTo;
+    this.#signal = signal;
+  }
+
+  get overlays(): readonly string[] {
+    return [...this.#overlays.values()];
+  }
+
+  hooks(): Omit<HandoffApart, 'whileBoth'> {
+    return {
+      filesFor: (vm, ramPath) => this.#filesFor(vm, ramPath),
+      copyAhead: async () => {
+        this.hasBegun = true;
         try {
-          saveStateMs = await timed(() => saveState(standing));
-          copyFileMs = await timed(() => copyFiles(standing));
+          this.#copy = await RamCopy.begin(this.#vm!, this.#ramTo!, this.#signal);
         } catch (error) {
-          failure = { error };
+          await rm(this.#ramTo!, { force: true });
+          throw error;
         }
       },
-    },
+      beforeStop: (qmp) => this.#beforeStop(qmp),
+      whileStopped: async () => {
+        this.#stoppedAt = new Date();
+        this.#ramIndex = await this.#copy!.finish(this.#beside('index'));
+      },
+      giveUp: () => this.giveUp(),
+    };
+  }
+
+  standing(qmp: QmpClient, downtimeMs: number): StandingVm {
+    return {
+      qmp,
+      vm: this.#vm!,
+      ramPath: this.#ramPath,
+      ramIndex: { ...this.#ramIndex!, path: this.#beside('index') },
+      prefix: this.#prefix,
+      stoppedAt: this.#stoppedAt,
+      scratchPath: this.#beside('state'),
+      images: [...this.#overlays.keys()],
+      downtimeMs,
+    };
+  }
+
+  /** P has ended. */
+  async settle(): Promise<void> {
+    await rm(this.#ramPath, { force: true });
+  }
+
+  async close(): Promise<void> {
+    await this.#copy?.[Symbol.asyncDispose]();
+    if (this.#ramTo === undefined) return;
+    for (const what of ['index', 'prefix', 'state']) await rm(this.#beside(what), { force: true });
+  }
+
+  async #filesFor(vm: VmDescription, ramPath: string): Promise<ApartFiles> {
+    this.#vm = vm;
+    this.#ramPath = ramPath;
+    const ramTo = this.#ramTo ?? besideOf(ramPath);
+    if (existsSync(ramTo)) throw isThere(ramTo);
+    this.#ramTo = ramTo;
+    for (const image of imagesOf(vm)) this.#overlays.set(image, await makeOverlay(image));
+    return { ramTo, overlays: this.#overlays };
+  }
+
+  /** A short stop of its own, then the last rounds. */
+  async #beforeStop(qmp: QmpClient): Promise<void> {
+    const path = this.#beside('prefix');
+    const beganMs = performance.now();
+    try {
+      await qmp.execute('stop');
+      await migrateToFile(qmp, path);
+    } finally {
+      await qmp.execute('cont');
+    }
+    this.prefixMs = performance.now() - beganMs;
+    const stream = await readFile(path);
+    this.#prefix = stream.subarray(0, parseMigrationPrefix(stream).bytes);
+    await this.#copy!.catchUp();
+  }
+
+  /** The VM is in P, and Q has ended. Idempotent. */
+  async giveUp(): Promise<void> {
+    await this.#copy?.[Symbol.asyncDispose]();
+    for (const file of this.overlays) await rm(file, { force: true });
+    if (this.#copy !== undefined) await rm(this.#ramTo!, { force: true });
+  }
+
+  #beside(what: string): string {
+    return `${this.#ramTo}.${what}`;
+  }
+}
+
+/** From one hand-off to the next there and back again, so that names don't grow. */
+const besideOf = (ramPath: string): string =>
+  ramPath.endsWith(BESIDE) ? ramPath.slice(0, -BESIDE.length) : ramPath + BESIDE;
+
+const isThere = (path: string): ConfigError =>
+  new ConfigError(`the file for the new QEMU’s RAM, ${path}, is there already; nothing was changed`, {
+    cure: 'A command that was killed may have left it. If no QEMU has it open (fuser), remove it.',
+    details: { path },
   });
-  if (oldRam !== undefined) await rm(oldRam, { force: true }); // P has ended
-  const commitMs = await timed(() => commit(options.qmp, [...overlays.values()]));
-  if (failure !== undefined) throw failure.error;
-  const migrateMs = result.downtimeMs;
-  return {
-    allMs: performance.now() - beganMs,
-    migrateMs,
-    saveStateMs,
-    copyFileMs,
-    commitMs,
-    handoff: result,
-  };
-};
 
 const timed = async (work: () => Promise<void>): Promise<number> => {
   const beganMs = performance.now();
@@ -132,7 +270,8 @@ const imagesOf = ({ drives, cwd }: VmDescription): string[] =>
 
 const makeOverlay = async (image: string): Promise<string> => {
   const overlay = image + OVERLAY_SUFFIX; // as of the checkpoints that are captured: whoever finds one knows it
-  if (existsSync(overlay)) {
+  // One without any write was prepared by a command that was killed.
+  if (existsSync(overlay) && !(await isEmptyOverlay(overlay))) {
     throw new DiskError(`${overlay} is there already, and may have what a VM wrote; nothing was changed`, {
       cure: 'If no VM has it open and nobody needs it, remove it.',
       details: { image, overlay },

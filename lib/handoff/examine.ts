@@ -45,14 +45,15 @@ export const examine = async ({ qmp, argv, apart, native }: ExamineOptions): Pro
   const ram = isShared ? await openRamFile(backend!, vm) : undefined;
   const tapNameOf = (netdev: string): string => tapNameFor(pid, netdev);
   try {
+    if (apart !== undefined && !running) throw isPaused();
     if (apart !== undefined && ram !== undefined && ram.inherit.length > 0) throw hasNoName();
-    const overlays = await apart?.overlaysFor(vm);
+    const files = ram === undefined ? undefined : await apart?.filesFor(vm, ram.path);
     const line = forHandoff(argv ?? vm.argv, {
-      ram: new Map(ram === undefined ? [] : [[backend!.id, apart?.ramTo ?? ram.path]]),
+      ram: new Map(ram === undefined ? [] : [[backend!.id, files?.ramTo ?? ram.path]]),
       machineType: vm.machineType,
       tapNameOf,
       cwd: vm.cwd,
-      ...(overlays === undefined ? {} : { overlays }),
+      ...(files === undefined ? {} : { overlays: files.overlays }),
     });
     const relays = await relaysOf(vm);
     assertHandoff({
@@ -83,11 +84,16 @@ const notHere = (status: string): QmpError =>
     details: { status },
   });
 
+const isPaused = (): UnsupportedVmError =>
+  new UnsupportedVmError('the VM is paused: a checkpoint would start it; nothing was changed', {
+    cure: 'Resume it first (QMP cont).',
+  });
+
 const hasNoName = (): UnsupportedVmError =>
   new UnsupportedVmError(
     'guest RAM is in a file without a name, so it cannot become a checkpoint; nothing was changed',
     {
-      cure: 'Start the VM with -object memory-backend-file,share=on,mem-path=…',
+      cure: 'Use --method capture; or start the VM with -object memory-backend-file,share=on,mem-path=…',
     },
   );
 

@@ -53,6 +53,7 @@ export const handOff = async (options: HandoffOptions): Promise<HandoffResult> =
   const beganMs = performance.now();
   await using qmp = await QmpClient.connect(options.qmp, {
     timeoutMs: CONNECT_TIMEOUT_MS,
+    sendWithFd: native.sendWithFd,
     signal: options.signal,
   });
   const examined = await examine({ qmp, argv: options.argv, apart: options.apart, native });
@@ -94,13 +95,19 @@ class Handoff {
     const binary = this.#options.binary ?? vm.binary;
     this.#tell({ step: 'starting', from: this.#from, binary, ramBytes: vm.ramBytes, name: vm.name });
     await relays.connect();
-    const startedMs = performance.now();
+    let startedMs = performance.now();
     let target: HandoffTarget | undefined;
+    const { apart } = this.#options;
     try {
+      if (apart !== undefined) {
+        await apart.copyAhead();
+        startedMs = performance.now();
+      }
       await taps.make();
       target = await this.#launch(binary);
-      await this.#source.prepare(this.#options.apart === undefined);
+      await this.#source.prepare();
       await this.#names.keep();
+      await apart?.beforeStop(this.#source.qmp);
       this.#options.signal?.throwIfAborted();
     } catch (error) {
       await this.#back(target);
@@ -131,10 +138,8 @@ class Handoff {
   }
 
   async #launch(binary: string): Promise<HandoffTarget> {
-    const { signal, apart } = this.#options;
-    const ignoreShared = apart === undefined;
-    const native = this.#native;
-    return await HandoffTarget.launch({ ...this.#examined, ignoreShared, binary, native, signal });
+    const { signal } = this.#options;
+    return await HandoffTarget.launch({ ...this.#examined, binary, native: this.#native, signal });
   }
 
   /** From here on nobody can cancel: it takes some milliseconds. */
@@ -149,6 +154,7 @@ class Handoff {
       mark();
       const turned = this.#examined.taps.turn();
       turned.catch(() => {}); // awaited below
+      await this.#options.apart?.whileStopped();
       await this.#moveState(target);
       await turned;
       mark();
@@ -173,8 +179,7 @@ class Handoff {
   /** Q has everything, or this throws. P may have ended: then Q is all there is, and is asked itself. */
   async #moveState(target: HandoffTarget): Promise<void> {
     try {
-      const ramBytes = this.#options.apart === undefined ? 0 : this.#examined.vm.ramBytes;
-      await this.#source.giveStateTo(target.uri, target.lost, ramBytes);
+      await this.#source.giveStateTo(target.uri, target.lost);
     } catch (error) {
       if (!isLost(error, this.#source.qmp)) throw error;
       if (await target.hasLoaded()) {

@@ -19,19 +19,32 @@ export interface HandoffOptions {
   readonly whenItRuns?: ((from: ProcessIdentity, to: ProcessIdentity) => Promise<void>) | undefined;
   readonly onProgress?: ((progress: HandoffProgress) => void) | undefined;
   /** The addon; default: loaded. */
-  readonly native?: Pick<NativeBinding, 'peerPid' | 'findRamMappings'> | undefined;
+  readonly native?: Pick<NativeBinding, 'peerPid' | 'findRamMappings' | 'sendWithFd'> | undefined;
 }
 
-/** The two QEMUs share nothing: the one that had the VM stays as it was when it was stopped (coordinator.ts). */
+/**
+ * The two QEMUs share nothing: the one that had the VM stays as it was when it was stopped (coordinator.ts). What
+ * throws before whileBoth() ends the hand-off, and the VM is where it was.
+ */
 export interface HandoffApart {
-  /** File for the new QEMU's RAM; RAM is sent to it while the VM stands still. */
-  readonly ramTo: string;
-  /** Before the new QEMU starts: overlay, a qcow2 image, by the image beneath it. */
-  readonly overlaysFor: (vm: VmDescription) => Promise<ReadonlyMap<string, string>>;
+  readonly filesFor: (vm: VmDescription, ramPath: string) => Promise<ApartFiles>;
+  /** Before the new QEMU starts: when it settles its RAM file is there, with most of what belongs in it. */
+  readonly copyAhead: () => Promise<void>;
+  /** The new QEMU is ready. The VM runs, also when this settles. */
+  readonly beforeStop: (qmp: QmpClient) => Promise<void>;
+  /** The VM was stopped: the new QEMU's RAM file has all of its RAM when this settles. */
+  readonly whileStopped: () => Promise<void>;
   /** The VM is where it was, and the new QEMU has ended. */
   readonly giveUp: () => Promise<void>;
   /** When the new QEMU runs, before the old one ends. Must not throw. */
   readonly whileBoth: (stopped: QmpClient, ramPath: string) => Promise<void>;
+}
+
+export interface ApartFiles {
+  /** For the new QEMU's RAM. */
+  readonly ramTo: string;
+  /** Overlay, a qcow2 image, by the image beneath it. */
+  readonly overlays: ReadonlyMap<string, string>;
 }
 
 export interface HandoffSide extends ProcessIdentity {
@@ -55,7 +68,7 @@ export type HandoffProgress =
 export interface HandoffParts {
   /** Until the VM has stopped, its disks at rest. */
   readonly stopMs: number;
-  /** Saving the devices' state, and loading it over there. */
+  /** Saving the devices' state, and loading it over there; first what is left of RAM, where it is not shared. */
   readonly stateMs: number;
   /** Names and network. */
   readonly namesMs: number;

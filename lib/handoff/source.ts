@@ -13,8 +13,6 @@ import { hasMigrationEnded } from '../qmp/recipes.js';
 
 /** The state of the devices is some hundred kilobytes, over a socket of this host. */
 const MIGRATE_TIMEOUT_MS = 15_000;
-/** Where RAM goes along; a busy host copies ten times as much. */
-const RAM_BYTES_PER_MS_MIN = 50_000;
 const CANCEL_MS_MAX = 10_000;
 const POLL_MS = 1;
 /** As good as none: QEMU's limits are meant for networks. */
@@ -34,9 +32,8 @@ export class HandoffSource {
     this.wasRunning = wasRunning;
   }
 
-  /** @param ignoreShared RAM is in a file that both have mapped */
-  async prepare(ignoreShared: boolean): Promise<void> {
-    this.#before = await prepareSource(this.qmp, UNLIMITED, { ignoreShared });
+  async prepare(): Promise<void> {
+    this.#before = await prepareSource(this.qmp, UNLIMITED, { ignoreShared: true });
   }
 
   async stop(): Promise<void> {
@@ -47,14 +44,13 @@ export class HandoffSource {
   /**
    * Settles when the other side has loaded everything (capability return-path).
    *
-   * @param ramBytes of RAM that goes along
    * @param targetLost settles when the other side has ended
    * @throws QmpError, StandbyError the state did not arrive; QmpConnectionError this QEMU was lost.
    */
-  async giveStateTo(uri: string, targetLost: Promise<unknown>, ramBytes = 0): Promise<void> {
+  async giveStateTo(uri: string, targetLost: Promise<unknown>): Promise<void> {
     const waiting = new AbortController();
     const ended = this.qmp.once('MIGRATION', {
-      timeoutMs: MIGRATE_TIMEOUT_MS + ramBytes / RAM_BYTES_PER_MS_MIN,
+      timeoutMs: MIGRATE_TIMEOUT_MS,
       signal: waiting.signal,
       where: (event) => hasMigrationEnded(event.data.status),
     });

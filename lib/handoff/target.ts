@@ -32,7 +32,6 @@ const POLL_MS = 2;
 export interface HandoffTargetOptions {
   readonly vm: VmDescription;
   readonly wasRunning: boolean;
-  readonly ignoreShared: boolean;
   readonly binary: string;
   readonly line: HandoffCommandLine;
   /** Where its monitor is until it has the VM's. */
@@ -74,7 +73,7 @@ export class HandoffTarget {
     try {
       refuseOlder(vm.qemuVersion, target.version);
       target.#before = await prepareTarget(launched.qmp, {
-        ignoreShared: options.ignoreShared,
+        ignoreShared: true,
         isPaused: !options.wasRunning,
       });
       await launched.qmp.execute('migrate-incoming', { uri: target.uri });

@@ -2,7 +2,16 @@
  * Checkpoints on disk of a Linux guest that checks its own memory: each that is kept is the VM as it was at its
  * pause, it goes on from there, and whatever is killed in between leaves those that were there.
  */
-import { copyFileSync, readdirSync, readFileSync, readlinkSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  existsSync,
+  linkSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { Checkpointing, type CheckpointReport } from '../../lib/checkpoint/checkpointing.js';
@@ -270,4 +279,48 @@ test('02 the commands', { timeout: 120_000 }, async () => {
     error: { code: 'HOLDFAST_E_DAMAGED', details: { damaged: [epochs.at(-1)] } },
   });
   expect(await run('restore', ...asRestored, dir)).toMatchObject({ code: 14 });
+});
+
+test('03 --method handoff: the VM as it was when its old QEMU stopped', { timeout: 90_000 }, async () => {
+  const dir = lab.path('handed');
+  const method = ['--qmp', guest.qmpPath, '--method', 'handoff'];
+  expect(await run('checkpoint', ...method, '--every', '1s', dir)).toMatchObject({
+    code: 2,
+    said: [{ error: { message: expect.stringContaining('--every'), cure: expect.any(String) } }],
+  });
+  // The old QEMU changes nothing after its stop, and then ends: by a second name its RAM stays to be looked at.
+  const atPause = lab.sharedMemoryPath('ram-at-handoff');
+  linkSync(guest.ramPath, atPause);
+  const { code, said, of } = await run('checkpoint', ...method, dir);
+  expect(code, JSON.stringify(said.at(-1))).toBe(0);
+  const [taken] = of('taken');
+  const to = taken?.to as { readonly pid: number };
+  try {
+    expect(taken).toMatchObject({ method: 'handoff', epoch: 1, full: true, parent: null });
+    for (const phase of ['allMs', 'saveStateMs', 'copyFileMs', 'commitMs', 'migrateMs', 'pauseMs']) {
+      expect(taken?.[phase], phase).toBeGreaterThanOrEqual(0);
+    }
+    expect(existsSync(guest.ramPath)).toBe(false);
+    const ramPath = `${guest.ramPath}.handed`;
+    expect((await writerProgress(ramPath, 500)).errors).toBe(0);
+
+    expect((await run('checkpoints', dir)).of('checkpoint')).toMatchObject([{ epoch: 1 }]);
+    expect((await run('verify', dir)).code).toBe(0);
+    const { layers } = selectCheckpoint(await listCheckpoints(dir), dir, 1);
+    const assembled = lab.sharedMemoryPath('assembled-handoff');
+    await native.assembleRam({ layers: layerFilesOf(layers), path: assembled });
+    expect(await native.compareFiles(assembled, atPause, guest.ramBytes, pageBytes, 10)).toEqual([]);
+    rmSync(assembled);
+
+    const before = await writerReport(atPause);
+    const { ramPath: again, qmpPath, serialPath, complete } = await restore(dir);
+    await complete;
+    const after = await writerProgress(again, 2_000);
+    expect(after.errors).toBe(0);
+    expect(after.written).toBeGreaterThan(before!.written);
+    await withQmp(qmpPath, (qmp) => qmp.execute('system_reset')); // its ROMs are there
+    await waitForText(serialPath, guestReadyText, { timeoutMs: 60_000 });
+  } finally {
+    await killOrphan(to.pid);
+  }
 });
