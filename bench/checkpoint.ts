@@ -1,33 +1,27 @@
 /**
  * Suite `checkpoint`: the thesis's experiments. A guest computes (LINPACK) or works on its disk (bonnie++), alone
- * and while checkpoints are taken of it: by hand-off, the thesis's own method, phase by phase, and by `savevm` of
- * stock QEMU.
+ * and while checkpoints are taken of it: captured, by hand-off, the thesis's own method, phase by phase, and by
+ * `savevm` of stock QEMU. Then the pauses by themselves, turn after turn, and what a checkpoint takes from the guest.
  *
  * Linux guests on TCG. What counts is each phase as a share of the run that nobody disturbs, and how long the VM
- * stands still by either method in the same run; the thesis's averages, of another machine, stand beside them.
+ * stands still by each method in the same run; the thesis's averages, of another machine, stand beside them.
  */
+import { measureLoss } from './checkpoint/loss.js';
+import { measurePauses } from './checkpoint/pauses.js';
 import { checkpointPlan } from './checkpoint/plan.js';
+import { checkpointRatios } from './checkpoint/ratios.js';
 import { thesisResults } from './checkpoint/thesis.js';
 import { measureTurns } from './checkpoint/turns.js';
-import type { BenchResult, RunSuite } from './report.js';
+import type { RunSuite } from './report.js';
 
 export const runCheckpointSuite: RunSuite = async (smoke, progress, wanted) => {
   const plan = checkpointPlan(smoke, wanted);
   if (plan === undefined) return { results: [], ratios: {} };
-  const results = await measureTurns(plan, progress);
-  return { results: [...results, ...thesisResults], ratios: ratiosOf(results) };
-};
-
-const ratiosOf = (results: readonly BenchResult[]): Record<string, number> => {
-  const mean = (method: string, metric: string): number => {
-    const values = results
-      .filter(({ params }) => params.method === method)
-      .flatMap(({ metrics }) => metrics[metric] ?? []);
-    return values.reduce((sum, value) => sum + value, 0) / values.length;
-  };
-  return {
-    checkpointStopSavevmVsHandoff: mean('savevm', 'stoppedMs') / mean('handoff-one', 'stoppedMs'),
-    checkpointHandoffWorkloadVsAlone: mean('handoff-one', 'workloadVsAlone'),
-    checkpointSavevmWorkloadVsAlone: mean('savevm', 'workloadVsAlone'),
-  };
+  const results = [
+    ...(await measurePauses(plan, progress)),
+    ...(await measureLoss(plan, progress)),
+    ...(await measureTurns(plan, progress)),
+  ];
+  const published = plan.workloads.length === 0 ? [] : thesisResults;
+  return { results: [...results, ...published], ratios: checkpointRatios(results) };
 };

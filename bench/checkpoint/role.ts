@@ -1,41 +1,55 @@
 /**
- * One checkpoint by hand-off, as a process inside a lab host: the new QEMU must be in the guest's network.
+ * Checkpoints in a row, as `holdfast checkpoint` takes them, as a process inside a lab host: a new QEMU must be in
+ * the guest's network.
  *
- *   node role.js '<RoleOptions as JSON>'      prints one JSON line
+ *   node role.js '<RoleOptions as JSON>'      prints a JSON line per checkpoint
  */
-import { execFile } from 'node:child_process';
-import { mkdir } from 'node:fs/promises';
-import { basename, join } from 'node:path';
-import { promisify } from 'node:util';
-import { checkpointByHandoff } from '../../lib/handoff/coordinator.js';
-import { saveDeviceState } from '../../lib/qmp/recipes.js';
-
-const run = promisify(execFile);
+import { readdir, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { takeByHandoff } from '../../lib/checkpoint/by-handoff.js';
+import { Checkpointing } from '../../lib/checkpoint/checkpointing.js';
 
 export interface RoleOptions {
+  readonly method: 'capture' | 'handoff';
+  readonly checkpoints: number;
   readonly qmp: string;
-  readonly ramTo: string;
-  /** For the checkpoint; it is made. */
   readonly dir: string;
+  readonly runDir: string;
 }
 
-/** By reference where the file system can, holes as holes; on stable storage when it is done. */
-const copy = async (from: string, to: string): Promise<void> => {
-  await run('cp', ['--sparse=always', '--reflink=auto', from, to]);
-  await run('sync', [to]);
+/** What a checkpoint occupies on the disk. */
+const occupiedBytes = async (dir: string): Promise<number> => {
+  let bytes = 0;
+  for (const name of await readdir(dir)) bytes += (await stat(join(dir, name))).blocks * 512;
+  return bytes;
 };
 
-const { qmp, ramTo, dir } = JSON.parse(process.argv[2] ?? '') as RoleOptions;
-await mkdir(dir);
-const { handoff, ...phases } = await checkpointByHandoff({
-  qmp,
-  ramTo,
-  saveState: async (vm) => {
-    await saveDeviceState(vm.qmp, join(dir, 'devices'));
-    await copy(vm.ramPath, join(dir, 'ram'));
-  },
-  copyFiles: async ({ images }) => {
-    for (const image of images) await copy(image, join(dir, basename(image)));
-  },
-});
-process.stdout.write(`${JSON.stringify({ event: 'done', ...phases, to: handoff.to })}\n`);
+const say = async (path: string, figures: object): Promise<void> => {
+  process.stdout.write(`${JSON.stringify({ ...figures, writtenBytes: await occupiedBytes(path) })}\n`);
+};
+
+const capture = async ({ checkpoints, qmp, dir, runDir }: RoleOptions): Promise<void> => {
+  await using running = await Checkpointing.start({ qmp, dir, runDir });
+  for (let number = 1; number <= checkpoints; number += 1) {
+    const committed = new Promise<number>((resolve) => {
+      running.once('committed', ({ commitMs }) => resolve(commitMs));
+    });
+    const { path, pauseMs, prefixMs, totalMs, saveStateMs, copyFileMs } = await running.take();
+    const commitMs = await committed;
+    const phases = { allMs: totalMs + commitMs, saveStateMs, copyFileMs, commitMs };
+    await say(path, { ...phases, stoppedMs: pauseMs, prefixMs });
+  }
+  await running.idle();
+};
+
+const handOff = async ({ checkpoints, qmp, dir }: RoleOptions): Promise<void> => {
+  for (let number = 1; number <= checkpoints; number += 1) {
+    const report = await takeByHandoff({ qmp, dir });
+    const { path, pauseMs, prefixMs, allMs, saveStateMs, copyFileMs, commitMs, migrateMs } = report;
+    const phases = { allMs, saveStateMs, copyFileMs, commitMs, migrateMs };
+    await say(path, { ...phases, stoppedMs: pauseMs, prefixMs });
+  }
+};
+
+const options = JSON.parse(process.argv[2] ?? '') as RoleOptions;
+await (options.method === 'capture' ? capture : handOff)(options);

@@ -22,6 +22,12 @@ const row = (
     ...(copyFileS === undefined ? {} : { copyFileS }),
     commitS,
     migrateS,
+    // Of the workload as it was measured there, with the checkpoint in it: alone it is not told.
+    allOfWorkloadShare: allS / workloadS,
+    saveStateOfWorkloadShare: saveStateS / workloadS,
+    ...(copyFileS === undefined ? {} : { copyFileOfWorkloadShare: copyFileS / workloadS }),
+    commitOfWorkloadShare: commitS / workloadS,
+    migrateOfWorkloadShare: migrateS / workloadS,
   },
 });
 

@@ -1,13 +1,14 @@
 /** One guest per workload and method; the workload runs in it from begin to end, with its checkpoints in between. */
 import { join } from 'node:path';
 import { QmpClient } from '../../lib/qmp/client.js';
+import { runDirOf } from '../../test/lab/daemons.js';
 import { createDisk, createQcow2, diskPath } from '../../test/lab/disk.js';
 import { repositoryRoot } from '../../test/lab/guest.js';
 import { guestOutput } from '../../test/lab/guest-shell.js';
 import { Lab } from '../../test/lab/lab.js';
 import { eventMs } from '../event-time.js';
-import { startGuest } from '../pair.js';
 import type { BenchResult, Progress } from '../report.js';
+import { startIdleGuest } from './idle-guest.js';
 import { type CheckpointPlan, caseName, checkpointsOf, type Method, type Workload } from './plan.js';
 import type { RoleOptions } from './role.js';
 
@@ -17,43 +18,72 @@ const SAVEVM_TIMEOUT_MS = 3_600_000;
 
 type Metrics = Readonly<Record<string, number>>;
 
-/** The last checkpoint's phases; all of them are in the workload's time. */
+interface Turn {
+  readonly workloadS: number;
+  /** Seconds and milliseconds, of each checkpoint. */
+  readonly checkpoints: readonly Metrics[];
+}
+
+const PHASES = ['all', 'saveState', 'copyFile', 'commit', 'migrate'] as const;
+
+/** Each phase as a share of the run that nobody disturbs. */
+const sharesOf = (metrics: Metrics, aloneS: number): Metrics =>
+  Object.fromEntries(
+    PHASES.flatMap((phase) => {
+      const seconds = metrics[`${phase}S`];
+      return seconds === undefined ? [] : [[`${phase}OfAloneShare`, seconds / aloneS]];
+    }),
+  );
+
 export const measureTurns = async (plan: CheckpointPlan, progress: Progress): Promise<BenchResult[]> => {
   const results: BenchResult[] = [];
   for (const workload of plan.workloads) {
     let aloneS = Number.NaN;
     for (const method of plan.methodsOf.get(workload) ?? []) {
       progress(caseName(workload, method));
-      const metrics = await measureTurn(plan, workload, method);
-      const { workloadS = Number.NaN } = metrics;
+      const { workloadS, checkpoints } = await measureTurn(plan, workload, method);
       if (method === 'alone') aloneS = workloadS;
-      results.push({
-        name: caseName(workload, method),
-        params: { ...workload.params, method, checkpoints: checkpointsOf[method], ramMb: plan.ramMb },
-        metrics: { ...metrics, workloadVsAlone: workloadS / aloneS },
-      });
+      const params = { ...workload.params, method, ramMb: plan.ramMb };
+      const whole: Metrics = workload.isCutOff ? {} : { workloadS, workloadVsAlone: workloadS / aloneS };
+      if (checkpoints.length === 0) {
+        results.push({ name: caseName(workload, method), params, metrics: whole });
+      }
+      for (const [index, metrics] of checkpoints.entries()) {
+        const which = checkpoints.length === 1 ? '' : index === 0 ? '-first' : '-second';
+        results.push({
+          name: caseName(workload, method) + which,
+          params,
+          metrics: { ...whole, ...metrics, ...(workload.isCutOff ? {} : sharesOf(metrics, aloneS)) },
+        });
+      }
     }
   }
   return results;
 };
 
-const measureTurn = async (plan: CheckpointPlan, workload: Workload, method: Method): Promise<Metrics> => {
+const measureTurn = async (plan: CheckpointPlan, workload: Workload, method: Method): Promise<Turn> => {
   await using lab = await Lab.create({ tag: 'bckpt' });
   const isStock = method === 'savevm';
   const path = diskPath(lab, 'a');
   await (isStock ? createQcow2 : createDisk)(path, plan.diskMiB);
   const disk = { path, ...(isStock ? { format: 'qcow2' as const } : {}) };
-  const guest = await startGuest(lab, { workload: 'idle', ramMb: plan.ramMb, disks: [disk] });
+  const guest = await startIdleGuest(lab, { ramMb: plan.ramMb, disks: [disk] });
   await guestOutput(lab.client, PREPARE_DISK, { timeoutMs: WORKLOAD_TIMEOUT_MS });
   const beganMs = performance.now();
   const worked = guestOutput(lab.client, workload.command, { timeoutMs: WORKLOAD_TIMEOUT_MS });
-  worked.catch(() => {}); // awaited below
-  let phases: Metrics = {};
-  for (let number = 1; number <= checkpointsOf[method]; number += 1) {
-    phases = isStock ? await saveVm(guest.qmpPath) : await handOffOnce(lab, guest.qmpPath, number);
+  const ended = worked.then(() => performance.now());
+  ended.catch(() => {}); // awaited below
+  // Alone as well: whatever happens then, as the dropping of caches, belongs to the workload.
+  if (workload.until !== undefined) {
+    await guestOutput(lab.client, workload.until, { timeoutMs: WORKLOAD_TIMEOUT_MS });
   }
-  await worked;
-  return { workloadS: (performance.now() - beganMs) / 1e3, ...phases };
+  const checkpoints =
+    method === 'alone'
+      ? []
+      : isStock
+        ? [await saveVm(guest.qmpPath)]
+        : await takeCheckpoints(lab, guest.qmpPath, method);
+  return { workloadS: ((await ended) - beganMs) / 1e3, checkpoints };
 };
 
 /** With given identifiers, or mke2fs waits until the kernel has random numbers. */
@@ -61,22 +91,33 @@ const UUID = '6f6c6466-6173-4000-8000-000000000003';
 const PREPARE_DISK = `/bin/mke2fs -q -t ext4 -b 4096 -U ${UUID} -E hash_seed=${UUID},nodiscard,assume_storage_prezeroed=1 /dev/vda
 mkdir -p /mnt && mount -t ext4 /dev/vda /mnt`;
 
-const handOffOnce = async (lab: Lab, qmp: string, number: number): Promise<Metrics> => {
+const takeCheckpoints = async (
+  lab: Lab,
+  qmp: string,
+  method: Exclude<Method, 'alone' | 'savevm'>,
+): Promise<Metrics[]> =>
+  (
+    await runRole(lab, {
+      method: method.startsWith('capture') ? 'capture' : 'handoff',
+      checkpoints: checkpointsOf[method],
+      qmp,
+      dir: lab.path('checkpoints'),
+    })
+  ).map(({ stoppedMs = Number.NaN, prefixMs = 0, writtenBytes = Number.NaN, ...phases }) => ({
+    ...Object.fromEntries(Object.entries(phases).map(([name, ms]) => [name.replace(/Ms$/, 'S'), ms / 1e3])),
+    ...{ stoppedMs, prefixMs, writtenBytes },
+  }));
+
+export const runRole = async (lab: Lab, options: Omit<RoleOptions, 'runDir'>): Promise<Metrics[]> => {
   const script = join(repositoryRoot(), 'dist/bench/checkpoint/role.js');
-  const options: RoleOptions = {
-    qmp,
-    ramTo: lab.sharedMemoryPath(`apart-${number}`),
-    dir: lab.path(`checkpoint-${number}`),
-  };
-  const { stdout } = await lab.host('a').exec(process.execPath, [script, JSON.stringify(options)]);
-  const { allMs, migrateMs, saveStateMs, copyFileMs, commitMs } = JSON.parse(stdout) as Metrics;
-  const seconds = { allMs, migrateMs, saveStateMs, copyFileMs, commitMs };
-  return {
-    ...Object.fromEntries(
-      Object.entries(seconds).map(([name, ms = Number.NaN]) => [name.replace(/Ms$/, 'S'), ms / 1e3]),
-    ),
-    stoppedMs: migrateMs ?? Number.NaN,
-  };
+  const given: RoleOptions = { ...options, runDir: runDirOf(lab, 'a') };
+  const { stdout } = await lab
+    .host('a')
+    .exec(process.execPath, [script, JSON.stringify(given)], { timeoutMs: WORKLOAD_TIMEOUT_MS });
+  return stdout
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line) as Metrics);
 };
 
 /** Of stock QEMU: the VM stands still for all of it. By its own time stamps, as all pauses. */

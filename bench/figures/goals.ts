@@ -220,9 +220,42 @@ const ratios: Readonly<Record<string, Ratio>> = {
     goal: { atMost: 0.56 },
   },
   migrateSkipVsWithoutData: { meaning: 'the same, bytes over the link', goal: { atMost: 0.56 } },
-  checkpointStopSavevmVsHandoff: {
-    meaning: 'how long the VM stands still for a checkpoint, savevm of stock QEMU ÷ hand-off',
+  checkpointStopSavevmVsCapture: {
+    meaning:
+      'how long the VM stands still for a checkpoint under the workloads, savevm of stock QEMU ÷ capture with the short stop before it',
+    goal: { atLeast: 20 },
   },
+  checkpointStopSavevmVsHandoff: { meaning: 'the same, ÷ hand-off with the short stop before it' },
+  checkpointIncrementPauseMs: {
+    meaning:
+      'pause of an increment in ms, median, of a guest of 512 MB with 20 MB written since the last one',
+    goal: { atMost: 10 },
+  },
+  checkpointFullPauseMs: {
+    meaning: 'pause of the first, full checkpoint of that guest in ms, median',
+    goal: { atMost: 50 },
+  },
+  checkpointByHandoffPauseMs: {
+    meaning: 'how long that guest stands still for a checkpoint by hand-off in ms, median',
+    goal: { atMost: 50 },
+  },
+  checkpointHandoffDowntimeMs: {
+    meaning: 'the same for a hand-off that saves nothing',
+    goal: { atMost: 50 },
+  },
+  checkpointRestoreRunsAfterMs: {
+    meaning: 'from asking for a restore until the guest runs in ms, median',
+    goal: { atMost: 100 },
+  },
+  checkpointFullLostPercent: {
+    meaning: 'work that a computing guest loses while a full checkpoint is written, %, median',
+    goal: { atMost: 10 },
+  },
+  checkpointIncrementLostPercent: {
+    meaning: 'the same while an increment is written',
+    goal: { atMost: 10 },
+  },
+  checkpointCaptureWorkloadVsAlone: { meaning: 'time of a workload with one captured checkpoint ÷ alone' },
   checkpointHandoffWorkloadVsAlone: { meaning: 'time of a workload with one checkpoint by hand-off ÷ alone' },
   checkpointSavevmWorkloadVsAlone: { meaning: 'the same, with one savevm' },
   pauseDirectVsStaged: { meaning: 'median pause, direct ÷ staged capture' },

@@ -82,6 +82,11 @@ const stems: Readonly<Record<string, string>> = {
   link: 'over the link',
   stopped: 'stands still',
   workloadVsAlone: 'workload ÷ alone',
+  prefix: 'short stop before',
+  written: 'written to the disk',
+  lost: 'work lost',
+  runsAfter: 'asked to running',
+  qemuStart: 'of it starting QEMU',
 };
 
 /** Names that are no stem and unit. */

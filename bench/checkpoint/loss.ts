@@ -1,0 +1,87 @@
+/**
+ * What a computing guest loses while a checkpoint is written: its work from the begin of a checkpoint to its end,
+ * against the windows before and after it, in turns. It writes 2,000 pages a second meanwhile.
+ */
+import { Checkpointing } from '../../lib/checkpoint/checkpointing.js';
+import { percentile } from '../../lib/stats.js';
+import { runDirOf } from '../../test/lab/daemons.js';
+import { Lab } from '../../test/lab/lab.js';
+import { measureRates, startComputing, type WorkMeter } from '../epoch/work.js';
+import type { BenchResult, Progress } from '../report.js';
+import { startIdleGuest } from './idle-guest.js';
+import type { CheckpointPlan, LossSize } from './plan.js';
+
+const PAGES_PER_S = 2_000;
+const WORKING_SET_PAGES = 5_120;
+const WARM_UP_MS = 1_000;
+
+interface Written {
+  /** Of the work in as much time without a checkpoint. */
+  readonly lostPercent: number;
+  readonly totalMs: number;
+  readonly writtenBytes: number;
+}
+
+const takeTurns = async (
+  meter: WorkMeter,
+  { turns, windowMs }: LossSize,
+  take: (turn: number) => Promise<{ readonly totalMs: number; readonly bytes: number }>,
+): Promise<Written[]> => {
+  const rate = async (): Promise<number> => (await measureRates(meter, 1, windowMs))[0] ?? Number.NaN;
+  const written: Written[] = [];
+  let before = await rate();
+  for (let turn = 1; turn <= turns; turn += 1) {
+    const [total, beganMs] = [await meter.total(), performance.now()];
+    const { totalMs, bytes } = await take(turn);
+    const during = (((await meter.total()) - total) * 1_000) / (performance.now() - beganMs);
+    const after = await rate();
+    const lostPercent = 100 * (1 - during / ((before + after) / 2));
+    written.push({ lostPercent, totalMs, writtenBytes: bytes });
+    before = after;
+  }
+  return written;
+};
+
+export const measureLoss = async (
+  { loss, ramMb }: CheckpointPlan,
+  progress: Progress,
+): Promise<BenchResult[]> => {
+  if (loss === undefined) return [];
+  progress('loss: booting the guest');
+  await using lab = await Lab.create({ tag: 'bckpl' });
+  const guest = await startIdleGuest(lab, { ramMb });
+  const load = { pagesPerSecond: PAGES_PER_S, workingSetPages: WORKING_SET_PAGES };
+  const meter = await startComputing(lab, guest.ramPath, load);
+  await measureRates(meter, 1, WARM_UP_MS);
+  const options = { qmp: guest.qmpPath, dir: lab.path('lossy'), keep: 2, runDir: runDirOf(lab, 'a') };
+  const result = (kind: 'full' | 'increment', turns: readonly Written[]): BenchResult => {
+    const spread = (name: keyof Written): Record<string, number> => {
+      const values = turns.map((turn) => turn[name]);
+      return { [`${name}P50`]: percentile(values, 50), [`${name}Max`]: percentile(values, 100) };
+    };
+    const metrics = {
+      turns: turns.length,
+      ...spread('lostPercent'),
+      ...spread('totalMs'),
+      ...spread('writtenBytes'),
+    };
+    progress(`loss-${kind}: ${JSON.stringify(metrics)}`);
+    return { name: `loss-${kind}`, params: { ...load, ramMb, accelerator: 'tcg' }, metrics };
+  };
+  const fulls = await takeTurns(meter, loss, async () => {
+    await using running = await Checkpointing.start(options);
+    const report = await running.take();
+    await running.idle();
+    return report;
+  });
+  await using running = await Checkpointing.start(options);
+  await running.take();
+  await running.idle();
+  const increments = await takeTurns(meter, loss, async () => {
+    const report = await running.take();
+    await running.idle();
+    return report;
+  });
+  await meter.stop();
+  return [result('full', fulls), result('increment', increments)];
+};
