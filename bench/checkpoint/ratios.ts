@@ -13,6 +13,7 @@ export const checkpointRatios = (results: readonly BenchResult[]): Record<string
   return {
     checkpointStopSavevmVsCapture:
       savevmMs / (mean('capture-one', 'stoppedMs') + mean('capture-one', 'prefixMs')),
+    checkpointPauseSavevmVsCapture: savevmMs / mean('capture-one', 'stoppedMs'),
     checkpointStopSavevmVsHandoff:
       savevmMs / (mean('handoff-one', 'stoppedMs') + mean('handoff-one', 'prefixMs')),
     checkpointIncrementPauseMs: of('pause-increment', 'pauseMsP50'),

@@ -38,11 +38,20 @@ const sharesOf = (metrics: Metrics, aloneS: number): Metrics =>
 export const measureTurns = async (plan: CheckpointPlan, progress: Progress): Promise<BenchResult[]> => {
   const results: BenchResult[] = [];
   for (const workload of plan.workloads) {
-    let aloneS = Number.NaN;
+    const turns = new Map<Method, Turn>();
     for (const method of plan.methodsOf.get(workload) ?? []) {
       progress(caseName(workload, method));
-      const { workloadS, checkpoints } = await measureTurn(plan, workload, method);
-      if (method === 'alone') aloneS = workloadS;
+      turns.set(method, await measureTurn(plan, workload, method));
+    }
+    // Once more behind them: a machine that grows slower or faster meanwhile would else be the methods' fault.
+    const before = turns.get('alone');
+    if (before !== undefined && turns.size > 1) {
+      progress(`${caseName(workload, 'alone')}, again`);
+      const after = await measureTurn(plan, workload, 'alone');
+      turns.set('alone', { ...before, workloadS: (before.workloadS + after.workloadS) / 2 });
+    }
+    const aloneS = turns.get('alone')?.workloadS ?? Number.NaN;
+    for (const [method, { workloadS, checkpoints }] of turns) {
       const params = { ...workload.params, method, ramMb: plan.ramMb };
       const whole: Metrics = workload.isCutOff ? {} : { workloadS, workloadVsAlone: workloadS / aloneS };
       if (checkpoints.length === 0) {

@@ -225,6 +225,7 @@ const ratios: Readonly<Record<string, Ratio>> = {
       'how long the VM stands still for a checkpoint under the workloads, savevm of stock QEMU ÷ capture with the short stop before it',
     goal: { atLeast: 20 },
   },
+  checkpointPauseSavevmVsCapture: { meaning: 'the same, ÷ the pause of the capture alone' },
   checkpointStopSavevmVsHandoff: { meaning: 'the same, ÷ hand-off with the short stop before it' },
   checkpointIncrementPauseMs: {
     meaning:
