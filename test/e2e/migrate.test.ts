@@ -199,6 +199,7 @@ test('a hand-over that comes to nothing: the guest runs here again, or stands st
   await limitLink(lab, 400); // so that there is time to freeze its standby
   const mute = await startBackupFor(lab, vm);
   const held = await migrate(lab, vm, ['--retry', '100ms']);
+  await held.message('syncing'); // the standby has answered what it is asked before the rounds
   const { standbyPid = 0 } = await untilStandby(lab);
   process.kill(standbyPid, 'SIGSTOP');
   await held.message('final');
