@@ -122,10 +122,11 @@ export class VmDriver {
     return this.#exclusively(async () => {
       const startMs = performance.now();
       const asked = this.#qmp.execute('query-status'); // right before our stop
+      const isOurs = this.#stoppedByUs; // it may stand still by our own word, and goes on as well then
       let ran = true;
       try {
         await this.#stop();
-        ran = (await asked).running;
+        ran = isOurs || (await asked).running;
         if (!ran) throw new CancelledError('the VM was paused by somebody else');
         this.#prefixAhead = await this.#takePrefix();
       } finally {
