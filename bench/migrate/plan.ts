@@ -72,10 +72,10 @@ const full: Size = {
   workloads: ['idle', 'redis', 'writer', 'cache'],
 };
 const smokeSize: Size = {
-  ...{ ramMb: 192 + ODD_MB, mbitPerS: 800, pagesPerSecond: 20_000, workingSetPages: 4_096, fileMiB: 16 },
+  ...{ ramMb: 192 + ODD_MB, mbitPerS: 400, pagesPerSecond: 20_000, workingSetPages: 4_096, fileMiB: 16 },
   settleMs: 300,
   ...{ downtimeMs: 30, relaxedDowntimeMs: 250 },
-  ...{ turns: 1, trials: 1, fixedMsMax: 2_000 },
+  ...{ turns: 1, trials: 1, fixedMsMax: 4_000 },
   workloads: ['idle', 'writer'],
 };
 const MOVE_MS_MAX = 120_000;
