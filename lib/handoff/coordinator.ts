@@ -29,7 +29,8 @@ import { imagePathOf } from '../vm/drives.js';
 import { parseMigrationPrefix } from '../vm/migration-stream.js';
 import { handOff } from './handoff.js';
 import type { ApartFiles, HandoffApart, HandoffOptions, HandoffResult } from './options.js';
-import { RamCopy } from './ram-copy.js';
+import { copyableRam, RamCopy } from './ram-copy.js';
+import { assertRoom, roomFor } from './ram-room.js';
 
 const run = promisify(execFile);
 
@@ -82,7 +83,7 @@ export interface CoordinatedResult extends CoordinatedPhases {
 }
 
 /**
- * @throws as handOff() does: the VM is where it was then. What saveState() or copyFiles() throw: the VM runs in Q,
+ * @throws as handOff() does, NoSpaceError if RAM has no room twice: the VM is where it was then. What saveState() or copyFiles() throw: the VM runs in Q,
  *         on its images, and there is no checkpoint. DiskError an overlay could not be made, or not be committed: then
  *         the VM runs on over it.
  */
@@ -204,10 +205,13 @@ class Apart {
   async #filesFor(vm: VmDescription, ramPath: string): Promise<ApartFiles> {
     this.#vm = vm;
     this.#ramPath = ramPath;
+    copyableRam(vm);
+    const images = imagesOf(vm);
     const ramTo = this.#ramTo ?? besideOf(ramPath);
     if (existsSync(ramTo)) throw isThere(ramTo);
+    assertRoom(await roomFor(ramPath, ramTo, vm.ramBytes));
     this.#ramTo = ramTo;
-    for (const image of imagesOf(vm)) this.#overlays.set(image, await makeOverlay(image));
+    for (const image of images) this.#overlays.set(image, await makeOverlay(image));
     return { ramTo, overlays: this.#overlays };
   }
 

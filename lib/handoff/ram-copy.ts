@@ -9,7 +9,7 @@
 import type { FinishedLayer, NativeCheckpointer } from '../checkpoint/binding.js';
 import { needsAnotherRound } from '../checkpoint/rounds.js';
 import { UnsupportedVmError } from '../errors.js';
-import { native } from '../native.js';
+import { native, type RamMapping } from '../native.js';
 import type { VmDescription } from '../vm/describe.js';
 
 /** What cannot be staged is copied where it lies: the VM stands still either way. */
@@ -32,8 +32,7 @@ export class RamCopy implements AsyncDisposable {
    * @throws UnsupportedVmError, InjectError, RamMappingError, SystemError (the file is there already), CancelledError
    */
   static async begin(vm: VmDescription, to: string, signal?: AbortSignal): Promise<RamCopy> {
-    const ram = vm.memoryBackends[0]?.mapping;
-    if (ram === undefined || ram.pageSize !== PAGE_BYTES) throw hasHugePages();
+    const ram = copyableRam(vm);
     const engine = new native.Checkpointer({
       pid: vm.process.pid,
       ram,
@@ -77,6 +76,13 @@ export class RamCopy implements AsyncDisposable {
     await this.#engine.close();
   }
 }
+
+/** @throws UnsupportedVmError */
+export const copyableRam = (vm: VmDescription): RamMapping => {
+  const ram = vm.memoryBackends[0]?.mapping;
+  if (ram === undefined || ram.pageSize !== PAGE_BYTES) throw hasHugePages();
+  return ram;
+};
 
 const hasHugePages = (): UnsupportedVmError =>
   new UnsupportedVmError(
