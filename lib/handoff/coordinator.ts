@@ -31,6 +31,7 @@ import { handOff } from './handoff.js';
 import type { ApartFiles, HandoffApart, HandoffOptions, HandoffResult } from './options.js';
 import { copyableRam, RamCopy } from './ram-copy.js';
 import { assertRoom, roomFor } from './ram-room.js';
+import type { HandoffSource } from './source.js';
 
 const run = promisify(execFile);
 
@@ -168,7 +169,7 @@ class Apart {
           throw error;
         }
       },
-      beforeStop: (qmp) => this.#beforeStop(qmp),
+      beforeStop: (source) => this.#beforeStop(source),
       whileStopped: async () => {
         this.#stoppedAt = new Date();
         this.#ramIndex = await this.#copy!.finish(this.#beside('index'));
@@ -216,16 +217,9 @@ class Apart {
   }
 
   /** A short stop of its own, then the last rounds. */
-  async #beforeStop(qmp: QmpClient): Promise<void> {
+  async #beforeStop(source: HandoffSource): Promise<void> {
     const path = this.#beside('prefix');
-    const beganMs = performance.now();
-    try {
-      await qmp.execute('stop');
-      await migrateToFile(qmp, path);
-    } finally {
-      await qmp.execute('cont');
-    }
-    this.prefixMs = performance.now() - beganMs;
+    this.prefixMs = await timed(() => source.pauseFor(() => migrateToFile(source.qmp, path)));
     const stream = await readFile(path);
     this.#prefix = stream.subarray(0, parseMigrationPrefix(stream).bytes);
     await this.#copy!.catchUp();

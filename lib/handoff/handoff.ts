@@ -107,13 +107,13 @@ class Handoff {
       target = await this.#launch(binary);
       await this.#source.prepare();
       await this.#names.keep();
-      await apart?.beforeStop(this.#source.qmp);
+      await apart?.beforeStop(this.#source);
       this.#options.signal?.throwIfAborted();
     } catch (error) {
-      await this.#back(target);
-      throw this.#options.signal?.aborted
-        ? new CancelledError('the hand-off was cancelled; the VM runs on')
-        : error;
+      await this.#back(target).catch((after: unknown) => {
+        throw also(error, after);
+      });
+      throw (await this.#cancelled()) ?? error;
     }
     const to = { ...target.vm.identity, binary, version: target.version };
     const startMs = performance.now() - startedMs;
@@ -135,6 +135,14 @@ class Handoff {
       startMs,
       totalMs,
     };
+  }
+
+  /** If it was: says how the VM is, for somebody else may have stopped it meanwhile. */
+  async #cancelled(): Promise<CancelledError | undefined> {
+    const status = this.#options.signal?.aborted ? await this.#source.status() : undefined;
+    if (status === undefined) return undefined;
+    const vm = status === 'running' ? 'runs on' : `is ${status}`;
+    return new CancelledError(`the hand-off was cancelled; the VM ${vm}`);
   }
 
   async #launch(binary: string): Promise<HandoffTarget> {
@@ -195,7 +203,7 @@ class Handoff {
     try {
       await this.#back(target);
     } catch (error) {
-      return toHoldfastError(error, `${toHoldfastError(cause).message}; then`);
+      return also(cause, error);
     }
     if (this.#source.qmp.open) return toHoldfastError(cause);
     if (!(await this.#sourceEnds())) {
@@ -280,3 +288,12 @@ class Handoff {
     this.#options.onProgress?.(progress);
   }
 }
+
+/** What kept the VM from being as it was, behind what ended the hand-off. */
+const also = (cause: unknown, after: unknown): HoldfastError => {
+  const { message, cure, details } = toHoldfastError(after);
+  return new QmpError(`${toHoldfastError(cause).message}; then ${message}`, {
+    ...{ cause: after, details },
+    ...(cure === undefined ? {} : { cure }),
+  });
+};

@@ -4,6 +4,7 @@ import type { NativeBinding } from '../native.js';
 import type { QmpClient } from '../qmp/client.js';
 import type { VmDescription } from '../vm/describe.js';
 import type { ProcessIdentity } from '../vm/process.js';
+import type { HandoffSource } from './source.js';
 
 export interface HandoffOptions {
   /** Monitor of the VM; nobody else may hold it. */
@@ -31,7 +32,7 @@ export interface HandoffApart {
   /** Before the new QEMU starts: when it settles its RAM file is there, with most of what belongs in it. */
   readonly copyAhead: () => Promise<void>;
   /** The new QEMU is ready. The VM runs, also when this settles. */
-  readonly beforeStop: (qmp: QmpClient) => Promise<void>;
+  readonly beforeStop: (source: HandoffSource) => Promise<void>;
   /** The VM was stopped: the new QEMU's RAM file has all of its RAM when this settles. */
   readonly whileStopped: () => Promise<void>;
   /** The VM is where it was, and the new QEMU has ended. */

@@ -3,9 +3,11 @@
  *
  *   stop ─► migrate (device state alone: RAM is the file that both have mapped) ─► completed ─► killed
  *     └──────────┴── anything fails: migrate_cancel, cont
+ *
+ * A VM that somebody else has stopped meanwhile is left so: only our own stop is undone.
  */
 import { setTimeout as delay } from 'node:timers/promises';
-import { QmpConnectionError, QmpError, StandbyError, TimeoutError } from '../errors.js';
+import { QmpConnectionError, QmpError, StandbyError, TimeoutError, toHoldfastError } from '../errors.js';
 import { prepareSource, type QemuMigrationSettings, restoreSource } from '../migrate/qemu-settings.js';
 import type { QmpClient } from '../qmp/client.js';
 import type { CommandAnswer, QmpEvent } from '../qmp/commands.js';
@@ -36,9 +38,27 @@ export class HandoffSource {
     this.#before = await prepareSource(this.qmp, UNLIMITED, { ignoreShared: true });
   }
 
+  /** @throws QmpError, also if it doesn't run any more */
   async stop(): Promise<void> {
     this.#touched = true;
-    if (this.wasRunning) await this.qmp.execute('stop');
+    if (!this.wasRunning) return;
+    // In one go, so that the answer is about right before our stop.
+    const [asked, stopped] = this.qmp.pipeline([{ execute: 'query-status' }, { execute: 'stop' }]);
+    const { running, status } = await asked;
+    if (running) return void (await stopped);
+    this.#touched = false;
+    await stopped;
+    // From 9.0 on QEMU stops a guest that sleeps, too; before, it minds neither command.
+    if (status === 'suspended') await this.qmp.execute('cont');
+    throw wasStopped(status);
+  }
+
+  /** A short stop of its own; the VM runs again when it settles. What it throws leaves that to goOn(). */
+  async pauseFor(work: () => Promise<unknown>): Promise<void> {
+    await this.stop();
+    await work();
+    await this.qmp.execute('cont');
+    this.#touched = false;
   }
 
   /**
@@ -72,10 +92,27 @@ export class HandoffSource {
     if (this.#touched) {
       const status = await this.#endMigration();
       // QEMU doesn't resume by itself a VM that was stopped before.
-      if (this.wasRunning && status !== 'running') await this.qmp.execute('cont');
+      if (this.wasRunning && status !== 'running') await this.#resume(status);
+      this.#touched = false;
     }
     if (this.#before !== undefined) await restoreSource(this.qmp, this.#before);
     this.#before = undefined;
+  }
+
+  /** Undefined where it can't be asked any more. */
+  async status(): Promise<string | undefined> {
+    return (await this.qmp.execute('query-status').catch(() => undefined))?.status;
+  }
+
+  async #resume(status: string): Promise<void> {
+    try {
+      await this.qmp.execute('cont');
+    } catch (error) {
+      throw new QmpError(
+        `the VM is still in the QEMU that had it, and stands still (${status}): ${toHoldfastError(error).message}`,
+        { cause: error, cure: '`cont` there resumes it.', details: { command: 'cont', status } },
+      );
+    }
   }
 
   /** @returns the run state, once QEMU has made up its mind */
@@ -110,6 +147,12 @@ export class HandoffSource {
     });
   }
 }
+
+const wasStopped = (status: string): QmpError =>
+  new QmpError(`the VM does not run any more (${status}), by somebody else's doing or its own; it was left so`, {
+    cure: 'Try again when it runs.',
+    details: { command: 'stop', status },
+  });
 
 /** Whether this QEMU's monitor, rather than anything it said, is what failed. */
 export const isLost = (error: unknown, qmp: QmpClient): boolean =>
