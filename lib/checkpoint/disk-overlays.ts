@@ -18,13 +18,12 @@ import { native } from '../native.js';
 import type { QmpClient } from '../qmp/client.js';
 import type { VmDescription } from '../vm/describe.js';
 import { imagePathOf } from '../vm/drives.js';
+import { commitNode } from './commit-job.js';
 import { isEmptyOverlay } from './empty-overlay.js';
 import type { DiskEntry } from './manifest.js';
 
 export const OVERLAY_SUFFIX = '.holdfast-overlay';
 const NODE_PREFIX = 'holdfast-overlay-';
-/** A whole image may have to be written, where everything was overwritten meanwhile. */
-const COMMIT_TIMEOUT_MS = 3_600_000;
 
 export interface CheckpointDisk {
   readonly name: string;
@@ -60,8 +59,6 @@ const blockDevices = z.array(
   }),
 );
 type Inserted = NonNullable<z.infer<typeof blockDevices>[number]['inserted']>;
-
-const blockJobs = z.array(z.object({ device: z.string(), ready: z.boolean() }));
 
 const queryBlock = async (qmp: QmpClient) => blockDevices.parse(await qmp.executeAny('query-block', {}));
 
@@ -250,23 +247,8 @@ const isCommitted = async (path: string, { image, format }: CheckpointDisk): Pro
 
 /** Settles when the device is back on its image, and the overlay is gone. */
 const commitOverlay = async (qmp: QmpClient, node: string, path: string): Promise<void> => {
-  const job = `${node}-job`;
-  const limits = { timeoutMs: COMMIT_TIMEOUT_MS };
-  const ofJob = { ...limits, where: ({ data }: { data: Record<string, unknown> }) => data.device === job };
-  const ready = qmp.once('BLOCK_JOB_READY', ofJob);
-  const completed = qmp.once('BLOCK_JOB_COMPLETED', ofJob);
-  ready.catch(() => {});
-  completed.catch(() => {}); // awaited last
   try {
-    // A run that was killed meanwhile leaves its job, which goes on, and then waits to be completed.
-    const jobs = blockJobs.parse(await qmp.executeAny('query-block-jobs'));
-    const left = jobs.find(({ device }) => device === job);
-    if (left === undefined) await qmp.executeAny('block-commit', { 'job-id': job, device: node });
-    // A job that fails is never ready.
-    if (left?.ready !== true) await Promise.race([ready, completed]);
-    await qmp.executeAny('job-complete', { id: job });
-    const { data } = await completed;
-    if (typeof data.error === 'string') throw new DiskError(data.error);
+    await commitNode(qmp, node);
   } catch (error) {
     const { message, code } = toHoldfastError(error);
     throw new DiskError(`${path} could not be committed to its image: ${message}`, {
