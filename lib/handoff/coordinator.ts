@@ -11,34 +11,24 @@
  * The two must not share RAM, for Q goes on writing to its own; but it need not cross a socket, and most of it is
  * copied while the VM runs (ram-copy.ts). Whoever is killed in between leaves a VM that runs on over its overlays.
  */
-import { execFile } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { readFile, rm } from 'node:fs/promises';
-import { resolve } from 'node:path';
-import { promisify } from 'node:util';
-import { z } from 'zod';
 import type { FinishedLayer } from '../checkpoint/binding.js';
-import { OVERLAY_SUFFIX } from '../checkpoint/disk-overlays.js';
-import { isEmptyOverlay } from '../checkpoint/empty-overlay.js';
-import { ConfigError, DiskError, toHoldfastError, UnsupportedVmError } from '../errors.js';
+import { ConfigError, type HoldfastError, type HoldfastErrorOptions, toHoldfastError } from '../errors.js';
 import { QmpClient } from '../qmp/client.js';
-import type { QmpEvent } from '../qmp/commands.js';
 import { migrateToFile } from '../qmp/recipes.js';
 import type { VmDescription } from '../vm/describe.js';
-import { imagePathOf } from '../vm/drives.js';
 import { parseMigrationPrefix } from '../vm/migration-stream.js';
+import { isAlive } from '../vm/process.js';
 import { handOff } from './handoff.js';
-import type { ApartFiles, HandoffApart, HandoffOptions, HandoffResult } from './options.js';
+import type { ApartFiles, HandoffApart, HandoffOptions, HandoffResult, HandoffSide } from './options.js';
+import { commitOverlays, imagesOf, makeOverlay } from './overlays.js';
 import { copyableRam, RamCopy } from './ram-copy.js';
 import { assertRoom, roomFor } from './ram-room.js';
 import type { HandoffSource } from './source.js';
 
-const run = promisify(execFile);
-
 /** Q's RAM file. */
 const BESIDE = '.handed';
-/** A whole image may have to be written. */
-const COMMIT_TIMEOUT_MS = 3_600_000;
 
 /** P, of which nothing changes any more. */
 export interface StandingVm {
@@ -84,9 +74,9 @@ export interface CoordinatedResult extends CoordinatedPhases {
 }
 
 /**
- * @throws as handOff() does, NoSpaceError if RAM has no room twice: the VM is where it was then. What saveState() or copyFiles() throw: the VM runs in Q,
- *         on its images, and there is no checkpoint. DiskError an overlay could not be made, or not be committed: then
- *         the VM runs on over it.
+ * @throws as handOff() does, NoSpaceError if RAM has no room twice: the VM is where it was then. What saveState() or
+ *         copyFiles() throw: the VM runs in Q, on its images, and there is no checkpoint. DiskError an overlay could not be made, or was not committed:
+ *         then what the guest writes is in that, it is named, and the message says whether all was saved.
  */
 export const checkpointByHandoff = async (options: CoordinatedOptions): Promise<CoordinatedResult> => {
   const { ramTo, saveState, copyFiles, ...handoff } = options;
@@ -115,13 +105,16 @@ export const checkpointByHandoff = async (options: CoordinatedOptions): Promise<
       },
     });
     await apart.settle(); // P has ended
-    const commitMs = await timed(() => commit(options.qmp, apart.overlays));
-    if (failure !== undefined) {
-      throw toHoldfastError(
-        failure.error,
-        `there is no checkpoint, and the VM runs on in process ${result.to.pid}`,
-      );
-    }
+    let uncommitted: HoldfastError | undefined;
+    const commitMs = await timed(() =>
+      commitOverlays(result.to, () => QmpClient.connect(options.qmp), apart.overlays).catch(
+        (error: unknown) => {
+          uncommitted = toHoldfastError(error);
+        },
+      ),
+    );
+    if (failure !== undefined) throw await notSaved(toHoldfastError(failure.error), result.to, uncommitted);
+    if (uncommitted !== undefined) throw told(uncommitted, `it was saved, but ${uncommitted.message}`);
     const { prefixMs } = apart;
     const allMs = performance.now() - beganMs;
     return { allMs, migrateMs: downtimeMs, saveStateMs, copyFileMs, commitMs, prefixMs, handoff: result };
@@ -131,6 +124,29 @@ export const checkpointByHandoff = async (options: CoordinatedOptions): Promise<
   } finally {
     await apart.close();
   }
+};
+
+/** What has to be done about an overlay comes first: then that is the error, and its cure. */
+const notSaved = async (
+  error: HoldfastError,
+  to: HandoffSide,
+  uncommitted: HoldfastError | undefined,
+): Promise<HoldfastError> => {
+  if (uncommitted !== undefined) {
+    return told(uncommitted, `there is no checkpoint (${error.message}); and ${uncommitted.message}`);
+  }
+  const vm = (await isAlive(to)) ? `runs on in process ${to.pid}` : `has ended (process ${to.pid})`;
+  return told(error, `there is no checkpoint, and the VM ${vm}: ${error.message}`);
+};
+
+/** The same error, with more about it. */
+const told = (error: HoldfastError, message: string): HoldfastError => {
+  const { cure, details } = error;
+  const SameClass = error.constructor as new (
+    message: string,
+    options: HoldfastErrorOptions,
+  ) => HoldfastError;
+  return new SameClass(message, { cause: error, details, ...(cure === undefined ? {} : { cure }) });
 };
 
 /** What there is twice while there are two QEMUs. */
@@ -251,90 +267,4 @@ const timed = async (work: () => Promise<void>): Promise<number> => {
   const beganMs = performance.now();
   await work();
   return performance.now() - beganMs;
-};
-
-/** @throws UnsupportedVmError a disk that is no raw image of its own */
-const imagesOf = ({ drives, cwd }: VmDescription): string[] =>
-  drives
-    .filter(({ readOnly }) => !readOnly)
-    .map(({ name, file, format, server }) => {
-      const path = imagePathOf(file);
-      if (path !== undefined && format === 'raw' && server === undefined) return resolve(cwd, path);
-      throw new UnsupportedVmError(
-        `this VM cannot be checkpointed by a hand-off; nothing was changed: drive ${name} (${file}) is no raw image that QEMU has open itself`,
-        { cure: 'Use --method capture.' },
-      );
-    });
-
-const makeOverlay = async (image: string): Promise<string> => {
-  const overlay = image + OVERLAY_SUFFIX; // as of the checkpoints that are captured: whoever finds one knows it
-  // One without any write was prepared by a command that was killed.
-  if (existsSync(overlay) && !(await isEmptyOverlay(overlay))) {
-    throw new DiskError(`${overlay} is there already, and may have what a VM wrote; nothing was changed`, {
-      cure: 'If no VM has it open and nobody needs it, remove it.',
-      details: { image, overlay },
-    });
-  }
-  try {
-    // -u: its image is not looked into, for P writes to it.
-    await run('qemu-img', [
-      'create',
-      '-q',
-      '-u',
-      '-f',
-      'qcow2',
-      '-b',
-      image,
-      '-F',
-      'raw',
-      overlay,
-      String(await sizeOf(image)),
-    ]);
-    return overlay;
-  } catch (error) {
-    throw new DiskError(`no overlay could be made over ${image}: ${(error as Error).message}`, {
-      cause: error,
-      cure: 'Install qemu-utils (qemu-img), and make room beside the image.',
-      details: { image, overlay },
-    });
-  }
-};
-
-const sizeOf = async (image: string): Promise<number> => {
-  const { stdout } = await run('qemu-img', ['info', '-U', '--output=json', '-f', 'raw', image]);
-  return z.object({ 'virtual-size': z.number() }).parse(JSON.parse(stdout))['virtual-size'];
-};
-
-const blockDevices = z.array(
-  z.object({ inserted: z.object({ 'node-name': z.string(), file: z.string() }).optional() }),
-);
-
-/** The overlays' contents into their images, which the guest then has. */
-const commit = async (qmpPath: string, overlays: readonly string[]): Promise<void> => {
-  if (overlays.length === 0) return;
-  await using qmp = await QmpClient.connect(qmpPath);
-  const devices = blockDevices.parse(await qmp.executeAny('query-block', {}));
-  for (const overlay of overlays) {
-    const node = devices.find(({ inserted }) => inserted?.file === overlay)?.inserted?.['node-name'];
-    if (node === undefined) throw new DiskError(`QEMU has no disk on the overlay ${overlay}`);
-    const job = `holdfast-commit-${node.replace(/\W/g, '')}`;
-    const ofJob = {
-      timeoutMs: COMMIT_TIMEOUT_MS,
-      where: ({ data }: QmpEvent) => data.device === job,
-    };
-    const ready = qmp.once('BLOCK_JOB_READY', ofJob);
-    const ended = qmp.once('BLOCK_JOB_COMPLETED', ofJob);
-    for (const promise of [ready, ended]) promise.catch(() => {}); // awaited below, unless what comes before fails
-    await qmp.executeAny('block-commit', { 'job-id': job, device: node });
-    await Promise.race([ready, ended]);
-    await qmp.executeAny('block-job-complete', { device: job });
-    const { data } = await ended;
-    if (typeof data.error === 'string') {
-      throw new DiskError(`the overlay ${overlay} could not be committed into its image: ${data.error}`, {
-        cure: 'The VM runs on over the overlay, and nothing is lost. Make room, and `block-commit` it by QMP.',
-        details: { overlay },
-      });
-    }
-    await rm(overlay, { force: true });
-  }
 };

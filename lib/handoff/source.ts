@@ -149,10 +149,13 @@ export class HandoffSource {
 }
 
 const wasStopped = (status: string): QmpError =>
-  new QmpError(`the VM does not run any more (${status}), by somebody else's doing or its own; it was left so`, {
-    cure: 'Try again when it runs.',
-    details: { command: 'stop', status },
-  });
+  new QmpError(
+    `the VM does not run any more (${status}), by somebody else's doing or its own; it was left so`,
+    {
+      cure: 'Try again when it runs.',
+      details: { command: 'stop', status },
+    },
+  );
 
 /** Whether this QEMU's monitor, rather than anything it said, is what failed. */
 export const isLost = (error: unknown, qmp: QmpClient): boolean =>
