@@ -91,24 +91,35 @@ export const takeByHandoff = async (
   const writing = await beginCheckpoint(root, epoch);
   let saved: Pick<Manifest, 'ram' | 'device'> | undefined;
   let diskBytes = 0;
+  /** What fails leaves its room at once: the overlays have yet to be committed, perhaps on the same file system. */
+  const orMakeRoom = async (work: () => Promise<void>): Promise<void> => {
+    try {
+      await work();
+    } catch (error) {
+      await rm(writing, { recursive: true, force: true }).catch(() => {}); // tried again below
+      throw error;
+    }
+  };
   try {
     const { handoff: result, ...phases } = await checkpointByHandoff({
       ...handoff,
-      saveState: async (standing) => {
-        saved = await saveTo(writing, standing);
-      },
-      copyFiles: async (standing) => {
-        const disks = await copyDisks(writing, standing);
-        diskBytes = disks.reduce((sum, { bytes }) => sum + bytes, 0);
-        await publishCheckpoint(root, {
-          ...{ magic: MANIFEST_MAGIC, version: MANIFEST_VERSION, epoch, parent: null },
-          takenAt: standing.stoppedAt.toISOString(),
-          pauseMs: standing.downtimeMs,
-          vm: vmOf(standing.vm, backendOf(standing)),
-          ...saved!,
-          disks: [...disks],
-        });
-      },
+      saveState: (standing) =>
+        orMakeRoom(async () => {
+          saved = await saveTo(writing, standing);
+        }),
+      copyFiles: (standing) =>
+        orMakeRoom(async () => {
+          const disks = await copyDisks(writing, standing);
+          diskBytes = disks.reduce((sum, { bytes }) => sum + bytes, 0);
+          await publishCheckpoint(root, {
+            ...{ magic: MANIFEST_MAGIC, version: MANIFEST_VERSION, epoch, parent: null },
+            takenAt: standing.stoppedAt.toISOString(),
+            pauseMs: standing.downtimeMs,
+            vm: vmOf(standing.vm, backendOf(standing)),
+            ...saved!,
+            disks: [...disks],
+          });
+        }),
     });
     try {
       await keepUp({ root, keep, native, log, ...(onUpkeep === undefined ? {} : { onStep: onUpkeep }) });
