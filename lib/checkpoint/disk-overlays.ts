@@ -92,10 +92,10 @@ export const findDisks = async (qmp: QmpClient, vm: VmDescription): Promise<read
   return disks;
 };
 
-/** Overlays that a killed run left in QEMU, committed. @returns how many */
+/** Overlays that a killed run, or a hand-off, left in QEMU, committed. @returns how many */
 export const commitLeftOverlays = async (qmp: QmpClient, cwd: string): Promise<number> => {
   const left = (await queryBlock(qmp)).flatMap(({ inserted }) =>
-    inserted !== undefined && isOverlay(inserted) ? [inserted] : [],
+    inserted !== undefined && isOverlay(inserted, cwd) ? [inserted] : [],
   );
   for (const { 'node-name': node, file } of left) {
     await commitOverlay(qmp, node, resolve(cwd, imagePathOf(file)!));
@@ -108,8 +108,13 @@ export const commitLeftOverlays = async (qmp: QmpClient, cwd: string): Promise<n
   return left.length;
 };
 
-const isOverlay = ({ drv, file, 'node-name': node }: Inserted): boolean =>
-  drv === 'qcow2' && node.startsWith(NODE_PREFIX) && (imagePathOf(file)?.endsWith(OVERLAY_SUFFIX) ?? false);
+/** Ours by its node, or, where a hand-off (lib/handoff) put it on QEMU's command line, by its name and its image's. */
+const isOverlay = ({ drv, file, image, 'node-name': node }: Inserted, cwd: string): boolean => {
+  const path = imagePathOf(file);
+  if (drv !== 'qcow2' || !path?.endsWith(OVERLAY_SUFFIX)) return false;
+  const beneath = resolve(cwd, path.slice(0, -OVERLAY_SUFFIX.length));
+  return node.startsWith(NODE_PREFIX) || image['backing-filename'] === beneath;
+};
 
 const unusedOverlayNodes = async (qmp: QmpClient): Promise<{ name: string; path: string }[]> =>
   (await qmp.execute('query-named-block-nodes')).flatMap(({ 'node-name': name = '', drv, file }) => {
@@ -260,5 +265,9 @@ const commitOverlay = async (qmp: QmpClient, node: string, path: string): Promis
   // At once, though QEMU has it open still: an overlay that lies there calls for being committed, and as soon as the
   // guest has written to its image again that would take those writes back.
   await rm(path, { force: true });
-  await qmp.executeAny('blockdev-del', { 'node-name': node });
+  // One of QEMU's command line goes with the job.
+  const nodes = await qmp.execute('query-named-block-nodes');
+  if (nodes.some((each) => each['node-name'] === node)) {
+    await qmp.executeAny('blockdev-del', { 'node-name': node });
+  }
 };
