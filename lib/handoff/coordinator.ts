@@ -79,9 +79,9 @@ export interface CoordinatedResult extends CoordinatedPhases {
  *         then what the guest writes is in that, it is named, and the message says whether all was saved.
  */
 export const checkpointByHandoff = async (options: CoordinatedOptions): Promise<CoordinatedResult> => {
-  const { ramTo, saveState, copyFiles, ...handoff } = options;
+  const { saveState, copyFiles, ...handoff } = options;
   const beganMs = performance.now();
-  const apart = new Apart(ramTo, options.signal);
+  const apart = new Apart(options);
   let [saveStateMs, copyFileMs, downtimeMs] = [0, 0, 0];
   let failure: { readonly error: unknown } | undefined;
   try {
@@ -152,6 +152,7 @@ const told = (error: HoldfastError, message: string): HoldfastError => {
 /** What there is twice while there are two QEMUs. */
 class Apart {
   readonly #signal: AbortSignal | undefined;
+  readonly #warn: (error: HoldfastError) => void;
   #ramTo: string | undefined;
   #vm: VmDescription | undefined;
   #ramPath = '';
@@ -164,9 +165,10 @@ class Apart {
   prefixMs = 0;
   hasBegun = false;
 
-  constructor(ramTo: string | undefined, signal: AbortSignal | undefined) {
+  constructor({ ramTo, signal, onProgress }: CoordinatedOptions) {
     this.#ramTo = ramTo;
     this.#signal = signal;
+    this.#warn = (error) => onProgress?.({ step: 'warning', error });
   }
 
   get overlays(): readonly string[] {
@@ -179,7 +181,10 @@ class Apart {
       copyAhead: async () => {
         this.hasBegun = true;
         try {
-          this.#copy = await RamCopy.begin(this.#vm!, this.#ramTo!, this.#signal);
+          this.#copy = await RamCopy.begin({
+            ...{ vm: this.#vm!, to: this.#ramTo!, signal: this.#signal },
+            warn: this.#warn,
+          });
         } catch (error) {
           await rm(this.#ramTo!, { force: true });
           throw error;

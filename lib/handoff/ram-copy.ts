@@ -8,9 +8,10 @@
  */
 import type { FinishedLayer, NativeCheckpointer } from '../checkpoint/binding.js';
 import { needsAnotherRound } from '../checkpoint/rounds.js';
-import { UnsupportedVmError } from '../errors.js';
+import { type HoldfastError, InjectError, toHoldfastError, UnsupportedVmError } from '../errors.js';
 import { native, type RamMapping } from '../native.js';
 import type { VmDescription } from '../vm/describe.js';
+import { isAlive, type ProcessIdentity } from '../vm/process.js';
 
 /** What cannot be staged is copied where it lies: the VM stands still either way. */
 const STAGING_BYTES_MAX = 256 << 20;
@@ -18,20 +19,34 @@ const COPY_THREADS = 2;
 /** Nobody can write() to hugetlbfs. */
 const PAGE_BYTES = 4_096;
 
+export interface RamCopyOptions {
+  readonly vm: VmDescription;
+  readonly to: string;
+  /** Of the first round. */
+  readonly signal?: AbortSignal | undefined;
+  readonly warn: (error: HoldfastError) => void;
+}
+
 export class RamCopy implements AsyncDisposable {
   readonly #engine: NativeCheckpointer;
   readonly #pageBytes: number;
+  readonly #process: ProcessIdentity;
+  readonly #warn: RamCopyOptions['warn'];
+  #closing: Promise<void> | undefined;
 
-  private constructor(engine: NativeCheckpointer, pageBytes: number) {
+  private constructor(engine: NativeCheckpointer, pageBytes: number, { vm, warn }: RamCopyOptions) {
     this.#engine = engine;
     this.#pageBytes = pageBytes;
+    this.#process = vm.process;
+    this.#warn = warn;
   }
 
   /**
    * Settles when the file has what the VM had populated.
    * @throws UnsupportedVmError, InjectError, RamMappingError, SystemError (the file is there already), CancelledError
    */
-  static async begin(vm: VmDescription, to: string, signal?: AbortSignal): Promise<RamCopy> {
+  static async begin(options: RamCopyOptions): Promise<RamCopy> {
+    const { vm, to, signal } = options;
     const ram = copyableRam(vm);
     const engine = new native.Checkpointer({
       pid: vm.process.pid,
@@ -39,7 +54,7 @@ export class RamCopy implements AsyncDisposable {
       stagingBytesMax: STAGING_BYTES_MAX,
       copyThreads: COPY_THREADS,
     });
-    const copy = new RamCopy(engine, ram.pageSize);
+    const copy = new RamCopy(engine, ram.pageSize, options);
     const cancel = (): void => engine.cancelWrites();
     try {
       await engine.attach();
@@ -71,11 +86,25 @@ export class RamCopy implements AsyncDisposable {
   }
 
   /** The VM is not tracked any more; the file stays. Idempotent. Also when its QEMU has ended. */
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.#engine.detach().catch(() => {});
+  [Symbol.asyncDispose](): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  async #close(): Promise<void> {
+    await this.#engine.detach().catch(async (error: unknown) => {
+      if (await isAlive(this.#process)) this.#warn(tracked(error, this.#process.pid));
+    });
     await this.#engine.close();
   }
 }
+
+const tracked = (cause: unknown, pid: number): InjectError =>
+  new InjectError(`the tracker could not be taken out of process ${pid}: ${toHoldfastError(cause).message}`, {
+    cause,
+    cure: 'The VM is not harmed, but is taken for a protected one. The next `holdfast checkpoint --method capture` of it takes the tracker out.',
+    details: { pid },
+  });
 
 /** @throws UnsupportedVmError */
 export const copyableRam = (vm: VmDescription): RamMapping => {
