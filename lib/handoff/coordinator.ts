@@ -12,7 +12,7 @@
  * copied while the VM runs (ram-copy.ts). Whoever is killed in between leaves a VM that runs on over its overlays.
  */
 import { existsSync } from 'node:fs';
-import { readFile, rm } from 'node:fs/promises';
+import { readFile, realpath, rm } from 'node:fs/promises';
 import type { FinishedLayer } from '../checkpoint/binding.js';
 import { ConfigError, type HoldfastError, type HoldfastErrorOptions, toHoldfastError } from '../errors.js';
 import { QmpClient } from '../qmp/client.js';
@@ -22,7 +22,7 @@ import { parseMigrationPrefix } from '../vm/migration-stream.js';
 import { isAlive } from '../vm/process.js';
 import { handOff } from './handoff.js';
 import type { ApartFiles, HandoffApart, HandoffOptions, HandoffResult, HandoffSide } from './options.js';
-import { commitOverlays, imagesOf, makeOverlay } from './overlays.js';
+import { commitOverlays, imagesOf, makeOverlay, overlayOf } from './overlays.js';
 import { copyableRam, RamCopy } from './ram-copy.js';
 import { assertRoom, roomFor } from './ram-room.js';
 import type { HandoffSource } from './source.js';
@@ -156,8 +156,11 @@ class Apart {
   #ramTo: string | undefined;
   #vm: VmDescription | undefined;
   #ramPath = '';
-  /** Overlay by image. */
-  readonly #overlays = new Map<string, string>();
+  /** Nobody else's RAM file has that name. */
+  #isOurs = false;
+  #images: readonly string[] = [];
+  /** That have been made: no other may be removed. */
+  readonly #overlays: string[] = [];
   #copy: RamCopy | undefined;
   #prefix: Uint8Array = Buffer.alloc(0);
   #ramIndex: FinishedLayer | undefined;
@@ -172,12 +175,13 @@ class Apart {
   }
 
   get overlays(): readonly string[] {
-    return [...this.#overlays.values()];
+    return this.#overlays;
   }
 
   hooks(): Omit<HandoffApart, 'whileBoth'> {
     return {
       filesFor: (vm, ramPath) => this.#filesFor(vm, ramPath),
+      makeFiles: (leftover) => this.#makeFiles(leftover),
       copyAhead: async () => {
         this.hasBegun = true;
         try {
@@ -208,7 +212,7 @@ class Apart {
       prefix: this.#prefix,
       stoppedAt: this.#stoppedAt,
       scratchPath: this.#beside('state'),
-      images: [...this.#overlays.keys()],
+      images: this.#images,
       downtimeMs,
     };
   }
@@ -220,21 +224,31 @@ class Apart {
 
   async close(): Promise<void> {
     await this.#copy?.[Symbol.asyncDispose]();
-    if (this.#ramTo === undefined) return;
+    if (!this.#isOurs) return;
     for (const what of ['index', 'prefix', 'state']) await rm(this.#beside(what), { force: true });
   }
 
-  async #filesFor(vm: VmDescription, ramPath: string): Promise<ApartFiles> {
+  #filesFor(vm: VmDescription, ramPath: string): ApartFiles {
     this.#vm = vm;
     this.#ramPath = ramPath;
     copyableRam(vm);
-    const images = imagesOf(vm);
-    const ramTo = this.#ramTo ?? besideOf(ramPath);
-    if (existsSync(ramTo)) throw isThere(ramTo);
-    assertRoom(await roomFor(ramPath, ramTo, vm.ramBytes));
-    this.#ramTo = ramTo;
-    for (const image of images) this.#overlays.set(image, await makeOverlay(image));
-    return { ramTo, overlays: this.#overlays };
+    this.#images = imagesOf(vm);
+    this.#ramTo ??= besideOf(ramPath);
+    return { ramTo: this.#ramTo, overlays: new Map(this.#images.map((image) => [image, overlayOf(image)])) };
+  }
+
+  async #makeFiles(leftover: readonly string[]): Promise<void> {
+    const ramTo = this.#ramTo!;
+    if (existsSync(ramTo)) {
+      if (!leftover.includes(await realpath(ramTo))) throw isThere(ramTo);
+      await rm(ramTo);
+    }
+    this.#isOurs = true;
+    assertRoom(await roomFor(this.#ramPath, ramTo, this.#vm!.ramBytes));
+    for (const image of this.#images) {
+      await makeOverlay(image);
+      this.#overlays.push(overlayOf(image));
+    }
   }
 
   /** A short stop of its own, then the last rounds. */
@@ -264,7 +278,7 @@ const besideOf = (ramPath: string): string =>
 
 const isThere = (path: string): ConfigError =>
   new ConfigError(`the file for the new QEMU’s RAM, ${path}, is there already; nothing was changed`, {
-    cure: 'A command that was killed may have left it. If no QEMU has it open (fuser), remove it.',
+    cure: 'A VM that was checkpointed by a hand-off before has its RAM under such a name, and its QEMU leaves it when it ends; or a command that was killed left it. If no QEMU has it open (fuser), remove it.',
     details: { path },
   });
 

@@ -6,6 +6,7 @@ import { relaysOf, type VmRelay } from '../output/relay-files.js';
 import type { QmpClient } from '../qmp/client.js';
 import { describeVm, type VmDescription } from '../vm/describe.js';
 import { forHandoff, type HandoffCommandLine, temporaryOf } from './command-line.js';
+import { endLeftover } from './leftover.js';
 import type { HandoffApart } from './options.js';
 import { assertHandoff } from './preflight.js';
 import { openRamFile, type RamFile } from './ram-file.js';
@@ -47,7 +48,7 @@ export const examine = async ({ qmp, argv, apart, native }: ExamineOptions): Pro
   try {
     if (apart !== undefined && !running) throw isPaused();
     if (apart !== undefined && ram !== undefined && ram.inherit.length > 0) throw hasNoName();
-    const files = ram === undefined ? undefined : await apart?.filesFor(vm, ram.path);
+    const files = ram === undefined ? undefined : apart?.filesFor(vm, ram.path);
     const line = forHandoff(argv ?? vm.argv, {
       ram: new Map(ram === undefined ? [] : [[backend!.id, files?.ramTo ?? ram.path]]),
       machineType: vm.machineType,
@@ -67,6 +68,8 @@ export const examine = async ({ qmp, argv, apart, native }: ExamineOptions): Pro
     const qmpPath = temporaryOf(line.moves, qmp.path, vm.cwd);
     if (qmpPath === undefined) throw notItsMonitor(qmp.path);
     const taps = await HandoffTaps.examine(line.taps, tapNameOf);
+    // The last thing: what is refused until here has changed nothing. The leftover may have the names that are needed.
+    if (apart !== undefined) await apart.makeFiles(await endLeftover(qmpPath, native));
     return { vm, wasRunning: running, line, qmpPath, ram: ram!, relays, taps };
   } catch (error) {
     await apart?.giveUp();

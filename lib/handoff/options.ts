@@ -28,7 +28,13 @@ export interface HandoffOptions {
  * throws before whileBoth() ends the hand-off, and the VM is where it was.
  */
 export interface HandoffApart {
-  readonly filesFor: (vm: VmDescription, ramPath: string) => Promise<ApartFiles>;
+  /** Their names; nothing is made yet. @throws UnsupportedVmError */
+  readonly filesFor: (vm: VmDescription, ramPath: string) => ApartFiles;
+  /**
+   * The VM can be handed over: its disks' overlays are there when it settles.
+   * @param leftover files of a new QEMU that a killed command left, which was ended just now
+   */
+  readonly makeFiles: (leftover: readonly string[]) => Promise<void>;
   /** Before the new QEMU starts: when it settles its RAM file is there, with most of what belongs in it. */
   readonly copyAhead: () => Promise<void>;
   /** The new QEMU is ready. The VM runs, also when this settles. */

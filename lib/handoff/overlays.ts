@@ -43,8 +43,12 @@ export const imagesOf = ({ drives, cwd }: VmDescription): string[] =>
       );
     });
 
-export const makeOverlay = async (image: string): Promise<string> => {
-  const overlay = image + OVERLAY_SUFFIX; // as of the checkpoints that are captured: whoever finds one knows it
+/** As of the checkpoints that are captured: whoever finds one knows it. */
+export const overlayOf = (image: string): string => image + OVERLAY_SUFFIX;
+
+/** @throws DiskError: then there is none, or one that has something in it */
+export const makeOverlay = async (image: string): Promise<void> => {
+  const overlay = overlayOf(image);
   // One without any write was prepared by a command that was killed.
   if (existsSync(overlay) && !(await isEmptyOverlay(overlay))) {
     throw new DiskError(`${overlay} is there already, and may have what a VM wrote; nothing was changed`, {
@@ -67,7 +71,6 @@ export const makeOverlay = async (image: string): Promise<string> => {
       overlay,
       String(await sizeOf(image)),
     ]);
-    return overlay;
   } catch (error) {
     throw new DiskError(`no overlay could be made over ${image}: ${(error as Error).message}`, {
       cause: error,

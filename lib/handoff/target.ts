@@ -4,13 +4,11 @@
  *   launch ─► listens for the state ─► loads it, paused ─┬─ resume()  it runs
  *                                                       └─ kill()    it never ran
  */
-import { existsSync } from 'node:fs';
 import { readlink, rm, stat } from 'node:fs/promises';
 import { setTimeout as delay } from 'node:timers/promises';
-import { ConfigError, QmpError, StandbyError, UnsupportedVmError } from '../errors.js';
+import { QmpError, StandbyError, UnsupportedVmError } from '../errors.js';
 import { prepareTarget } from '../migrate/qemu-settings.js';
 import type { NativeBinding } from '../native.js';
-import { QmpClient } from '../qmp/client.js';
 import {
   ANNOUNCE,
   type MigrationCapabilities,
@@ -20,12 +18,11 @@ import {
 import type { VmDescription } from '../vm/describe.js';
 import { environmentWith } from '../vm/known-arguments.js';
 import { killVm, type LaunchedVm, launchVm } from '../vm/launch.js';
-import { identifyProcess } from '../vm/process.js';
 import { isOlderRelease } from '../vm/qemu-version.js';
 import type { HandoffCommandLine } from './command-line.js';
+import { endLeftover } from './leftover.js';
 import type { RamFile } from './ram-file.js';
 
-const LEFTOVER_TIMEOUT_MS = 2_000;
 const LOADED_TIMEOUT_MS = 5_000;
 const POLL_MS = 2;
 
@@ -151,26 +148,6 @@ const logPathOf = async (pid: number, qmpPath: string): Promise<string> => {
   const path = await readlink(`/proc/${pid}/fd/2`).catch(() => '');
   const found = path.startsWith('/') ? await stat(path).catch(() => undefined) : undefined;
   return found?.isFile() ? path : `${qmpPath.replace(/\.new$/, '')}.log`;
-};
-
-/** A command that was killed left its QEMU: it has never run, and is in the way. */
-const endLeftover = async (qmpPath: string, native: Pick<NativeBinding, 'peerPid'>): Promise<void> => {
-  if (!existsSync(qmpPath)) return;
-  const options = { timeoutMs: LEFTOVER_TIMEOUT_MS };
-  const qmp = await QmpClient.connect(qmpPath, options).catch(() => undefined);
-  if (qmp === undefined) return; // a socket that nobody has; launchVm() says more if somebody does
-  try {
-    const { running } = await qmp.execute('query-status', undefined, options);
-    const pid = native.peerPid(qmp.socketFd);
-    if (running) {
-      throw new ConfigError(`a VM runs already in process ${pid}, whose monitor is ${qmpPath}`, {
-        cure: 'Is that the same VM? Then end the other one: never let both run.',
-      });
-    }
-    await killVm(await identifyProcess(pid));
-  } finally {
-    await qmp.close();
-  }
 };
 
 /** After `cont` was sent, and no refusal came back. */
