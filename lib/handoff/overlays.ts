@@ -72,6 +72,7 @@ export const makeOverlay = async (image: string): Promise<void> => {
       String(await sizeOf(image)),
     ]);
   } catch (error) {
+    await rm(overlay, { force: true }); // a part of one is no image, and in the way
     throw new DiskError(`no overlay could be made over ${image}: ${(error as Error).message}`, {
       cause: error,
       cure: 'Install qemu-utils (qemu-img), and make room beside the image.',
