@@ -20,7 +20,13 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } fr
 import { LaunchedVm } from '../../lib/cli/launched-vm.js';
 import { runningDiskServer } from '../../lib/disk/disk-files.js';
 import { planDisks, startDiskServers } from '../../lib/disk/launch-disks.js';
-import { CancelledError, HoldfastError, UnsupportedVmError, VmGoneError } from '../../lib/errors.js';
+import {
+  CancelledError,
+  DiskError,
+  HoldfastError,
+  UnsupportedVmError,
+  VmGoneError,
+} from '../../lib/errors.js';
 import { checkpointByHandoff } from '../../lib/handoff/coordinator.js';
 import { handOff } from '../../lib/handoff/handoff.js';
 import type { HandoffOptions, HandoffProgress, HandoffResult } from '../../lib/handoff/options.js';
@@ -348,6 +354,44 @@ describe('03 a hand-off that fails leaves one VM', { timeout: 30_000 }, () => {
     // And it is as any VM: its disk is the image, and it can be handed over.
     expect(existsSync(`${image}.holdfast-overlay`)).toBe(false);
     expect((await give()).running).toBe(true);
+  });
+
+  test('the new QEMU ends while the old one is saved, after one that a killed command left', async () => {
+    const ramTo = lab.sharedMemoryPath('handed.ram');
+    const [image, logPath] = [lab.path(`bare${made}.img`), lab.path('left.log')];
+    const overlay = `${image}.holdfast-overlay`;
+    const leftAt = `${qmpPath}.new`;
+    const argv = [...bareGuest(ramTo, leftAt), '-S'];
+    const left = await launchVm({ binary: 'qemu-system-x86_64', argv, qmpPath: leftAt, logPath });
+    started.push(left.identity);
+    await left.qmp.close();
+    let to: ProcessIdentity | undefined;
+    const error = await checkpointByHandoff({
+      ...{ qmp: qmpPath, ramTo },
+      onProgress: (progress) => {
+        if (progress.step !== 'ready') return;
+        to = progress.to;
+        started.push(to);
+      },
+      saveState: async () => {
+        expect(await isAlive(left.identity)).toBe(false);
+        await withQmp(qmpPath, async (qmp) => {
+          await writeByte(qmp, 2); // by the VM, which runs in the new one
+          await qmp.execute('human-monitor-command', { 'command-line': 'qemu-io vda flush' });
+        });
+        await killVm(to!);
+      },
+      copyFiles: async () => {},
+    }).catch((thrown: unknown) => thrown);
+    expect(error).toBeInstanceOf(DiskError);
+    expect(error).toMatchObject({
+      message: expect.stringContaining(`it was saved, but the new QEMU (process ${to!.pid}) ended before`),
+      details: { overlays: [overlay] },
+    });
+    // What the error advises has what the guest wrote.
+    expect(readFileSync(image)[0]).toBe(0);
+    await promisify(execFile)('qemu-img', ['commit', '-q', overlay]);
+    expect(readFileSync(image)[0]).toBe(2);
   });
 
   test('the new QEMU dies before the VM is stopped, or while it loads', async () => {
