@@ -75,8 +75,9 @@ export interface CoordinatedResult extends CoordinatedPhases {
 
 /**
  * @throws as handOff() does, NoSpaceError if RAM has no room twice: the VM is where it was then. What saveState() or
- *         copyFiles() throw: the VM runs in Q, on its images, and there is no checkpoint. DiskError an overlay could not be made, or was not committed:
- *         then what the guest writes is in that, it is named, and the message says whether all was saved.
+ *         copyFiles() throw: the VM runs in Q, on its images, and there is no checkpoint. DiskError an overlay could
+ *         not be made; or was not committed: what the guest writes is in that, and the message names it, and says
+ *         whether all was saved.
  */
 export const checkpointByHandoff = async (options: CoordinatedOptions): Promise<CoordinatedResult> => {
   const { saveState, copyFiles, ...handoff } = options;
@@ -217,9 +218,9 @@ class Apart {
     };
   }
 
-  /** P has ended. */
+  /** P has ended. Whatever of this fails, the overlays are committed. */
   async settle(): Promise<void> {
-    await rm(this.#ramPath, { force: true });
+    await rm(this.#ramPath, { force: true }).catch((error: unknown) => this.#warn(toHoldfastError(error)));
   }
 
   async close(): Promise<void> {
