@@ -31,9 +31,11 @@ const say = async (path: string, figures: object): Promise<void> => {
 const capture = async ({ checkpoints, qmp, dir, runDir }: RoleOptions): Promise<void> => {
   await using running = await Checkpointing.start({ qmp, dir, runDir });
   for (let number = 1; number <= checkpoints; number += 1) {
-    const committed = new Promise<number>((resolve) => {
+    const committed = new Promise<number>((resolve, reject) => {
       running.once('committed', ({ commitMs }) => resolve(commitMs));
+      running.once('warning', reject); // a commit that failed
     });
+    committed.catch(() => {}); // awaited below
     const { path, pauseMs, prefixMs, totalMs, saveStateMs, copyFileMs } = await running.take();
     const commitMs = await committed;
     const phases = { allMs: totalMs + commitMs, saveStateMs, copyFileMs, commitMs };
