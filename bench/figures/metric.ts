@@ -80,6 +80,7 @@ const stems: Readonly<Record<string, string>> = {
   standbyLoad: 'of it loading the device state',
   runsThere: 'start to running over there',
   link: 'over the link',
+  stayedLink: 'over the link, of those that stayed',
   stopped: 'stands still',
   workloadVsAlone: 'workload ÷ alone',
   prefix: 'short stop before',

@@ -30,14 +30,17 @@ const allowedMs = ({ move, relaxes }: CasePlan, moves: Moves): number => {
 const of = <Name extends string>(moves: readonly Readonly<Record<Name, number>>[], name: Name): number[] =>
   moves.map((each) => each[name]);
 
-const resultOf = (
+export const resultOf = (
   { workload, size }: WorkloadPlan,
   { name, engine, move }: CasePlan,
   moves: readonly Measured[],
 ): BenchResult => {
   const arrived = moves.filter((each) => each.event === 'moved');
+  const stayed = moves.filter((each) => each.event === 'stayed');
+  const middle = (stem: string, values: readonly number[]) =>
+    values.length === 0 ? {} : { [`${stem}P50`]: median(values) };
   const spread = (stem: string, values: readonly number[]) =>
-    values.length === 0 ? {} : { [`${stem}P50`]: median(values), [`${stem}Max`]: percentile(values, 100) };
+    values.length === 0 ? {} : { ...middle(stem, values), [`${stem}Max`]: percentile(values, 100) };
   const gaps = arrived.flatMap(({ clientGapMs }) => clientGapMs ?? []);
   const parts = [...new Set(arrived.flatMap(({ parts }) => Object.keys(parts)))];
   const writes = workload === 'writer';
@@ -59,7 +62,9 @@ const resultOf = (
       ...spread('totalMs', of(arrived, 'totalMs')),
       ...spread('downtimeMs', of(arrived, 'downtimeMs')),
       ...spread('clientGapMs', gaps),
-      linkBytesP50: median(of(moves, 'linkBytes')),
+      // As the times: or a case that stays would count on one side of a comparison only.
+      ...middle('linkBytes', of(arrived, 'linkBytes')),
+      ...middle('stayedLinkBytes', of(stayed, 'linkBytes')),
       roundsP50: median(of(moves, 'rounds')),
       ...Object.fromEntries(
         parts.map((part) => [`${part}P50`, median(arrived.flatMap(({ parts }) => parts[part] ?? []))]),

@@ -6,6 +6,7 @@ import { renderMarkdown } from '../../bench/markdown.js';
 import { longestGapMs } from '../../bench/migrate/outside.js';
 import { migratePlan } from '../../bench/migrate/plan.js';
 import { ratiosOf } from '../../bench/migrate/ratios.js';
+import { resultOf } from '../../bench/migrate/turns.js';
 import { type BenchResult, makeReport } from '../../bench/report.js';
 
 const namesOf = (smoke: boolean, only?: string): string[] =>
@@ -75,6 +76,31 @@ const results = [
   result('writer-mp-qemu', { arrived: 19 }),
   result('writer-fixed-relaxed-holdfast', { totalMsP50: 8_000, linkBytesP50: 4e8 }),
 ];
+
+test('time and data are of the same moves: those that arrived', () => {
+  const plan = migratePlan(true, new CaseFilter()).find(({ workload }) => workload === 'writer')!;
+  const common = { rounds: 5, allowedMs: 30, clientGapMs: undefined };
+  const moved = {
+    ...common,
+    event: 'moved',
+    totalMs: 700,
+    downtimeMs: 20,
+    linkBytes: 3e8,
+    parts: {},
+  } as const;
+  const stayed = {
+    ...common,
+    event: 'stayed',
+    totalMs: 9_000,
+    linkBytes: 9e8,
+    code: '',
+    message: '',
+  } as const;
+  const { metrics } = resultOf(plan, plan.cases[0]!, [stayed, moved, stayed]);
+  expect(metrics).toMatchObject({ trials: 3, arrived: 1, totalMsP50: 700, linkBytesP50: 3e8 });
+  expect(metrics.stayedLinkBytesP50).toBe(9e8);
+  expect(resultOf(plan, plan.cases[0]!, [stayed]).metrics).not.toHaveProperty('linkBytesP50');
+});
 
 test('ratios: the engines, the policies, and the worse one of those that must always arrive', () => {
   const ratios = ratiosOf(results);
