@@ -1,8 +1,9 @@
 /**
  * What a computing guest loses while a checkpoint is written: its work from the begin of a checkpoint to its end,
- * against the windows before and after it, in turns. It writes 2,000 pages a second meanwhile.
+ * against the windows before and after it, in turns. It writes 2,000 pages a second meanwhile. Attaching and
+ * detaching are outside of that: nothing is written then.
  */
-import { Checkpointing } from '../../lib/checkpoint/checkpointing.js';
+import { Checkpointing, type CheckpointReport } from '../../lib/checkpoint/checkpointing.js';
 import { percentile } from '../../lib/stats.js';
 import { runDirOf } from '../../test/lab/daemons.js';
 import { Lab } from '../../test/lab/lab.js';
@@ -22,21 +23,33 @@ interface Written {
   readonly writtenBytes: number;
 }
 
+interface Taken {
+  readonly report: CheckpointReport;
+  /** Of the guest's work, while it was written. */
+  readonly rate: number;
+}
+
+const takeOne = async (meter: WorkMeter, running: Checkpointing): Promise<Taken> => {
+  const [total, beganMs] = [await meter.total(), performance.now()];
+  const report = await running.take();
+  await running.idle();
+  const rate = (((await meter.total()) - total) * 1_000) / (performance.now() - beganMs);
+  return { report, rate };
+};
+
 const takeTurns = async (
   meter: WorkMeter,
   { turns, windowMs }: LossSize,
-  take: (turn: number) => Promise<{ readonly totalMs: number; readonly bytes: number }>,
+  take: () => Promise<Taken>,
 ): Promise<Written[]> => {
   const rate = async (): Promise<number> => (await measureRates(meter, 1, windowMs))[0] ?? Number.NaN;
   const written: Written[] = [];
   let before = await rate();
   for (let turn = 1; turn <= turns; turn += 1) {
-    const [total, beganMs] = [await meter.total(), performance.now()];
-    const { totalMs, bytes } = await take(turn);
-    const during = (((await meter.total()) - total) * 1_000) / (performance.now() - beganMs);
+    const { report, rate: during } = await take();
     const after = await rate();
     const lostPercent = 100 * (1 - during / ((before + after) / 2));
-    written.push({ lostPercent, totalMs, writtenBytes: bytes });
+    written.push({ lostPercent, totalMs: report.totalMs, writtenBytes: report.bytes });
     before = after;
   }
   return written;
@@ -70,18 +83,12 @@ export const measureLoss = async (
   };
   const fulls = await takeTurns(meter, loss, async () => {
     await using running = await Checkpointing.start(options);
-    const report = await running.take();
-    await running.idle();
-    return report;
+    return await takeOne(meter, running);
   });
   await using running = await Checkpointing.start(options);
   await running.take();
   await running.idle();
-  const increments = await takeTurns(meter, loss, async () => {
-    const report = await running.take();
-    await running.idle();
-    return report;
-  });
+  const increments = await takeTurns(meter, loss, () => takeOne(meter, running));
   await meter.stop();
   return [result('full', fulls), result('increment', increments)];
 };

@@ -37,7 +37,7 @@ const spreads = (turns: readonly Figures[]): Figures =>
 
 const ofCapture = ({ pauseMs, prefixMs, bytes, pausePages, totalMs, full }: CheckpointReport): Figures => ({
   pauseMs,
-  ...(full ? { prefixMs } : {}),
+  ...(full ? { prefixMs, allStopsMs: pauseMs + prefixMs } : {}),
   ...{ writtenBytes: bytes, pausePages, totalMs },
 });
 
@@ -127,7 +127,8 @@ export const measurePauses = async (
       writtenBytes = Number.NaN,
       allMs = Number.NaN,
     } = one;
-    saved.push({ pauseMs: stoppedMs, prefixMs, writtenBytes, totalMs: allMs });
+    const allStopsMs = stoppedMs + prefixMs;
+    saved.push({ pauseMs: stoppedMs, prefixMs, allStopsMs, writtenBytes, totalMs: allMs });
   }
   results.push(result('pause-checkpoint-by-handoff', saved));
 

@@ -12,7 +12,7 @@ const isLoss = ({ name }: BenchResult): boolean => name.startsWith('loss-');
 export const checkpointFigures: SuiteFigures = {
   title: 'Checkpoints to disk: capture, hand-off and savevm',
   about:
-    'The experiments of the Thai thesis on KVM checkpointing. A Linux guest on TCG with a disk computes (LINPACK) or works on its disk (bonnie++): alone, with one checkpoint or two in a row by capture, by hand-off, which is the thesis’s method, and with one `savevm` of stock QEMU. LINPACK of order 3000, of which an emulated CPU takes five minutes for a round, is ended after 20 s: its checkpoints are timed, its own time is not. The workload’s time is from its begin to its end, with the checkpoints in it. How long the VM stands still is by capture its pause, by hand-off the phase of migrating, of `savevm` from QEMU’s STOP to its RESUME event; before the first pause of a run comes a short stop of its own, for QEMU’s ROMs. The phases of a capture: saving state is all rounds of memory and the devices; nothing migrates.',
+    'The experiments of the Thai thesis on KVM checkpointing. A Linux guest on TCG with a disk computes (LINPACK) or works on its disk (bonnie++): alone, with one checkpoint or two in a row by capture, by hand-off, which is the thesis’s method, and with one `savevm` of stock QEMU. Its disk is a qcow2, as `savevm` needs, and all the others’ are raw, also alone: what its workload takes longer contains what qcow2 costs. LINPACK of order 3000, of which an emulated CPU takes five minutes for a round, is ended after 20 s: its checkpoints are timed, its own time is not. The workload’s time is from its begin to its end, with the checkpoints in it. How long the VM stands still is by capture its pause, by hand-off the phase of migrating, of `savevm` from QEMU’s STOP to its RESUME event; before the first pause of a run comes a short stop of its own, for QEMU’s ROMs. The phases of a capture: saving state is all rounds of memory and the devices; nothing migrates.',
   charts: (report) =>
     present([
       barChart(report, {
@@ -39,13 +39,13 @@ export const checkpointFigures: SuiteFigures = {
       table(
         'Pauses, and restoring',
         isPause,
-        'Increments hold what was written since the one before; pause pages are those that were left for the pause. A hand-off without a checkpoint shares memory, one with a checkpoint copies it ahead.',
+        'Increments hold what was written since the one before; pause pages are those that were left for the pause. A hand-off without a checkpoint shares memory, one with a checkpoint copies it ahead. The guest has no disk. Restoring is timed inside `holdfast restore`, from its begin: starting the command itself is not in it.',
         true,
       ),
       table(
         'What a checkpoint takes from a computing guest',
         isLoss,
-        'Work lost while it is written, against the windows before and after it.',
+        'Work lost while it is written, against the windows before and after it; attaching and detaching are not in it. The guest has no disk: no image is copied, no overlay committed.',
         true,
       ),
       table(

@@ -222,34 +222,38 @@ const ratios: Readonly<Record<string, Ratio>> = {
   migrateSkipVsWithoutData: { meaning: 'the same, bytes over the link', goal: { atMost: 0.56 } },
   checkpointStopSavevmVsCapture: {
     meaning:
-      'how long the VM stands still for a checkpoint under the workloads, savevm of stock QEMU ÷ capture with the short stop before it',
+      'how long the VM stands still for a checkpoint, savevm of stock QEMU ÷ capture with the short stop before it, median of the workloads',
     goal: { atLeast: 20 },
   },
-  checkpointPauseSavevmVsCapture: { meaning: 'the same, ÷ the pause of the capture alone' },
-  checkpointStopSavevmVsHandoff: { meaning: 'the same, ÷ hand-off with the short stop before it' },
+  checkpointStopSavevmVsCaptureLeast: { meaning: 'the same, of the workload where it is the least' },
+  checkpointPauseSavevmVsCapture: { meaning: 'the same, median, ÷ the pause of the capture alone' },
+  checkpointStopSavevmVsHandoff: { meaning: 'the same, median, ÷ hand-off with the short stop before it' },
   checkpointIncrementPauseMs: {
     meaning:
       'pause of an increment in ms, median, of a guest of 512 MB with 20 MB written since the last one',
     goal: { atMost: 10 },
   },
   checkpointFullPauseMs: {
-    meaning: 'pause of the first, full checkpoint of that guest in ms, median',
+    meaning:
+      'how long that guest stands still for its first, full checkpoint in ms, the short stop before the pause included, median',
     goal: { atMost: 50 },
   },
   checkpointByHandoffPauseMs: {
-    meaning: 'how long that guest stands still for a checkpoint by hand-off in ms, median',
+    meaning: 'the same for a checkpoint by hand-off',
     goal: { atMost: 50 },
   },
   checkpointHandoffDowntimeMs: {
-    meaning: 'the same for a hand-off that saves nothing',
+    meaning: 'the same for a hand-off that saves nothing, and so needs no stop before it',
     goal: { atMost: 50 },
   },
   checkpointRestoreRunsAfterMs: {
-    meaning: 'from asking for a restore until the guest runs in ms, median',
+    meaning:
+      'from when `holdfast restore` has started and begins until the guest, which has no disk, runs, in ms, median',
     goal: { atMost: 100 },
   },
   checkpointFullLostPercent: {
-    meaning: 'work that a computing guest loses while a full checkpoint is written, %, median',
+    meaning:
+      'work that a computing guest, which has no disk, loses while a full checkpoint is written, %, median',
     goal: { atMost: 10 },
   },
   checkpointIncrementLostPercent: {
@@ -258,7 +262,9 @@ const ratios: Readonly<Record<string, Ratio>> = {
   },
   checkpointCaptureWorkloadVsAlone: { meaning: 'time of a workload with one captured checkpoint ÷ alone' },
   checkpointHandoffWorkloadVsAlone: { meaning: 'time of a workload with one checkpoint by hand-off ÷ alone' },
-  checkpointSavevmWorkloadVsAlone: { meaning: 'the same, with one savevm' },
+  checkpointSavevmWorkloadVsAlone: {
+    meaning: 'the same, with one savevm, which needs its disk on qcow2; alone it is on a raw one',
+  },
   pauseDirectVsStaged: { meaning: 'median pause, direct ÷ staged capture' },
 };
 

@@ -84,6 +84,7 @@ const stems: Readonly<Record<string, string>> = {
   stopped: 'stands still',
   workloadVsAlone: 'workload ÷ alone',
   prefix: 'short stop before',
+  allStops: 'both together',
   written: 'written to the disk',
   lost: 'work lost',
   runsAfter: 'asked to running',
