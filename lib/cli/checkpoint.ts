@@ -84,10 +84,13 @@ const checkpoint = async (command: CheckpointCommandSettings, json: boolean): Pr
     const endNarration = narrateCheckpoints(running, console);
     try {
       await takeAll(running, everyMs, stop.signal, (error) => console.warn(toHoldfastError(error)));
+    } catch (error) {
+      running.cancel(); // no merging behind a failure
+      throw error;
     } finally {
+      await running.idle(); // what comes behind the last one is told as well: a disk that stays on its overlay
       endNarration();
     }
-    await running.idle();
   } finally {
     releaseSignals();
   }

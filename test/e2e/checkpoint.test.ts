@@ -16,11 +16,13 @@ import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { Checkpointing, type CheckpointReport } from '../../lib/checkpoint/checkpointing.js';
 import { listCheckpoints } from '../../lib/checkpoint/directory.js';
+import { OVERLAY_SUFFIX } from '../../lib/checkpoint/disk-overlays.js';
 import { type RestoredVm, restoreCheckpoint } from '../../lib/checkpoint/restore.js';
 import { layerFilesOf, selectCheckpoint } from '../../lib/checkpoint/select.js';
 import { verifyCheckpoints } from '../../lib/checkpoint/verify.js';
 import { native } from '../../lib/native.js';
 import { runDirOf } from '../lab/daemons.js';
+import { createDisk, diskPath } from '../lab/disk.js';
 import { guestReadyText, repositoryRoot } from '../lab/guest.js';
 import { JsonProcess } from '../lab/json-process.js';
 import { Lab } from '../lab/lab.js';
@@ -41,7 +43,8 @@ let guest: MemoryGuest;
 const restored: RestoredVm[] = [];
 beforeAll(async () => {
   lab = await Lab.create({ tag: 'ckpt' });
-  guest = await startWriter(lab, { pagesPerSecond: 4_000, workingSetPages: 4_096, randomOrder: true });
+  const disks = [{ path: await createDisk(diskPath(lab, 'a'), 1) }];
+  guest = await startWriter(lab, { pagesPerSecond: 4_000, workingSetPages: 4_096, randomOrder: true, disks });
 });
 afterEach(async () => {
   for (const { vm, complete } of restored.splice(0)) {
@@ -90,12 +93,16 @@ const restore = async (dir: string, at?: number, onDemand = true) => {
     ramPath: lab.sharedMemoryPath(`restored-${id}`),
     qmpPath: lab.path(`restored-qmp-${id}`),
     serialPath: lab.path(`restored-serial-${id}`),
+    disk: lab.path(`restored-disk-${id}`),
   };
   const vm = await restoreCheckpoint({
     ...{ dir, at, onDemand, ramPath: paths.ramPath, qmpPath: paths.qmpPath },
     logPath: lab.path(`restored-log-${id}`),
     scratchDir: lab.dir,
-    replace: [{ from: guest.serialPath, to: paths.serialPath }],
+    replace: [
+      { from: guest.serialPath, to: paths.serialPath },
+      { from: diskPath(lab, 'a'), to: paths.disk },
+    ],
   });
   restored.push(vm);
   return { ...paths, ...vm };
@@ -161,13 +168,15 @@ describe('01 a chain', () => {
   });
 
   test('it reboots, and can be checkpointed again', async () => {
-    const { qmpPath, serialPath, complete } = await restore(dir, 3);
+    const { disk, qmpPath, serialPath, complete } = await restore(dir, 3);
     await complete;
     await withQmp(qmpPath, (qmp) => qmp.execute('system_reset'));
     await waitForText(serialPath, guestReadyText, { timeoutMs: 60_000 });
     const options = { qmp: qmpPath, dir: lab.path('again'), runDir: runDirOf(lab, 'a') };
     await using again = await Checkpointing.start(options);
     expect(await again.take()).toMatchObject({ epoch: 1, full: true });
+    await again.idle();
+    expect(existsSync(`${disk}${OVERLAY_SUFFIX}`)).toBe(false);
   });
 
   test('a damaged one is refused by its number, the others are not', async () => {
@@ -247,6 +256,8 @@ test('02 the commands', { timeout: 120_000 }, async () => {
       lab.sharedMemoryDir,
       '--replace',
       `${guest.serialPath}=${serialPath}`,
+      '--replace',
+      `${diskPath(lab, 'a')}=${lab.path('commands-disk')}`,
       '--name',
       'again',
     ],
@@ -267,6 +278,9 @@ test('02 the commands', { timeout: 120_000 }, async () => {
     const again = await run('checkpoint', '--vm', 'again', lab.path('commands-again'));
     expect(again).toMatchObject({ code: 0 });
     expect(again.of('taken')).toMatchObject([{ epoch: 1, full: true }]);
+    // Its disk, behind the only one: told before the command ends.
+    expect(again.of('committed')).toMatchObject([{ epoch: 1 }]);
+    expect(existsSync(lab.path(`commands-disk${OVERLAY_SUFFIX}`))).toBe(false);
   } finally {
     await killOrphan(pid);
   }

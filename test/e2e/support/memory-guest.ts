@@ -57,7 +57,10 @@ const start = async (
 };
 
 export interface WriterOptions
-  extends Pick<GuestOptions, 'vcpus' | 'ramMb' | 'pagesPerSecond' | 'workingSetPages' | 'randomOrder'> {
+  extends Pick<
+    GuestOptions,
+    'vcpus' | 'ramMb' | 'pagesPerSecond' | 'workingSetPages' | 'randomOrder' | 'disks'
+  > {
   /** Where its RAM is kept, default the lab's tmpfs directory. */
   readonly ramDir?: string;
 }
