@@ -15,6 +15,7 @@ import { mkdir, readFile, rm } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import {
   CancelledError,
+  DiskError,
   type HoldfastError,
   NoSpaceError,
   toHoldfastError,
@@ -41,7 +42,7 @@ import {
   removeUnfinished,
   writingDir,
 } from './directory.js';
-import { commitLeftOverlays, DiskOverlays, findDisks } from './disk-overlays.js';
+import { commitLeftOverlays, DiskOverlays, findDisks, OVERLAY_SUFFIX } from './disk-overlays.js';
 import { MANIFEST_MAGIC, MANIFEST_VERSION, type Manifest } from './manifest.js';
 import { type CheckpointSettings, type CheckpointSettingsInput, checkCheckpointSettings } from './options.js';
 import { assertCheckpointable } from './preflight.js';
@@ -109,6 +110,8 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
   readonly #vm: VmDescription;
   readonly #ram: MappedBackend;
   readonly #overlays: DiskOverlays;
+  /** Where they lie, while there are any. */
+  readonly #overlayPaths: readonly string[];
   readonly #engine: NativeCheckpointer;
   readonly #driver: VmDriver;
   readonly #scratchDir: string;
@@ -135,6 +138,7 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
     vm: VmDescription;
     ram: MappedBackend;
     overlays: DiskOverlays;
+    overlayPaths: readonly string[];
     engine: NativeCheckpointer;
     scratchDir: string;
     claim: Claim;
@@ -149,6 +153,7 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
     this.#vm = parts.vm;
     this.#ram = parts.ram;
     this.#overlays = parts.overlays;
+    this.#overlayPaths = parts.overlayPaths;
     this.#engine = parts.engine;
     this.#scratchDir = parts.scratchDir;
     this.#claim = parts.claim;
@@ -206,7 +211,9 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
       await tidy(root);
       const left = await commitLeftOverlays(qmp, vm.cwd);
       if (left > 0) log.warn({ left }, 'committed the overlays of a run that was killed');
-      const overlays = new DiskOverlays(qmp, await findDisks(qmp, vm));
+      const disks = await findDisks(qmp, vm);
+      const overlays = new DiskOverlays(qmp, disks);
+      const overlayPaths = disks.map(({ image }) => image + OVERLAY_SUFFIX);
       if (!isLeftByUs) madeDir = scratch;
       await mkdir(scratch, { recursive: true, mode: 0o700 });
       const { running, status } = await qmp.execute('query-status');
@@ -223,7 +230,8 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
       const ours = attached.adopted && isLeftByUs && status !== 'io-error';
       if (!running && !ours) throw notRunning(status);
       const checkpointing = new Checkpointing({
-        ...{ settings, root, qmp, vm, ram, overlays, engine, scratchDir: scratch, claim, log, whileStopped },
+        ...{ settings, root, qmp, vm, ram, overlays, overlayPaths, engine, scratchDir: scratch, claim, log },
+        whileStopped,
         leftStopped: !running,
       });
       if (!running) await checkpointing.#driver.resume();
@@ -452,13 +460,26 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
     const work = async (): Promise<void> => {
       const beganMs = performance.now();
       try {
-        if (this.#qmp.open) await this.#overlays.commit();
+        await this.#commitOverlays();
         if (epoch !== undefined) this.emit('committed', { epoch, commitMs: performance.now() - beganMs });
       } catch (error) {
         this.emit('warning', toHoldfastError(error));
       }
     };
     this.#committing = this.#committing.then(work);
+  }
+
+  /** @throws DiskError if it was not done, also because QEMU ended before or meanwhile */
+  async #commitOverlays(): Promise<void> {
+    let failure: unknown;
+    try {
+      if (this.#qmp.open) return await this.#overlays.commit();
+    } catch (error) {
+      if (this.#qmp.open) throw error;
+      failure = error;
+    }
+    const left = this.#overlayPaths.filter((path) => existsSync(path));
+    if (left.length > 0) throw notCommitted(left, failure);
   }
 
   #keepUp(): void {
@@ -509,6 +530,16 @@ const notRunning = (status: string): UnsupportedVmError =>
   new UnsupportedVmError(`the VM does not run (${status}): a checkpoint would start it`, {
     cure: "Resume it first (QMP cont). If a migration or a daemon of Holdfast's that ended left it so, give that command again instead, which asks the other side: the VM may run there.",
   });
+
+const notCommitted = (overlays: readonly string[], cause: unknown): DiskError =>
+  new DiskError(
+    `QEMU ended, or its monitor did, before ${overlays.join(', ')} was committed: what the guest wrote since the pause is only there`,
+    {
+      cause,
+      cure: 'If QEMU has ended: `qemu-img commit` it, and remove it, before the VM is started again (docs/checkpoints.md, Disks). If it runs, the next `holdfast checkpoint` commits it.',
+      details: { overlays },
+    },
+  );
 
 const withPlace = (error: HoldfastError, root: string): HoldfastError =>
   error instanceof NoSpaceError

@@ -168,7 +168,7 @@ describe('01 a chain', () => {
   });
 
   test('it reboots, and can be checkpointed again', async () => {
-    const { disk, qmpPath, serialPath, complete } = await restore(dir, 3);
+    const { vm, disk, qmpPath, serialPath, complete } = await restore(dir, 3);
     await complete;
     await withQmp(qmpPath, (qmp) => qmp.execute('system_reset'));
     await waitForText(serialPath, guestReadyText, { timeoutMs: 60_000 });
@@ -177,6 +177,17 @@ describe('01 a chain', () => {
     expect(await again.take()).toMatchObject({ epoch: 1, full: true });
     await again.idle();
     expect(existsSync(`${disk}${OVERLAY_SUFFIX}`)).toBe(false);
+
+    // QEMU ends when its disk is on an overlay: nothing is committed, and somebody is told.
+    const events: unknown[] = [];
+    again.on('committed', (event) => events.push(event));
+    again.on('warning', (event) => events.push(event));
+    again.once('taken', () => process.kill(vm.pid, 'SIGKILL'));
+    await again.take();
+    await again.idle();
+    expect(events).toMatchObject([
+      { code: 'HOLDFAST_E_DISK', details: { overlays: [`${disk}${OVERLAY_SUFFIX}`] } },
+    ]);
   });
 
   test('a damaged one is refused by its number, the others are not', async () => {
