@@ -285,9 +285,18 @@ describe('03 a hand-off that fails leaves one VM', { timeout: 30_000 }, () => {
     const { stdout } = await promisify(execFile)(process.execPath, args);
     const { to } = JSON.parse(stdout.trim().split('\n').at(-1)!) as HandoffResult;
     started.push({ pid: to.pid, startTicks: to.startTicks });
+    expect(await ensure()).toMatchObject({ isNew: false, pid: to.pid, qmpPath: launched.qmpPath });
+
+    // Its RAM lies elsewhere after this.
+    const dir = lab.path('web1-checkpoints');
+    const saving = [cli, 'checkpoint', '--vm', 'web1', '--method', 'handoff', '--run-dir', runDir, dir];
+    await promisify(execFile)(process.execPath, saving);
     const found = await ensure();
-    expect(found).toMatchObject({ isNew: false, pid: to.pid, qmpPath: launched.qmpPath });
+    started.push(await identifyProcess(found.pid));
+    const files = () => readdirSync(lab.sharedMemoryDir).filter((name) => name.startsWith('vm-web1-'));
+    expect(files()).toEqual([expect.stringMatching(/\.holdfast\.ram\.handed$/)]);
     await found.quit();
+    expect(files()).toEqual([]);
     expect(existsSync(launched.qmpPath)).toBe(false);
   });
 
