@@ -63,6 +63,7 @@ images. Both tell the same phases: all, save state, copy file, commit, migrate.`
       { code: 7, meaning: 'no space; the checkpoints before are whole' },
       { code: 8, meaning: 'handoff: the new QEMU did not take the VM; the message says where it is' },
       { code: 12, meaning: 'a QEMU did not answer in time; the message says where the VM is' },
+      { code: 13, meaning: 'a disk cannot be checkpointed, or failed; the message says what of it is left' },
       { code: 130, meaning: 'cancelled before there was one; the VM runs on' },
     ],
   });

@@ -74,6 +74,11 @@ describe('help', () => {
     },
   );
 
+  it('of checkpoint tells of disks, too', async () => {
+    const { stdout } = await holdfast('checkpoint', '--help');
+    expect(stdout).toMatch(/\n +13 {2}a disk /);
+  });
+
   it('lists every command; without a command it is an error', async () => {
     const helped = await holdfast('--help');
     expect(helped.code).toBe(0);
