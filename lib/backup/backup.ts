@@ -37,7 +37,7 @@ import type { EarlyResume } from './early-resume.js';
 import { endLacking } from './end-lacking.js';
 import { finishTakeover } from './finish-takeover.js';
 import { type AnyGeneration, Generation } from './generation.js';
-import { refusalOf } from './known-vm.js';
+import { isTakenBack, refusalOf } from './known-vm.js';
 import {
   type BackupAction,
   type BackupEvent,
@@ -450,11 +450,13 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   /** A VM that an earlier daemon here took over is known from its record. */
   async #requestSession(session: Session, message: SessionMessage): Promise<void> {
     const record = await this.#records.read(message.vmId);
+    const runs = record !== undefined && (await isAlive(record.process));
+    if (isTakenBack(record, runs, message)) await this.#forget(message.vmId);
     if (session.over) {
       void this.#drop(session.generation.id); // closed meanwhile
       return;
     }
-    const refusal = refusalOf(record, record !== undefined && (await isAlive(record.process)), message);
+    const refusal = refusalOf(record, runs, message);
     if (refusal !== undefined) {
       this.#refuse(session.generation.id, refusal.failure, refusal.term);
       return;
@@ -468,6 +470,17 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       handOverOnly: message.handOverOnly === true,
       ...(message.resumeEarly === undefined ? {} : { mayLackPages: true }),
     });
+  }
+
+  async #forget(vmId: string): Promise<void> {
+    try {
+      await this.#records.forget(vmId);
+    } catch (error) {
+      this.#log.warn(
+        { err: toHoldfastError(error).message },
+        'the record still says that the VM was lost here, which its operator took back',
+      );
+    }
   }
 
   async #onMessage(session: Session, message: ControlMessage): Promise<void> {

@@ -11,15 +11,31 @@ export interface Refusal {
   readonly term: number | undefined;
 }
 
+/** What is asked: `standsStill`: the VM does, where it is. One that runs there has gone on by its operator's word. */
+interface Asked {
+  readonly term: number;
+  readonly standsStill?: boolean | undefined;
+}
+
+/**
+ * Whether a record has nothing more to say to the VM's source: what was lost here was taken back by the operator.
+ * The VM may stand still there again, for any other reason. Pure.
+ * @param isAlive the record's process
+ */
+export const isTakenBack = (
+  record: Pick<VmRecord, 'lacksPages'> | undefined,
+  isAlive: boolean,
+  asked: Asked,
+): boolean => record?.lacksPages === true && !isAlive && asked.standsStill !== true;
+
 /**
  * Why there can be no session; undefined: there can. Pure.
  * @param isAlive the record's process
- * @param asked `standsStill`: the VM does, where it is. One that runs there has gone on by its operator's word
  */
 export const refusalOf = (
   record: Pick<VmRecord, 'role' | 'term' | 'lacksPages'> | undefined,
   isAlive: boolean,
-  asked: { readonly term: number; readonly standsStill?: boolean | undefined },
+  asked: Asked,
 ): Refusal | undefined => {
   if (record === undefined || record.role !== 'active' || record.term < asked.term) return undefined;
   const { term } = record;

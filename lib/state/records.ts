@@ -61,6 +61,12 @@ export class VmRecords {
     await rm(this.#path(vmId), { force: true });
   }
 
+  /** As remove(), and on the disk when this settles, should the directory lie on one. */
+  async forget(vmId: string): Promise<void> {
+    await this.remove(vmId);
+    await sync(this.#directory);
+  }
+
   /** Of all writers. */
   async list(): Promise<readonly VmRecord[]> {
     return await this.#listOf('');

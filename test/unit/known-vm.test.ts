@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { Backup } from '../../lib/backup/backup.js';
-import { refusalOf } from '../../lib/backup/known-vm.js';
+import { isTakenBack, refusalOf } from '../../lib/backup/known-vm.js';
 import { connectControl } from '../../lib/control/channel.js';
 import type { ControlMessage, SessionMessage } from '../../lib/control/messages.js';
 import { VmRecords } from '../../lib/state/records.js';
@@ -47,6 +47,14 @@ describe('the record of a VM', () => {
     expect(refusalOf({ ...record, role: 'superseded' }, false, asked)).toBeUndefined();
     expect(refusalOf(undefined, false, asked)).toBeUndefined();
   });
+
+  it('is taken back by the operator who lets the VM run where it came from', () => {
+    expect(isTakenBack(record, false, { term: 1 })).toBe(true);
+    expect(isTakenBack(record, false, asked)).toBe(false);
+    expect(isTakenBack(record, true, { term: 1 })).toBe(false);
+    expect(isTakenBack({ lacksPages: false }, false, { term: 1 })).toBe(false);
+    expect(isTakenBack(undefined, false, { term: 1 })).toBe(false);
+  });
 });
 
 describe('a backup that is started anew', () => {
@@ -67,25 +75,58 @@ describe('a backup that is started anew', () => {
     },
   };
 
-  it('remembers the VM that it lost: cause and cure', async () => {
-    await new VmRecords(dir, 'backup').write({
+  const lose = () =>
+    new VmRecords(dir, 'backup').write({
       ...{ vmId: VM, vmName: 'redis', qmpPath: join(dir, 'qmp'), ramPath: join(dir, 'ram') },
       ...{ ...record, process: { pid: ENDED_PID, startTicks: '1' } },
     });
-    const backup = await Backup.start({ key: KEY, listen: '127.0.0.1:0', runDir: dir, ramDir: dir });
+
+  const start = () =>
+    Backup.start({
+      key: KEY,
+      listen: '127.0.0.1:0',
+      bulkPort: 0,
+      runDir: dir,
+      ramDir: dir,
+      qemu: join(dir, 'no-qemu'),
+    });
+
+  const answerTo = async (backup: Backup, message: SessionMessage): Promise<ControlMessage> => {
+    const channel = await connectControl({ host: '127.0.0.1', port: backup.port }, KEY);
+    const answered = once(channel, 'message') as Promise<[ControlMessage]>;
+    channel.start();
+    channel.send(message);
+    const [answer] = await answered;
+    await channel.close();
+    return answer;
+  };
+
+  it('remembers the VM that it lost: cause and cure', async () => {
+    await lose();
+    const backup = await start();
     try {
-      const channel = await connectControl({ host: '127.0.0.1', port: backup.port }, KEY);
-      const answered = once(channel, 'message') as Promise<[ControlMessage]>;
-      channel.start();
-      channel.send(session);
-      expect((await answered)[0]).toMatchObject({
+      expect(await answerTo(backup, session)).toMatchObject({
         type: 'session-refused',
         code: 'HOLDFAST_E_VM_LOST',
         message: expect.stringContaining('the VM ran here in term 2'),
         cure: expect.stringContaining('QMP cont'),
       });
       expect(backup.status().phase).toBe('idle');
-      await channel.close();
+    } finally {
+      await backup.close();
+    }
+  });
+
+  it('remembers it no more once the VM has run where it came from, also when it stands still again', async () => {
+    await lose();
+    const backup = await start();
+    // There is no QEMU for a standby here: as far as that comes only what was let through.
+    const letThrough = { type: 'session-refused', message: expect.stringContaining('no-qemu') };
+    try {
+      const { standsStill: _stands, ...running } = session;
+      expect(await answerTo(backup, running)).toMatchObject(letThrough);
+      expect(await new VmRecords(dir, 'backup').read(VM)).toBeUndefined();
+      expect(await answerTo(backup, session)).toMatchObject(letThrough);
     } finally {
       await backup.close();
     }
