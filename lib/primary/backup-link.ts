@@ -77,12 +77,39 @@ export class BackupLink {
    *         SupersededError; or the error with which the backup refused.
    */
   static async open(options: BackupLinkOptions): Promise<BackupLink> {
-    const channel =
-      (await options.dial?.take(options.signal)) ??
-      (await connectControl(options.address, options.key, {
-        timeoutMs: options.connectTimeoutMs,
-        signal: options.signal,
-      }));
+    const { address, key, connectTimeoutMs: timeoutMs, signal } = options;
+    const dialled = await options.dial?.take(signal);
+    const link = dialled && (await BackupLink.#openOverDialled(dialled, options));
+    if (link !== undefined) return link;
+    return await BackupLink.#openOver(await connectControl(address, key, { timeoutMs, signal }), options);
+  }
+
+  /**
+   * A channel that nobody reads cannot show that its peer has gone since it was made: that is no answer of the
+   * backup's, which may have been started anew.
+   * @returns undefined: another is to be made
+   */
+  static async #openOverDialled(
+    channel: ControlChannel,
+    options: BackupLinkOptions,
+  ): Promise<BackupLink | undefined> {
+    let isHeard = false;
+    let end: Error | undefined;
+    channel.once('message', () => {
+      isHeard = true;
+    });
+    channel.once('closed', (error) => {
+      end = error;
+    });
+    try {
+      return await BackupLink.#openOver(channel, options);
+    } catch (error) {
+      if (!isHeard && error === end) return undefined;
+      throw error;
+    }
+  }
+
+  static async #openOver(channel: ControlChannel, options: BackupLinkOptions): Promise<BackupLink> {
     let link: BackupLink | undefined;
     try {
       await new Promise<void>((resolve, reject) => {

@@ -23,7 +23,8 @@ export class Dial {
   }
 
   /**
-   * The connection, once; undefined if there is none any more: then another is to be made.
+   * The connection, once; undefined if there is none any more: then another is to be made. Whether its peer is
+   * there still shows when it is used.
    * @throws what connectControl() throws; CancelledError
    */
   async take(signal: AbortSignal): Promise<ControlChannel | undefined> {
