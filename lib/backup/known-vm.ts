@@ -33,25 +33,28 @@ export const isTakenBack = (
  * @param isAlive the record's process
  */
 export const refusalOf = (
-  record: Pick<VmRecord, 'role' | 'term' | 'lacksPages'> | undefined,
+  record: Pick<VmRecord, 'role' | 'term' | 'process' | 'lacksPages'> | undefined,
   isAlive: boolean,
   asked: Asked,
 ): Refusal | undefined => {
   if (record === undefined || record.role !== 'active' || record.term < asked.term) return undefined;
   const { term } = record;
-  if (isAlive) {
-    return {
-      failure: { code: 'HOLDFAST_E_FENCED', message: `this host runs the VM in term ${term}` },
-      term,
-    };
+  // Two copies, neither to be given up for the other: this one is not whole, and that one is past.
+  if (record.lacksPages === true && asked.standsStill === true) {
+    return { failure: isAlive ? lacking(record) : gone(term), term: undefined };
   }
-  if (record.lacksPages !== true || asked.standsStill !== true) return undefined;
-  return {
-    failure: {
-      code: 'HOLDFAST_E_VM_LOST',
-      message: `the VM ran here in term ${term}, or was about to, and was lost before all of its memory had come`,
-      cure: 'What ran here is gone. The source has the VM as it was when it was stopped there: QMP cont goes back to that moment; then it can be moved again.',
-    },
-    term: undefined,
-  };
+  if (!isAlive) return undefined;
+  return { failure: { code: 'HOLDFAST_E_FENCED', message: `this host runs the VM in term ${term}` }, term };
 };
+
+const gone = (term: number): Failure => ({
+  code: 'HOLDFAST_E_VM_LOST',
+  message: `the VM ran here in term ${term}, or was about to, and was lost before all of its memory had come`,
+  cure: 'What ran here is gone. The source has the VM as it was when it was stopped there: QMP cont goes back to that moment; then it can be moved again.',
+});
+
+const lacking = ({ term, process }: Pick<VmRecord, 'term' | 'process'>): Failure => ({
+  code: 'HOLDFAST_E_VM_LOST',
+  message: `the VM runs on the destination in term ${term}, where some of its memory has not come`,
+  cure: `Ask again after --early-wait: by then the destination has all of the VM, or has ended it there. If the daemon that ran it is gone, it waits for ever: end it, process ${process.pid} there. What the source has is the VM as it was when it was stopped: keep it, and don't let it run beside the other. Once that one has ended, QMP cont goes back to that moment.`,
+});

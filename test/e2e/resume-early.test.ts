@@ -94,6 +94,14 @@ test('while memory follows: who dies takes the VM along, a cut link is waited fo
   expect(alone.failure?.message).toContain('before all pages were there');
   expect(alone.failure?.message).toContain('the VM is left stopped here');
   expect(await isVmRunning(onA)).toBe(false);
+
+  // One that is started anew there doesn't give up the whole copy for the one that waits.
+  const toB = await startBackupFor(lab, onA);
+  const still = await migrate(lab, onA, soon);
+  expect(await still.ended()).toEqual({ code: 5, signal: null });
+  expect(still.failure).toMatchObject({ code: 'HOLDFAST_E_VM_LOST' });
+  expect(still.failure?.cure).toContain(`process ${waiting.pid} there`);
+  expect(await isVmRunning(onA)).toBe(false);
   await killOrphan(waiting.pid);
   await goOn(onA);
   expect((await checkMemwriter(lab.client)).errors).toBe(0);
@@ -103,7 +111,6 @@ test('while memory follows: who dies takes the VM along, a cut link is waited fo
   const echo = await openEcho(lab.client);
   await echo('before');
   await limitLink(lab, 'a', '300mbit');
-  const toB = await startBackupFor(lab, onA);
   const there = await migrate(lab, onA, ['--resume-early']);
   const early = await there.message('runs-early');
   expect(Number(early.pages)).toBeGreaterThan(5_000);

@@ -15,16 +15,38 @@ const VM = '11111111-2222-4333-8444-555555555555';
 /** No process has it. */
 const ENDED_PID = 2 ** 30;
 
-const record = { role: 'active', term: 2, lacksPages: true } as const;
+const record = {
+  ...({ role: 'active', term: 2, lacksPages: true } as const),
+  process: { pid: ENDED_PID, startTicks: '1' },
+};
 const asked = { term: 1, standsStill: true };
 
 describe('the record of a VM', () => {
   it('that runs here refuses all of its past', () => {
-    expect(refusalOf(record, true, asked)).toMatchObject({
+    expect(refusalOf({ ...record, lacksPages: false }, true, asked)).toEqual({
       failure: { code: 'HOLDFAST_E_FENCED', message: 'this host runs the VM in term 2' },
       term: 2,
     });
-    expect(refusalOf({ ...record, lacksPages: false }, true, asked)?.failure.code).toBe('HOLDFAST_E_FENCED');
+    expect(refusalOf({ ...record, lacksPages: false }, true, { term: 2 })?.failure.code).toBe(
+      'HOLDFAST_E_FENCED',
+    );
+  });
+
+  it('that runs here and lacks pages does not make the one that stands still superseded, which is whole', () => {
+    const refusal = refusalOf(record, true, asked);
+    expect(refusal?.failure).toMatchObject({
+      code: 'HOLDFAST_E_VM_LOST',
+      message: 'the VM runs on the destination in term 2, where some of its memory has not come',
+      cure: expect.stringContaining(`process ${ENDED_PID} there`),
+    });
+    expect(refusal?.term).toBeUndefined();
+  });
+
+  it('that runs here fences one that runs as well, pages or none', () => {
+    expect(refusalOf(record, true, { term: 1 })).toMatchObject({
+      failure: { code: 'HOLDFAST_E_FENCED' },
+      term: 2,
+    });
   });
 
   it('that was lost here before its memory had come: whoever has it stopped is told to leave it so', () => {
@@ -43,7 +65,7 @@ describe('the record of a VM', () => {
   });
 
   it('that ended here whole, or ran elsewhere, or is unknown is no obstacle', () => {
-    expect(refusalOf({ role: 'active', term: 2 }, false, asked)).toBeUndefined();
+    expect(refusalOf({ ...record, lacksPages: false }, false, asked)).toBeUndefined();
     expect(refusalOf({ ...record, role: 'superseded' }, false, asked)).toBeUndefined();
     expect(refusalOf(undefined, false, asked)).toBeUndefined();
   });
@@ -78,7 +100,7 @@ describe('a backup that is started anew', () => {
   const lose = () =>
     new VmRecords(dir, 'backup').write({
       ...{ vmId: VM, vmName: 'redis', qmpPath: join(dir, 'qmp'), ramPath: join(dir, 'ram') },
-      ...{ ...record, process: { pid: ENDED_PID, startTicks: '1' } },
+      ...record,
     });
 
   const start = () =>
