@@ -35,13 +35,20 @@ PatientReader::PatientReader(ReadSome read_some)
 
 PatientReader::~PatientReader() {
   if (!thread_.joinable()) return;
+  Stop();
   std::unique_lock lock(shared_->mutex);
+  const bool idle = shared_->changed.wait_until(lock, *ends_by_, [this] { return !shared_->busy; });
+  lock.unlock();
+  if (!idle) thread_.Leave();
+}
+
+void PatientReader::Stop() {
+  if (!thread_.joinable() || ends_by_) return;
+  const std::lock_guard lock(shared_->mutex);
   shared_->stopping = true;
   work_->abandoned = true;
   shared_->changed.notify_all();
-  const bool idle = shared_->changed.wait_for(lock, kEndsWithin, [this] { return !shared_->busy; });
-  lock.unlock();
-  if (!idle) thread_.Leave();
+  ends_by_ = std::chrono::steady_clock::now() + kEndsWithin;
 }
 
 PatientReader::Got PatientReader::Read(std::vector<Extent> extents, double wait_ms) {

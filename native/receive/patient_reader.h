@@ -11,9 +11,11 @@
 
 #include <sys/types.h>
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -35,8 +37,12 @@ class PatientReader {
   explicit PatientReader(ReadSome read_some);
   PatientReader(const PatientReader&) = delete;
   PatientReader& operator=(const PatientReader&) = delete;
-  // Leaves a thread that hangs: it ends when the kernel lets it.
+  // Leaves a thread that hangs: it ends when the kernel lets it. Until then it has a
+  // moment, from Stop() on.
   ~PatientReader();
+
+  // No read any more: before several are destroyed, so that their moments are one.
+  void Stop();
 
   struct Got {
     // By extent: read from its begin.
@@ -55,6 +61,7 @@ class PatientReader {
   std::shared_ptr<Shared> shared_;
   std::shared_ptr<Work> work_;  // the latest
   Thread thread_;               // from the first call on
+  std::optional<std::chrono::steady_clock::time_point> ends_by_;  // since Stop()
 };
 
 }  // namespace holdfast

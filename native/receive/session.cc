@@ -309,7 +309,12 @@ void ReplicaSession::HangUp() {
     if (stream != nullptr) stream->thread.Join();
   }
   if (disk_stream_ != nullptr) disk_stream_->thread.Join();
+  for (const auto& stream : streams_) {
+    if (stream != nullptr) stream->disk_reads.Stop();
+  }
   if (refusing) LingerForError();
+  // Destroyed without the mutex: a takeover does not wait for who reads a disk that hangs.
+  decltype(streams_) ended;
   const std::lock_guard lock(mutex_);
   uint64_t dropped_epoch = 0;
   if (incoming_.slot != nullptr) {
@@ -324,7 +329,7 @@ void ReplicaSession::HangUp() {
   Emit({.type = ReceiverEvent::Type::kDisconnected,
         .epoch = dropped_epoch,
         .error = std::move(error)});
-  for (auto& stream : streams_) stream.reset();
+  ended.swap(streams_);
   disk_stream_.reset();
   connected_ = false;
   changed_.notify_all();

@@ -516,6 +516,30 @@ TEST("a disk that hangs is not waited for, and nobody waits for who reads it") {
   CHECK(ram == content);
 }
 
+TEST("of many that hang, the moment until they are left is one") {
+  constexpr int kReaders = 24;
+  const TempDir dir;
+  Image image(dir / "image", 1);
+  const auto file = std::make_shared<const Descriptor>(::open(image.path().c_str(), O_RDONLY));
+  const int threads = g_threads_open;
+  g_hangs = true;
+  double started_ms;
+  {
+    std::vector<std::unique_ptr<PatientReader>> readers;
+    for (int i = 0; i < kReaders; i++) {
+      auto& reader = readers.emplace_back(std::make_unique<PatientReader>(HangingRead));
+      CHECK_EQ(reader->Read({{file, 0, 1}}, 1).bytes.at(0), size_t{0});
+    }
+    started_ms = MonotonicMs();
+    for (const auto& reader : readers) reader->Stop();
+  }
+  // One after the other they would take 4.8 s.
+  CHECK(MonotonicMs() - started_ms < 2'400);
+  CHECK_EQ(g_threads_open.load(), threads);
+  g_hangs = false;
+  while (g_hanging > 0) ::usleep(1'000);
+}
+
 TEST("who sent no reference is asked for nothing, and who asks for more is refused") {
   const TempDir dir;
   uint16_t port = 0;
