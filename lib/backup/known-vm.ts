@@ -56,5 +56,5 @@ const gone = (term: number): Failure => ({
 const lacking = ({ term, process }: Pick<VmRecord, 'term' | 'process'>): Failure => ({
   code: 'HOLDFAST_E_VM_LOST',
   message: `the VM runs on the destination in term ${term}, where some of its memory has not come`,
-  cure: `Ask again after --early-wait: by then the destination has all of the VM, or has ended it there. If the daemon that ran it is gone, it waits for ever: end it, process ${process.pid} there. What the source has is the VM as it was when it was stopped: keep it, and don't let it run beside the other. Once that one has ended, QMP cont goes back to that moment.`,
+  cure: `The source has all of the VM, as it was when it was stopped there: keep it. What runs on the destination is ended by its daemon after --early-wait, unless its memory still comes; without that daemon it waits for ever: end process ${process.pid} there. Once it has ended, and not before, QMP cont at the source goes back to that moment.`,
 });

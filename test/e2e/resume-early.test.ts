@@ -19,6 +19,7 @@ import {
   type RunningVm,
   ramFiles,
   startBackupFor,
+  startPrimaryFor,
   withQmp,
 } from './support/lab.js';
 import { labPerTest } from './support/lab-test.js';
@@ -97,10 +98,10 @@ test('while memory follows: who dies takes the VM along, a cut link is waited fo
 
   // One that is started anew there doesn't give up the whole copy for the one that waits.
   const toB = await startBackupFor(lab, onA);
-  const still = await migrate(lab, onA, soon);
-  expect(await still.ended()).toEqual({ code: 5, signal: null });
-  expect(still.failure).toMatchObject({ code: 'HOLDFAST_E_VM_LOST' });
-  expect(still.failure?.cure).toContain(`process ${waiting.pid} there`);
+  const refused = await startPrimaryFor(lab, onA);
+  expect(await refused.ended()).toEqual({ code: 5, signal: null });
+  expect(refused.failure).toMatchObject({ code: 'HOLDFAST_E_VM_LOST' });
+  expect(refused.failure?.cure).toContain(`end process ${waiting.pid} there`);
   expect(await isVmRunning(onA)).toBe(false);
   await killOrphan(waiting.pid);
   await goOn(onA);

@@ -37,7 +37,7 @@ describe('the record of a VM', () => {
     expect(refusal?.failure).toMatchObject({
       code: 'HOLDFAST_E_VM_LOST',
       message: 'the VM runs on the destination in term 2, where some of its memory has not come',
-      cure: expect.stringContaining(`process ${ENDED_PID} there`),
+      cure: expect.stringContaining(`end process ${ENDED_PID} there`),
     });
     expect(refusal?.term).toBeUndefined();
   });
