@@ -1,6 +1,6 @@
 /** The QEMU of a hand-off whose command was killed: it waits, has never run, and is in the way of the next one. */
 import { existsSync } from 'node:fs';
-import { readFile } from 'node:fs/promises';
+import { readFile, rm } from 'node:fs/promises';
 import { ConfigError } from '../errors.js';
 import type { NativeBinding } from '../native.js';
 import { QmpClient } from '../qmp/client.js';
@@ -33,6 +33,7 @@ export const endLeftover = async (
     }
     const mapped = await filesMappedBy(pid);
     await killVm(await identifyProcess(pid));
+    await rm(qmpPath, { force: true }); // or whoever looks next waits for an answer there
     return mapped;
   } finally {
     await qmp.close();
