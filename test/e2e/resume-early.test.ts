@@ -97,12 +97,14 @@ test('while memory follows: who dies takes the VM along, a cut link is waited fo
   expect(await isVmRunning(onA)).toBe(false);
 
   // One that is started anew there doesn't give up the whole copy for the one that waits.
-  const toB = await startBackupFor(lab, onA);
+  const anew = await startBackupFor(lab, onA);
   const refused = await startPrimaryFor(lab, onA);
   expect(await refused.ended()).toEqual({ code: 5, signal: null });
   expect(refused.failure).toMatchObject({ code: 'HOLDFAST_E_VM_LOST' });
   expect(refused.failure?.cure).toContain(`end process ${waiting.pid} there`);
   expect(await isVmRunning(onA)).toBe(false);
+  process.kill(anew.pid, 'SIGTERM');
+  await anew.ended();
   await killOrphan(waiting.pid);
   await goOn(onA);
   expect((await checkMemwriter(lab.client)).errors).toBe(0);
@@ -112,6 +114,7 @@ test('while memory follows: who dies takes the VM along, a cut link is waited fo
   const echo = await openEcho(lab.client);
   await echo('before');
   await limitLink(lab, 'a', '300mbit');
+  const toB = await startBackupFor(lab, onA);
   const there = await migrate(lab, onA, ['--resume-early']);
   const early = await there.message('runs-early');
   expect(Number(early.pages)).toBeGreaterThan(5_000);
