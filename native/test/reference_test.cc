@@ -404,23 +404,30 @@ class Pair {
   std::unique_ptr<EpochWriter> writer_;
 };
 
+// On a host so busy that a read did not begin in time, pages come in full: then what
+// is counted says nothing, and it is done once more.
+bool HadTime(const SendCounters& sent) { return sent.disk_pages_unread == 0; }
+
+void CheckTravelsAsReferences(unsigned streams, int attempts) {
+  Pair pair(streams, streams == 1);
+  CHECK_OK(pair.Round());
+  SendCounters sent = pair.writer().counters();
+  CHECK_EQ(sent.disk_pages, uint64_t{400});
+  CHECK_EQ(sent.pages, uint64_t{100});
+  CHECK_EQ(sent.zero_pages, uint64_t{100});
+  CHECK_EQ(sent.disk_pages_different + sent.disk_pages_unread, uint64_t{0});
+  CHECK(sent.disk_reference_bytes >= 400 * DiskReference::kBytes);
+  CHECK(sent.bytes < 101 * kPage + sent.disk_reference_bytes);
+  CHECK_OK(pair.Epoch(1));
+  sent = pair.writer().counters();
+  if (!HadTime(sent) && attempts > 1) return CheckTravelsAsReferences(streams, attempts - 1);
+  CHECK_EQ(sent.disk_pages, uint64_t{400});
+  CHECK_EQ(sent.pages, uint64_t{50});
+  CHECK_EQ(sent.zero_pages, uint64_t{50});
+}
+
 TEST("pages that the disk has travel as references, in rounds and in epochs, over any streams") {
-  for (const unsigned streams : {1u, 3u}) {
-    Pair pair(streams, streams == 1);
-    CHECK_OK(pair.Round());
-    SendCounters sent = pair.writer().counters();
-    CHECK_EQ(sent.disk_pages, uint64_t{400});
-    CHECK_EQ(sent.pages, uint64_t{100});
-    CHECK_EQ(sent.zero_pages, uint64_t{100});
-    CHECK_EQ(sent.disk_pages_different + sent.disk_pages_unread, uint64_t{0});
-    CHECK(sent.disk_reference_bytes >= 400 * DiskReference::kBytes);
-    CHECK(sent.bytes < 101 * kPage + sent.disk_reference_bytes);
-    CHECK_OK(pair.Epoch(1));
-    sent = pair.writer().counters();
-    CHECK_EQ(sent.disk_pages, uint64_t{400});
-    CHECK_EQ(sent.pages, uint64_t{50});
-    CHECK_EQ(sent.zero_pages, uint64_t{50});
-  }
+  for (const unsigned streams : {1u, 3u}) CheckTravelsAsReferences(streams, 5);
 }
 
 TEST("what the other disk does not have comes in full before anything counts") {
