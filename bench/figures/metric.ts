@@ -86,7 +86,6 @@ const stems: Readonly<Record<string, string>> = {
   prefix: 'short stop before',
   allStops: 'both together',
   written: 'written to the disk',
-  lost: 'work lost',
   runsAfter: 'asked to running',
   qemuStart: 'of it starting QEMU',
 };
@@ -94,6 +93,7 @@ const stems: Readonly<Record<string, string>> = {
 /** Names that are no stem and unit. */
 const named: Readonly<Record<string, { readonly label: string; readonly unit: string }>> = {
   bytes: { label: 'on the bulk connection', unit: 'bytes' },
+  lostPercent: { label: 'work lost', unit: '%' },
   linkMbitPerS: { label: 'link', unit: 'Mbit/s' },
   pagesPerSecond: { label: 'rate of writing', unit: 'pages per s' },
 };
