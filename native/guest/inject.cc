@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <cstring>
 #include <ctime>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -26,7 +27,12 @@ namespace holdfast {
 namespace {
 
 constexpr double kInjectMsMax = 2000;      // all threads, all retries
-constexpr double kThreadStopMsMax = 100;   // one thread to reach its stop
+constexpr double kThreadStopMsMax = 100;   // one thread to reach its stop, each time
+// The call itself. The thread has our registers until it is over: to go away before
+// would leave them there, so that this is for one that will never be.
+constexpr double kCallMsMax = 10'000;
+// Where the whole machine stands still, so does the thread: no more of it counts.
+constexpr double kLookMsMax = 1;
 constexpr size_t kThreadsMax = 64;         // threads considered per round
 constexpr int kStepsMax = 16;              // stops seen while stepping over one instruction
 constexpr size_t kTracerStackBytes = 256 * 1024;
@@ -61,17 +67,11 @@ class TracedThread {
     if (seized_ && stopped_) ::ptrace(PTRACE_DETACH, thread_, nullptr, nullptr);
   }
 
+  // To be called again for one that did not stop in time: it is ours, and will.
   Status Stop() {
-    if (::ptrace(PTRACE_SEIZE, thread_, nullptr, nullptr) != 0) {
-      return Error::FromErrno("ptrace", "PTRACE_SEIZE of thread " + std::to_string(thread_),
-                              ErrorCode::kInject);
-    }
-    seized_ = true;
-    if (::ptrace(PTRACE_INTERRUPT, thread_, nullptr, nullptr) != 0) {
-      return Error::FromErrno("ptrace", "PTRACE_INTERRUPT", ErrorCode::kInject);
-    }
+    if (!seized_) HF_TRY(Seize());
     for (;;) {
-      auto status = Wait();
+      auto status = Wait(kThreadStopMsMax);
       if (!status.ok()) return status.error();
       if (status.value() >> 16 == PTRACE_EVENT_STOP) return {};
       // A signal was on its way: deliver it, our stop is still to come.
@@ -127,9 +127,24 @@ class TracedThread {
     return std::optional<long>{outcome.value()};
   }
 
+  bool is_seized() const { return seized_; }
+
  private:
-  Result<int> Wait() {
-    const double deadline_ms = MonotonicMs() + kThreadStopMsMax;
+  Status Seize() {
+    if (::ptrace(PTRACE_SEIZE, thread_, nullptr, nullptr) != 0) {
+      return Error::FromErrno("ptrace", "PTRACE_SEIZE of thread " + std::to_string(thread_),
+                              ErrorCode::kInject);
+    }
+    seized_ = true;
+    if (::ptrace(PTRACE_INTERRUPT, thread_, nullptr, nullptr) != 0) {
+      return Error::FromErrno("ptrace", "PTRACE_INTERRUPT", ErrorCode::kInject);
+    }
+    return {};
+  }
+
+  Result<int> Wait(double ms_max) {
+    double waited_ms = 0;
+    double looked_ms = MonotonicMs();
     for (;;) {
       int status = 0;
       const pid_t waited = ::waitpid(thread_, &status, __WALL | WNOHANG);
@@ -144,7 +159,10 @@ class TracedThread {
       if (waited < 0 && errno != EINTR) {
         return Error::FromErrno("waitpid", "waiting for a traced thread", ErrorCode::kInject);
       }
-      if (MonotonicMs() > deadline_ms) {
+      const double now_ms = MonotonicMs();
+      waited_ms += std::min(now_ms - looked_ms, kLookMsMax);
+      looked_ms = now_ms;
+      if (waited_ms > ms_max) {
         return Error::Of(ErrorCode::kInject,
                          "thread " + std::to_string(thread_) + " did not stop in time");
       }
@@ -158,7 +176,7 @@ class TracedThread {
       if (::ptrace(PTRACE_SINGLESTEP, thread_, nullptr, nullptr) != 0) {
         return Error::FromErrno("ptrace", "PTRACE_SINGLESTEP", ErrorCode::kInject);
       }
-      auto status = Wait();
+      auto status = Wait(kCallMsMax);
       if (!status.ok()) return status.error();
       user_regs_struct now{};
       if (::ptrace(PTRACE_GETREGS, thread_, nullptr, &now) != 0) {
@@ -185,16 +203,19 @@ struct Injection {
 Result<long> InjectAsTracer(const Injection& injection) {
   const double deadline_ms = MonotonicMs() + kInjectMsMax;
   Error last = Error::Of(ErrorCode::kInject, "no thread was inside a system call");
+  std::map<pid_t, TracedThread> late;  // about to stop
   for (;;) {
     for (const pid_t thread : ThreadsOf(injection.pid)) {
-      TracedThread traced(thread);
-      const Status stopped = traced.Stop();
+      const auto traced = late.try_emplace(thread, thread).first;
+      const Status stopped = traced->second.Stop();
       if (!stopped.ok()) {
         last = stopped.error();
         if (last.sys_errno == EPERM) return last;  // more tries give no more rights
+        if (!traced->second.is_seized()) late.erase(traced);
         continue;
       }
-      auto ran = traced.Run(injection.number, injection.arguments);
+      auto ran = traced->second.Run(injection.number, injection.arguments);
+      late.erase(traced);
       if (!ran.ok()) return ran.error();
       if (ran.value().has_value()) return *ran.value();
     }
