@@ -27,7 +27,7 @@ import {
 import type { NativeBinding } from '../native.js';
 import { QmpClient } from '../qmp/client.js';
 import { killVm } from '../vm/launch.js';
-import { isAlive, waitForExit } from '../vm/process.js';
+import { endsSoon, isAlive } from '../vm/process.js';
 import { type Examined, examine } from './examine.js';
 import { HandoffNames } from './names.js';
 import { HandoffRelays } from './network.js';
@@ -37,7 +37,6 @@ import { HandoffSource, isLost } from './source.js';
 import { HandoffTarget, mayRun } from './target.js';
 
 const CONNECT_TIMEOUT_MS = 3_000;
-const END_GRACE_MS = 2_000;
 
 /**
  * Hands the VM over. When this settles, the QEMU that had it has ended, unless the result says that it was left.
@@ -206,7 +205,7 @@ class Handoff {
       return also(cause, error);
     }
     if (this.#source.qmp.open) return toHoldfastError(cause);
-    if (!(await this.#sourceEnds())) {
+    if (!(await endsSoon(this.#from))) {
       return new QmpConnectionError(
         `the monitor of the VM's QEMU (process ${this.#from.pid}) was lost: ${toHoldfastError(cause).message}`,
         { cause, cure: 'The VM is in that QEMU, perhaps stopped: `cont` there.' },
@@ -215,14 +214,6 @@ class Handoff {
     return new VmGoneError(
       `the VM's QEMU (process ${this.#from.pid}) ended before it had handed the VM over: ${toHoldfastError(cause).message}`,
       { cause, cure: 'The VM is lost with it, as without a hand-off. Start it anew.' },
-    );
-  }
-
-  /** A process that was killed closes its sockets a moment before it is gone. */
-  async #sourceEnds(): Promise<boolean> {
-    return await waitForExit(this.#from, { pollMs: 5, signal: AbortSignal.timeout(END_GRACE_MS) }).then(
-      () => true,
-      () => false,
     );
   }
 

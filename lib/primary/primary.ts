@@ -7,6 +7,7 @@
  */
 import { EventEmitter } from 'node:events';
 import { mkdir, rm, statfs } from 'node:fs/promises';
+import { constants } from 'node:os';
 import { join } from 'node:path';
 import type { ControlMessage, PageDisk, SessionMessage } from '../control/messages.js';
 import { DiskSet } from '../disk/disk-set.js';
@@ -802,7 +803,8 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   }
 
   #fail(error: unknown, context: string): void {
-    if (!this.#qmp.open) return; // QEMU is gone, and that is what gets reported
+    // QEMU is gone, or is about to be and has lost its memory first: that is what gets reported.
+    if (!this.#qmp.open || (error as { errno?: number }).errno === constants.errno.ESRCH) return;
     const failure = toHoldfastError(error, context);
     this.#log.error({ code: failure.code, err: failure.message }, context);
     this.#dispatch({ type: 'failed', failure });

@@ -1,10 +1,7 @@
 /** What a closed monitor means: QEMU has ended, by whose wish it says itself, or it runs and only the monitor is gone. */
-import { setTimeout as delay } from 'node:timers/promises';
 import type { QmpClient } from '../qmp/client.js';
-import { isAlive, type ProcessIdentity } from '../vm/process.js';
+import { endsSoon, type ProcessIdentity } from '../vm/process.js';
 
-/** A QEMU that closed its monitor gets this long to end before it counts as still running. */
-const EXIT_GRACE_MS = 100;
 /** SHUTDOWN reasons that are not the guest's or the operator's wish. */
 const KILLED_FROM_OUTSIDE: ReadonlySet<string> = new Set(['host-error', 'host-signal']);
 
@@ -31,9 +28,7 @@ export class QemuEnd {
 
   /** After the monitor closed. Undefined: QEMU runs. */
   async of(process: ProcessIdentity): Promise<QemuEnded | undefined> {
-    const deadlineMs = performance.now() + EXIT_GRACE_MS;
-    while ((await isAlive(process)) && performance.now() < deadlineMs) await delay(2);
-    if (await isAlive(process)) return undefined;
+    if (!(await endsSoon(process))) return undefined;
     const reason = this.#shutdownReason;
     return {
       wished: reason !== undefined && !KILLED_FROM_OUTSIDE.has(reason),
