@@ -16,7 +16,7 @@ import { readFile, realpath, rm } from 'node:fs/promises';
 import type { FinishedLayer } from '../checkpoint/binding.js';
 import { ConfigError, type HoldfastError, type HoldfastErrorOptions, toHoldfastError } from '../errors.js';
 import { QmpClient } from '../qmp/client.js';
-import { migrateToFile } from '../qmp/recipes.js';
+import { FileMigration } from '../qmp/file-migration.js';
 import type { VmDescription } from '../vm/describe.js';
 import { parseMigrationPrefix } from '../vm/migration-stream.js';
 import { isAlive } from '../vm/process.js';
@@ -255,10 +255,15 @@ class Apart {
   /** A short stop of its own, then the last rounds. */
   async #beforeStop(source: HandoffSource): Promise<void> {
     const path = this.#beside('prefix');
-    this.prefixMs = await timed(() => source.pauseFor(() => migrateToFile(source.qmp, path)));
+    await this.#migrateTo(path, source);
     const stream = await readFile(path);
     this.#prefix = stream.subarray(0, parseMigrationPrefix(stream).bytes);
     await this.#copy!.catchUp();
+  }
+
+  async #migrateTo(path: string, source: HandoffSource): Promise<void> {
+    await using migration = await FileMigration.prepare(source.qmp, path);
+    this.prefixMs = await timed(() => source.pauseFor(() => migration.run()));
   }
 
   /** The VM is in P, and Q has ended. Idempotent. */

@@ -25,7 +25,7 @@ import { diskPagesOf } from './page-disks.js';
 import { sendLoadOf } from './send-load.js';
 import { Slices } from './slices.js';
 import { SpeculationChooser } from './speculation.js';
-import type { VmDriver } from './vm-driver.js';
+import { pausedByOther, prefixFile, type VmDriver } from './vm-driver.js';
 
 export interface EpochEffectsOptions {
   readonly settings: Pick<
@@ -42,7 +42,7 @@ export interface EpochEffectsOptions {
     | 'stagingMiB'
   >;
   readonly engine: Pick<PrimaryEngine, 'prestage' | 'capture' | 'send' | 'abort'>;
-  readonly driver: Pick<VmDriver, 'lastResumeMs' | 'pause' | 'resume' | 'release' | 'idle'>;
+  readonly driver: Pick<VmDriver, 'lastResumeMs' | 'isStoppedByUs' | 'pause' | 'resume' | 'release' | 'idle'>;
   readonly gate: Pick<OutputGate, 'kind' | 'seesOutput' | 'onOutput' | 'stats'>;
   readonly disks?: Pick<PrimaryDisks, 'captured' | 'acknowledged'> | undefined;
   /** Bytes. */
@@ -161,11 +161,14 @@ export class EpochEffects {
   async begin(action: Extract<PrimaryAction, { type: 'begin-epoch' }>): Promise<void> {
     const { epoch, trigger } = action;
     const beganMs = this.#driver.lastResumeMs;
+    const { operatorPaused } = this.#options.state();
     try {
       const mode = action.pagesFollow === true ? 'later' : this.#modes.next();
       await this.#slices.stop();
       if (trigger === 'first') this.#slices.reset(performance.now()); // the base sync has just scanned
       if (mode === 'staged') await this.#slices.finish(epoch);
+      // Beside the slices the VM ran: the driver knows only who pauses it from here on.
+      if (!operatorPaused && this.#options.state().operatorPaused) throw pausedByOther();
       const paused = await this.#driver.pause({
         epoch,
         installGate: action.installGate,
@@ -238,10 +241,7 @@ export class EpochEffects {
         epoch,
         strategy,
         device: paused.device,
-        prefix:
-          paused.prefix === undefined
-            ? undefined
-            : { path: paused.prefix.path, skipBytes: 0, maxBytes: paused.prefix.bytes },
+        prefix: prefixFile(paused.prefix),
       });
       const ackedMs = performance.now();
       inProgress.sent = { ...sent, strategy };
@@ -336,7 +336,7 @@ export class EpochEffects {
     this.#timer.replan();
   }
 
-  /** The pages go back to the tracker's account, the VM runs on. */
+  /** The pages go back to the tracker's account, the VM runs on, unless somebody else had stopped it. */
   async #captureFailed(epoch: number, error: unknown): Promise<void> {
     const { log, state, qmpIsOpen, dispatch } = this.#options;
     const failure = toHoldfastError(error, `capture of epoch ${epoch}`);
@@ -344,7 +344,7 @@ export class EpochEffects {
     if (!qmpIsOpen() || state().phase.name === 'ended') return;
     try {
       await this.#engine.abort(epoch);
-      await this.#driver.resume();
+      if (this.#driver.isStoppedByUs) await this.#driver.resume(); // else whoever paused it wants it so
       this.#slices.reset(this.#driver.lastResumeMs ?? performance.now()); // what they staged was given back
     } catch (second) {
       log.error({ err: toHoldfastError(second).message }, 'the VM could not be resumed');

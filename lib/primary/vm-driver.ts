@@ -7,11 +7,12 @@
  */
 import { readFile, statfs } from 'node:fs/promises';
 import { join } from 'node:path';
-import { CancelledError, NoSpaceError, QmpError } from '../errors.js';
-import type { CaptureResult } from '../native.js';
+import { CancelledError, NoSpaceError, QmpConnectionError, QmpError, toHoldfastError } from '../errors.js';
+import type { CaptureResult, StateFile } from '../native.js';
 import { isInQemu, type OutputGate } from '../output/gate.js';
 import type { QmpClient } from '../qmp/client.js';
-import { migrateToFile, saveDeviceStateRequest } from '../qmp/recipes.js';
+import { FileMigration, migrateToFile } from '../qmp/file-migration.js';
+import { saveDeviceStateRequest } from '../qmp/recipes.js';
 import { parseMigrationPrefix, xenSaveHeaderBytes } from '../vm/migration-stream.js';
 import type { GuestClock } from './guest-clock.js';
 
@@ -23,6 +24,8 @@ export interface PauseRequest<Captured = CaptureResult> {
   readonly takePrefix: boolean;
   /** Starts when the VM has stopped; runs beside the saving of the device state. */
   readonly capture: () => Promise<Captured>;
+  /** What the pause does to the VM's disks: before the prefix, for which QEMU gives them up until the VM runs. */
+  readonly switchDisks?: () => Promise<void>;
 }
 
 /** The paused VM, captured; times in milliseconds of performance.now() or durations. */
@@ -40,6 +43,10 @@ interface Prefix {
   readonly path: string;
   readonly bytes: number;
 }
+
+/** As the data plane takes it: what QEMU has appended since is not of it. */
+export const prefixFile = (prefix: Prefix | undefined): StateFile | undefined =>
+  prefix && { path: prefix.path, skipBytes: 0, maxBytes: prefix.bytes };
 
 export interface VmDriverOptions {
   readonly qmp: QmpClient;
@@ -67,6 +74,8 @@ export class VmDriver {
   /** Our cont is under way: the RESUME is its. */
   #resuming = false;
   #resumedByOther = false;
+  /** Since the last pause was asked for. */
+  #pausedByOther = false;
   #lastResumeMs: number | undefined;
   #prefixAhead: Prefix | undefined;
 
@@ -77,6 +86,7 @@ export class VmDriver {
     this.#stoppedByUs = options.stoppedByUs;
     this.#qmp.on('STOP', () => {
       if (this.#stoppedByUs) return;
+      this.#pausedByOther = true;
       options.guestClock.standsStill();
       options.onOperator('paused');
     });
@@ -85,6 +95,7 @@ export class VmDriver {
       options.guestClock.standsStill();
       // Somebody else's, also where the VM stood still by our word: a capture under way is void.
       this.#stoppedByUs = false;
+      this.#pausedByOther = false;
       this.#resumedByOther = true;
       options.onOperator('resumed');
     });
@@ -95,6 +106,16 @@ export class VmDriver {
     return this.#lastResumeMs;
   }
 
+  /** What takePrefixAhead() took last, until the next pause has it. */
+  get prefixAhead(): Prefix | undefined {
+    return this.#prefixAhead;
+  }
+
+  /** From our stop to our cont; else it runs, or stands still by another's word. */
+  get isStoppedByUs(): boolean {
+    return this.#stoppedByUs;
+  }
+
   /** Settles when nothing is under way any more. */
   async idle(): Promise<void> {
     await this.#queue;
@@ -102,9 +123,11 @@ export class VmDriver {
 
   /**
    * Stops the VM and captures it: device state and output boundary by QEMU,
-   * RAM by `capture`. The VM stays stopped, also when this throws.
+   * RAM by `capture`. The VM stays stopped, also when this throws; but for what throws before the stop (isStoppedByUs).
+   * @throws CancelledError if somebody else has stopped it meanwhile: then it stays so
    */
   pause<Captured>(request: PauseRequest<Captured>): Promise<Paused<Captured>> {
+    this.#pausedByOther = false;
     return this.#exclusively(() => this.#pause(request));
   }
 
@@ -120,20 +143,24 @@ export class VmDriver {
    */
   takePrefixAhead(): Promise<number> {
     return this.#exclusively(async () => {
+      const isOurs = this.#stoppedByUs; // it may stand still by our own word, and goes on as well then
+      this.#prefixAhead = undefined; // its file is written anew
+      await using migration = await this.#prepareMigration(isOurs);
       const startMs = performance.now();
       const asked = this.#qmp.execute('query-status'); // right before our stop
-      const isOurs = this.#stoppedByUs; // it may stand still by our own word, and goes on as well then
       let ran = true;
       try {
         await this.#stop();
         ran = isOurs || (await asked).running;
-        if (!ran) throw new CancelledError('the VM was paused by somebody else');
-        this.#prefixAhead = await this.#takePrefix();
+        if (!ran) throw pausedByOther();
+        await migration.run();
       } finally {
         if (ran) await this.#cont();
         else this.#leavePaused();
       }
-      return performance.now() - startMs;
+      const stoodStillMs = performance.now() - startMs;
+      this.#prefixAhead = await this.#readPrefix();
+      return stoodStillMs;
     });
   }
 
@@ -200,8 +227,14 @@ export class VmDriver {
     } finally {
       this.#options.disks?.stopPending(false);
     }
-    // No checkpoint, but the end of what prepare() began: what is held stays so until one is acknowledged.
-    // A gate that fails here lets nothing out either; the next pause reports it.
+    await this.#endPrepared();
+  }
+
+  /**
+   * No checkpoint, but the end of what the gate's prepare() began: what is held stays so until one is acknowledged.
+   * A gate that fails here lets nothing out either; the next pause reports it.
+   */
+  async #endPrepared(): Promise<void> {
     await this.#gate.boundary().catch(() => {});
   }
 
@@ -210,7 +243,13 @@ export class VmDriver {
     // Two files in turn: the sender may still read the last epoch's when this one is written.
     const devicePath = join(scratchDir, `d${request.epoch % 2}`);
     const xenSave = deviceState === 'xen-save';
+    await using migration =
+      xenSave && request.takePrefix ? await FileMigration.prepare(this.#qmp, this.#prefixPath) : undefined;
     await this.#gate.prepare?.();
+    if (this.#pausedByOther) {
+      await this.#endPrepared();
+      throw pausedByOther();
+    }
     guestClock.beforeStop();
     const pauseStartMs = performance.now();
     this.#stoppedByUs = true;
@@ -231,6 +270,12 @@ export class VmDriver {
       stoppedNs = process.hrtime.bigint();
       return request.capture();
     });
+    // Beside the capture, and in QEMU after the device state, which was asked for before.
+    const prefixTaken = stopped.then(async () => {
+      await request.switchDisks?.();
+      if (migration === undefined) return this.#prefixAhead;
+      return await this.#takePrefix(migration).catch(notSaved(scratchDir, this.#prefixPath));
+    });
     let boundaryMs = 0;
     const boundary = stopped.then(async () => {
       await this.#gate.boundary();
@@ -238,42 +283,75 @@ export class VmDriver {
     });
     const doneMs: number[] = [];
     const rest = answers.map(async (answer, index) => {
-      await (xenSave && index === 0 ? answer.catch(notSaved(scratchDir, devicePath)) : answer);
+      const isDeviceState = xenSave && index === 0;
+      await (isDeviceState ? answer.catch(notSaved(scratchDir, devicePath)) : answer);
       doneMs[index] = performance.now();
+      // In the first pause that takes some milliseconds: beside the capture.
+      if (isDeviceState) await guestClock.saved(devicePath, stoppedNs);
     });
-    const [captured] = await allOrFirstFailure([capturing, boundary, ...rest]);
-    let deviceDoneMs = doneMs[0] ?? performance.now();
-    if (!xenSave) {
-      await migrateToFile(this.#qmp, devicePath);
-      deviceDoneMs = performance.now();
+    try {
+      const [captured, prefix] = await allOrFirstFailure([capturing, prefixTaken, boundary, ...rest]);
+      let deviceDoneMs = doneMs[0] ?? performance.now();
+      if (!xenSave) {
+        await migrateToFile(this.#qmp, devicePath);
+        deviceDoneMs = performance.now();
+        await guestClock.saved(devicePath, stoppedNs);
+      }
+      this.#prefixAhead = undefined;
+      if (request.installGate) await this.#gate.install(this.#qmp);
+      if (this.#resumedByOther) {
+        throw new QmpError('the VM was started by another QMP client while it was being captured', {
+          cure: 'Leave stop and cont to Holdfast while it protects the VM.',
+        });
+      }
+      return {
+        captured,
+        pauseStartMs,
+        stopMs: stoppedMs - pauseStartMs,
+        deviceMs: deviceDoneMs - stoppedMs,
+        gateMs: Math.max(boundaryMs, xenSave ? (doneMs.at(-1) ?? deviceDoneMs) - deviceDoneMs : 0),
+        // The prefix carries magic and version already.
+        device: { path: devicePath, skipBytes: xenSave ? xenSaveHeaderBytes : 0 },
+        prefix,
+      };
+    } catch (error) {
+      if (this.#resumedByOther) this.#isToRun();
+      throw error;
     }
-    await guestClock.saved(devicePath, stoppedNs);
-    const prefix = xenSave && request.takePrefix ? await this.#takePrefix() : this.#prefixAhead;
-    this.#prefixAhead = undefined;
-    if (request.installGate) await this.#gate.install(this.#qmp);
-    if (this.#resumedByOther) {
-      throw new QmpError('the VM was started by another QMP client while it was being captured', {
-        cure: 'Leave stop and cont to Holdfast while it protects the VM.',
-      });
-    }
-    return {
-      captured,
-      pauseStartMs,
-      stopMs: stoppedMs - pauseStartMs,
-      deviceMs: deviceDoneMs - stoppedMs,
-      gateMs: Math.max(boundaryMs, xenSave ? (doneMs.at(-1) ?? deviceDoneMs) - deviceDoneMs : 0),
-      // The prefix carries magic and version already.
-      device: { path: devicePath, skipBytes: xenSave ? xenSaveHeaderBytes : 0 },
-      prefix,
-    };
   }
 
-  /** One ordinary migration without RAM, of which the part before the first device is kept. */
-  async #takePrefix(): Promise<Prefix> {
-    const path = join(this.#options.scratchDir, 'prefix');
-    await migrateToFile(this.#qmp, path);
+  /** Whoever started it in a pause of ours wants it to run, also where our own work has stopped it once more. */
+  #isToRun(): void {
+    this.#stoppedByUs = true;
+    this.#pausedByOther = false;
+    this.#options.onOperator('resumed');
+  }
+
+  async #prepareMigration(isOurs: boolean): Promise<FileMigration> {
+    try {
+      return await FileMigration.prepare(this.#qmp, this.#prefixPath);
+    } catch (error) {
+      if (isOurs) await this.#cont();
+      throw error;
+    }
+  }
+
+  /** A file that lacks its end is complete to QEMU, where only its last write failed. */
+  async #takePrefix(migration: FileMigration): Promise<Prefix> {
+    await migration.run();
+    await migration[Symbol.asyncDispose]();
+    return await this.#readPrefix();
+  }
+
+  /** Of an ordinary migration without RAM, the part before the first device. */
+  async #readPrefix(): Promise<Prefix> {
+    const path = this.#prefixPath;
     const { bytes } = parseMigrationPrefix(await readFile(path));
     return { path, bytes };
+  }
+
+  get #prefixPath(): string {
+    return join(this.#options.scratchDir, 'prefix');
   }
 
   /** At once where nothing is under way: what starts the VM must not wait for another turn of the loop. */
@@ -291,6 +369,8 @@ export class VmDriver {
   }
 }
 
+export const pausedByOther = (): CancelledError => new CancelledError('the VM was paused by somebody else');
+
 /** A device state that did not fit has taken all that was left. */
 const FREE_BYTES_FULL = 1 << 16;
 
@@ -298,14 +378,15 @@ const FREE_BYTES_FULL = 1 << 16;
 const notSaved =
   (dir: string, path: string) =>
   async (cause: Error): Promise<never> => {
-    if (!(cause instanceof QmpError)) throw cause;
+    if (cause instanceof QmpConnectionError) throw cause;
     const message = `QEMU could not write the device state to ${path}: ${cause.message}`;
     const options = {
       cause,
       cure: 'Make room in the run directory (df), or choose another with --run-dir.',
-      details: cause.details,
+      details: toHoldfastError(cause).details,
     };
-    throw (await isFull(dir)) ? new NoSpaceError(message, options) : new QmpError(message, options);
+    if (await isFull(dir)) throw new NoSpaceError(message, options);
+    throw cause instanceof QmpError ? new QmpError(message, options) : cause;
   };
 
 const isFull = async (dir: string): Promise<boolean> => {
@@ -314,9 +395,11 @@ const isFull = async (dir: string): Promise<boolean> => {
 };
 
 /** Waits for all, so that nothing is under way afterwards, then throws the first failure. */
-const allOrFirstFailure = async <T>(promises: readonly [Promise<T>, ...Promise<unknown>[]]): Promise<[T]> => {
+const allOrFirstFailure = async <A, B>(
+  promises: readonly [Promise<A>, Promise<B>, ...Promise<unknown>[]],
+): Promise<[A, B]> => {
   const outcomes = await Promise.allSettled(promises);
   const failed = outcomes.find((outcome) => outcome.status === 'rejected');
   if (failed !== undefined) throw failed.reason;
-  return [await promises[0]];
+  return [await promises[0], await promises[1]];
 };

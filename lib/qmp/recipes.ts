@@ -3,7 +3,7 @@
  *
  * Capture, VM stopped:
  *   stop ─► saveDeviceState ─► cont                 every epoch (default path)
- *   stop ─► migrateToFile ─► cont                   the prefix; or every epoch (second path)
+ *   stop ─► file-migration.ts ─► cont               the prefix; or every epoch (second path)
  *
  * Take-over:
  *   standby with -incoming defer ─► prepareIncoming ─► prefix + state[8:] is
@@ -12,16 +12,11 @@
  * `xen-load-devices-state` is not here on purpose: it aborts QEMU.
  */
 
-import { open } from 'node:fs/promises';
-import { setTimeout as delay } from 'node:timers/promises';
-import { QmpConnectionError, QmpError, StandbyError } from '../errors.js';
+import { QmpConnectionError, StandbyError } from '../errors.js';
 import type { QmpClient, QmpWaitOptions } from './client.js';
 import type { CommandAnswer, QmpEvent } from './commands.js';
 
-const MIGRATE_TIMEOUT_MS = 30_000;
 const RUNNING_TIMEOUT_MS = 10_000;
-/** The wait is for one short critical section of another thread. */
-const FINALIZED_POLL_MS = 1;
 
 export interface RecipeOptions {
   readonly timeoutMs?: number;
@@ -67,7 +62,7 @@ const isNeeded = ({ capability }: { readonly capability: string }): boolean =>
   CAPABILITIES_NEEDED.some((needed) => needed.capability === capability);
 
 /**
- * Sets what migrateToFile() and prepareIncoming() need. Returns how it stood before: an operator's own
+ * Sets what a FileMigration and prepareIncoming() need. Returns how it stood before: an operator's own
  * migration of the VM to another host would lose all RAM if x-ignore-shared stayed on, so it must not.
  */
 export const enableMigrationCapabilities = async (
@@ -87,64 +82,6 @@ export const restoreMigrationCapabilities = async (
   await qmp.execute('migrate-set-capabilities', { capabilities: before }, options);
 };
 
-export interface MigrateToFileOptions extends RecipeOptions {
-  /** True if the caller has enabled them, and will restore them: saves two commands. */
-  readonly capabilitiesEnabled?: boolean;
-}
-
-let descriptorsNamed = 0;
-
-/**
- * Runs an ordinary migration, without shared RAM, into a file. The VM must be
- * stopped; it is then in `postmigrate`, and `cont` resumes it. Repeatable.
- *
- * @returns the length of the stream, in bytes.
- * @throws QmpError when QEMU refuses or the migration fails.
- */
-export const migrateToFile = async (
-  qmp: QmpClient,
-  path: string,
-  options: MigrateToFileOptions = {},
-): Promise<number> => {
-  const timeoutMs = options.timeoutMs ?? MIGRATE_TIMEOUT_MS;
-  const limits = { timeoutMs, signal: options.signal };
-  const file = await open(path, 'w', 0o600);
-  // Listen before asking: a small migration is over within the command's round trip.
-  const ended = expectEvent(qmp, 'MIGRATION', { ...limits, where: migrationEnded });
-  let before: MigrationCapabilities = [];
-  try {
-    if (options.capabilitiesEnabled !== true) before = await enableMigrationCapabilities(qmp, limits);
-    const name = `holdfast-${++descriptorsNamed}`;
-    await qmp.passDescriptor(name, file.fd, limits);
-    try {
-      await qmp.execute('migrate', { uri: `fd:${name}` }, limits);
-    } catch (error) {
-      if (error instanceof QmpError) await qmp.execute('closefd', { fdname: name }).catch(() => {});
-      throw error;
-    }
-    let event: QmpEvent;
-    try {
-      event = await ended.event;
-    } catch (error) {
-      if (qmp.open) await qmp.execute('migrate_cancel').catch(() => {});
-      throw error;
-    }
-    if (event.data.status !== 'completed') {
-      throw new QmpError(`QEMU's migration to a file ended as ${event.data.status}`, {
-        details: { command: 'migrate', desc: await migrationError(qmp) },
-      });
-    }
-    await migrationFinalized(qmp, limits);
-    return (await file.stat()).size;
-  } finally {
-    ended.giveUp();
-    await file.close();
-    // What was captured is good also if QEMU should refuse this.
-    if (before.length > 0 && qmp.open)
-      await restoreMigrationCapabilities(qmp, before, limits).catch(() => {});
-  }
-};
-
 interface ExpectedEvent {
   readonly event: Promise<QmpEvent>;
   /** Ends the wait, with its timer and listener, if nobody needs it any more. */
@@ -152,7 +89,7 @@ interface ExpectedEvent {
 }
 
 /** once(), for a wait that may turn out not to be needed. */
-const expectEvent = (qmp: QmpClient, name: string, options: QmpWaitOptions): ExpectedEvent => {
+export const expectEvent = (qmp: QmpClient, name: string, options: QmpWaitOptions): ExpectedEvent => {
   const controller = new AbortController();
   const signals = [controller.signal, ...(options.signal === undefined ? [] : [options.signal])];
   const event = qmp.once(name, { ...options, signal: AbortSignal.any(signals) });
@@ -160,29 +97,13 @@ const expectEvent = (qmp: QmpClient, name: string, options: QmpWaitOptions): Exp
   return { event, giveUp: () => controller.abort() };
 };
 
-/**
- * QEMU's migration thread says `completed` a moment before it moves the VM from finish-migrate to postmigrate
- * (migration_completion, migration_iteration_finish), and in between `cont` is refused.
- */
-const migrationFinalized = async (qmp: QmpClient, limits: RecipeOptions): Promise<void> => {
-  const deadlineMs = performance.now() + (limits.timeoutMs ?? MIGRATE_TIMEOUT_MS);
-  while ((await qmp.execute('query-status', undefined, limits)).status === 'finish-migrate') {
-    if (performance.now() > deadlineMs) {
-      throw new QmpError("QEMU completed a migration to a file, but doesn't finalize it", {
-        details: { command: 'migrate' },
-      });
-    }
-    await delay(FINALIZED_POLL_MS);
-  }
-};
-
 /** @param status of a migration: the event's, or query-migrate's */
 export const hasMigrationEnded = (status: unknown): boolean =>
   status === 'completed' || status === 'failed' || status === 'cancelled';
 
-const migrationEnded = ({ data }: QmpEvent): boolean => hasMigrationEnded(data.status);
+export const migrationEnded = ({ data }: QmpEvent): boolean => hasMigrationEnded(data.status);
 
-const migrationError = async (qmp: QmpClient): Promise<string> => {
+export const migrationError = async (qmp: QmpClient): Promise<string> => {
   const answer = await qmp.execute('query-migrate').catch(() => undefined);
   return answer?.['error-desc'] ?? 'QEMU gave no reason';
 };
@@ -222,9 +143,11 @@ export const waitRunning = async (qmp: QmpClient, options: RecipeOptions = {}): 
     where: (event) => event.event === 'RESUME' || (event.event === 'MIGRATION' && migrationEnded(event)),
   });
   try {
-    const before = await qmp.execute('query-status', undefined, limits);
-    if (before.running) return;
-    if (before.status === 'inmigrate') {
+    const asked = qmp.execute('query-status', undefined, limits);
+    asked.catch(() => {}); // a standby that loads answers after its RESUME, up to a millisecond: nobody waits for it
+    const first = await Promise.race([asked, loaded.event]);
+    if ('running' in first && first.running) return;
+    if (!('running' in first) || first.status === 'inmigrate') {
       const event = await loaded.event;
       if (event.event === 'RESUME') return;
       if (event.data.status !== 'completed') {

@@ -4,6 +4,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cinttypes>
 #include <cstdio>
@@ -28,6 +29,8 @@ constexpr std::array<uint64_t, 2> kClockDistances{40, 48};
 constexpr uint64_t kClockDistanceMax = 48;
 // Debian's 7.2 has 4 MiB of global variables.
 constexpr uint64_t kSearchedBytesMax = uint64_t{64} << 20;
+// The VM stands still meanwhile: what stays in a cache is read and searched sooner.
+constexpr uint64_t kSearchedAtOnceBytes = uint64_t{256} << 10;
 
 struct Range {
   uint64_t start;
@@ -111,18 +114,23 @@ Result<TimersState> TimersState::Locate(pid_t pid, const GuestTime& frozen) {
   if (!ranges.ok()) return ranges.error();
   std::optional<TimersState> found;
   unsigned places = 0;
-  std::vector<std::byte> memory;
+  std::vector<std::byte> memory(kSearchedAtOnceBytes);
+  constexpr size_t kBytes = kPrevBefore + kClockDistanceMax + sizeof(int64_t);
   for (const Range& range : ranges.value()) {
-    memory.resize(range.end - range.start);
-    HF_TRY(ReadMemory(pid, range.start, memory));
-    const std::span<const std::byte> bytes(memory);
-    constexpr size_t kBytes = kPrevBefore + kClockDistanceMax + sizeof(int64_t);
-    for (size_t at = 0; at + kBytes <= bytes.size(); at += alignof(int64_t)) {
-      for (const uint64_t distance : kClockDistances) {
-        if (!LooksStopped(bytes.subspan(at, kBytes), frozen, distance)) continue;
-        places++;
-        found = TimersState(pid, range.start + at + kPrevBefore, distance);
+    uint64_t start = range.start;
+    while (start + kBytes <= range.end) {
+      const auto bytes = std::span(memory).first(std::min(kSearchedAtOnceBytes, range.end - start));
+      HF_TRY(ReadMemory(pid, start, bytes));
+      size_t at = 0;
+      for (; at + kBytes <= bytes.size(); at += alignof(int64_t)) {
+        if (At<int64_t>(bytes, at + kPrevBefore) != frozen.ticks) continue;
+        for (const uint64_t distance : kClockDistances) {
+          if (!LooksStopped(bytes.subspan(at, kBytes), frozen, distance)) continue;
+          places++;
+          found = TimersState(pid, start + at + kPrevBefore, distance);
+        }
       }
+      start += at;
     }
   }
   if (places == 1) return *found;

@@ -4,17 +4,17 @@
  */
 
 import { once } from 'node:events';
-import { copyFile, mkdtemp, open, readFile, rm } from 'node:fs/promises';
+import { copyFile, mkdtemp, open, readdir, readFile, readlink, rm } from 'node:fs/promises';
 import { createConnection } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { QmpConnectionError, QmpError, StandbyError } from '../../lib/errors.js';
 import { native } from '../../lib/native.js';
+import { FileMigration, migrateToFile } from '../../lib/qmp/file-migration.js';
 import {
   announceSelf,
   enableMigrationCapabilities,
-  migrateToFile,
   prepareIncoming,
   queryVm,
   saveDeviceState,
@@ -212,6 +212,28 @@ describe('02 migration to a descriptor', { timeout: 60_000 }, () => {
       expect(prefix.blocks.find((block) => block.id === 'ram')).toMatchObject({ pages: 0 });
       expect(prefix.blocks.find((block) => block.id === 'pc.bios')?.pages).toBe(64);
     }
+  });
+
+  test('is prepared while the VM runs; what turns out not to be needed leaves nothing', async () => {
+    const primary = await startPrimary();
+    const capabilities = await primary.qmp.execute('query-migrate-capabilities');
+    const path = join(dir, 'stream');
+    for (const isNeeded of [true, false]) {
+      await using migration = await FileMigration.prepare(primary.qmp, path);
+      expect((await queryVm(primary.qmp)).running).toBe(true);
+      if (!isNeeded) continue;
+      await primary.qmp.execute('stop');
+      await migration.run();
+      await primary.qmp.execute('cont');
+      expect(parseMigrationPrefix(await readFile(path)).machineType).toMatch(/^pc-q35-/);
+    }
+    expect(await primary.qmp.execute('query-migrate-capabilities')).toEqual(capabilities);
+    const open = await Promise.all(
+      (await readdir(`/proc/${primary.pid}/fd`)).map((fd) =>
+        readlink(`/proc/${primary.pid}/fd/${fd}`).catch(() => ''),
+      ),
+    );
+    expect(open).not.toContain(path);
   });
 
   test('a descriptor that cannot be written fails with the reason, and the VM can resume', async () => {

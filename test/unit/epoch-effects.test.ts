@@ -59,6 +59,7 @@ const stage = (
   let slice: (options: PrestageOptions) => Promise<unknown> = () => Promise.resolve();
   let onOutput: () => void = () => {};
   const paused: number[] = [];
+  const vm = { failure: undefined as Error | undefined, isStopped: false, resumes: 0 };
   const events: PrimaryEvent[] = [];
   const reports: EpochReport[] = [];
   const lost: string[] = [];
@@ -117,8 +118,12 @@ const stage = (
     },
     driver: {
       lastResumeMs: performance.now() - 100,
+      get isStoppedByUs() {
+        return vm.isStopped;
+      },
       pause: async ({ epoch, capture }) => {
         paused.push(epoch);
+        if (vm.failure !== undefined) throw vm.failure;
         return {
           captured: await capture(),
           pauseStartMs: performance.now(),
@@ -129,7 +134,10 @@ const stage = (
           prefix: undefined,
         };
       },
-      resume: () => Promise.resolve(0),
+      resume: async () => {
+        vm.resumes += 1;
+        return 0;
+      },
       release: () => Promise.resolve(),
       idle: () => Promise.resolve(),
     },
@@ -168,6 +176,7 @@ const stage = (
     asked,
     slices,
     paused,
+    vm,
     events,
     reports,
     lost,
@@ -188,6 +197,27 @@ const eventually = async (what: () => boolean): Promise<void> => {
 };
 
 describe('an epoch', () => {
+  it.each([true, false])(
+    'whose capture fails leaves the VM running, if it was stopped for it: %s',
+    async (isStopped) => {
+      const { effects, vm, events } = stage('splice', () => ({}));
+      Object.assign(vm, { failure: new Error('no'), isStopped });
+      await effects.begin(beginEpoch(1));
+      expect(vm.resumes).toBe(isStopped ? 1 : 0);
+      expect(events).toMatchObject([{ type: 'capture-failed', epoch: 1 }]);
+    },
+  );
+
+  it('is not captured of a VM that was paused while its slices came to an end', async () => {
+    const { effects, paused, vm, events, become } = stage('splice', () => ({}));
+    const begun = effects.begin(beginEpoch(1));
+    become({ ...sendingState(1), operatorPaused: true });
+    await begun;
+    expect(paused).toEqual([]);
+    expect(vm.resumes).toBe(0);
+    expect(events).toMatchObject([{ type: 'capture-failed', failure: { code: 'HOLDFAST_E_CANCELLED' } }]);
+  });
+
   it('goes from capture to release, and its report says how it was sent', async () => {
     const { epoch, events, reports, asked, effects } = stage('splice', () => ({ copiedBytes: 5 }));
     await epoch(1);
