@@ -235,6 +235,8 @@ export interface BaseRoundOptions {
    * arming the tracker. False: send what was written since the last scan.
    */
   readonly first: boolean;
+  /** Prefix that the first epoch may have: it then has its name only, and the backup's standby has loaded it. */
+  readonly prefix?: StateFile | undefined;
 }
 
 export interface BaseRoundResult {
@@ -495,6 +497,8 @@ export interface OpenedSession {
 export type ReceiverEvent =
   | { readonly type: 'connected' }
   | { readonly type: 'round'; readonly pages: number; readonly zeroPages: number; readonly bytes: number }
+  /** One has come ahead of the first epoch, counted as below: feedStandby() gives it until that is committed. */
+  | { readonly type: 'prefix'; readonly prefix: number }
   | {
       readonly type: 'committed';
       readonly epoch: number;
@@ -509,6 +513,8 @@ export type ReceiverEvent =
       readonly receiveSyscalls: number;
       /** Of their time, what went into digests. */
       readonly digestMs: number;
+      /** Which prefix the checkpoint has: those that differ are counted from 1. 0: it has none. */
+      readonly prefix: number;
     }
   | { readonly type: 'applied'; readonly epoch: number; readonly applyMs: number }
   /** The bulk connection ended, with all its streams; `code` says why. The partly received epoch was dropped. */
@@ -526,6 +532,11 @@ export interface FenceResult {
   /** From the call until acknowledgements were impossible and the last epoch applied. */
   readonly fenceMs: number;
   readonly partialEpochDropped: boolean;
+}
+
+export interface FedStandby {
+  /** Which prefix it was given, as `committed` counts them; 0: none, for there is none yet. */
+  readonly prefix: number;
 }
 
 export interface WriteStateOptions {
@@ -559,8 +570,20 @@ export interface Receiver {
    */
   fence(): Promise<FenceResult>;
   /**
-   * Writes prefix + device state of the last committed epoch to a Unix socket
-   * on which the standby listens. Only after fence().
+   * Gives the standby that listens on a Unix socket what it can load ahead of the takeover: the checkpoint's
+   * prefix, or the one that has come ahead of the first. The connection stays open for writeState(). At any
+   * time, and beside all other calls; once for each standby, and only one has such a connection. Rejects with
+   * HOLDFAST_E_STATE_LOAD where it could not be written; with HOLDFAST_E_CANCELLED after endFeed(),
+   * closeSession(), close(), or for another standby.
+   */
+  feedStandby(socketPath: string): Promise<FedStandby>;
+  /** Closes that connection. A standby that waits on it ends: this is for one that has. Does not wait. */
+  endFeed(): void;
+  /**
+   * Writes to a Unix socket on which the standby listens what it lacks of prefix + device state of the last
+   * committed epoch. Only after fence(). Waits for a feedStandby() under way. Rejects with
+   * HOLDFAST_E_STATE_LOAD, also where the standby was given another prefix: it has not run then, and is not to
+   * be used any more.
    */
   writeState(socketPath: string, options?: WriteStateOptions): Promise<WrittenState>;
   /** Ends the session: drops the connection and staging; keeps the replica file on disk. */

@@ -526,6 +526,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   #onReceiverEvent(session: Session, event: ReceiverEvent): void {
     switch (event.type) {
       case 'connected':
+      case 'prefix':
         return;
       case 'round':
         this.emit('round', { pages: event.pages, bytes: event.bytes });
@@ -645,6 +646,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       // An earlier generation's standby has the VM's tap device, image locks and ports. As long as it
       // could be needed, this one's waits; it can be started, for that one was.
       const kept = this.#session(this.#state.checkpoint?.generation);
+      await kept?.generation.idle(); // it may be between two standbys
       if (kept === undefined || kept === session || kept.generation.standby === undefined) {
         await session.generation.ensureStandby();
       }

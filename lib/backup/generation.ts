@@ -4,6 +4,7 @@
  *
  *   prepare ─► token accepted on bulk port
  *   ensureStandby ─► QEMU waits with -incoming defer; disk servers answer its reads, its writes would wait
+ *   prefix, committed ─► it is given the checkpoint's prefix (standby-feed.ts)
  *   fence   ─► no acknowledgement leaves any more; last epoch applied, to RAM and images
  *   run     ─► device state into the standby; it resumes
  *   activateDisks ─► journals closed for good; now its writes go to the images
@@ -21,7 +22,7 @@ import {
 } from '../errors.js';
 import { HUGETLBFS_MAGIC } from '../file-systems.js';
 import type { Logger } from '../log.js';
-import { type FenceResult, native, type Receiver, type ReceiverEvent } from '../native.js';
+import { type FenceResult, native, type Receiver, type ReceiverEvent, type WrittenState } from '../native.js';
 import type { QmpClient } from '../qmp/client.js';
 import {
   announceSelf,
@@ -38,6 +39,7 @@ import type { StandbyDisks, StandbyDisksOptions } from './disk-support.js';
 import { EarlyResume } from './early-resume.js';
 import { launchStandby, refuseOlderQemu } from './launch-standby.js';
 import type { TakenDisks } from './replica-disks.js';
+import { type Fed, feedStep, isUseless } from './standby-feed.js';
 import type { StandbyRelays } from './standby-relays.js';
 
 const TMPFS_PAGE_BYTES = 4096;
@@ -82,6 +84,7 @@ interface Standby {
   readonly relays: StandbyRelays;
   readonly disks: StandbyDisks | undefined;
   readonly incomingPath: string;
+  fed: Fed;
 }
 
 export class Generation {
@@ -95,6 +98,12 @@ export class Generation {
   #launches = 0;
   /** How the standby's migration capabilities stood before prepareIncoming() changed them. */
   #capabilitiesBefore: MigrationCapabilities = [];
+  /** Of a takeover: it may run at any moment, and nobody else decides on it. */
+  #loading: Standby | undefined;
+  /** Which prefix the checkpoint has, or the first one will have, as the receiver counts them. */
+  #prefix = 0;
+  /** Standbys that ended by themselves with that prefix. */
+  #fedLosses = 0;
   #mayHaveRun = false;
   #queue: Promise<void> = Promise.resolve();
   #state: 'new' | 'ready' | 'running' | 'dropped' = 'new';
@@ -113,7 +122,10 @@ export class Generation {
     this.#receiver = new native.Receiver({
       host: options.listenHost,
       port: options.bulkPort,
-      onEvent: options.onReceiverEvent,
+      onEvent: (event) => {
+        if (event.type === 'prefix' || event.type === 'committed') this.#onPrefix(event.prefix);
+        options.onReceiverEvent(event);
+      },
     });
   }
 
@@ -193,14 +205,15 @@ export class Generation {
   }
 
   /**
-   * Launches the standby if there is none; one that died while waiting is
+   * Launches the standby if there is none; one that died while waiting, or cannot run the checkpoint, is
    * replaced. The replica and the checkpoint are not touched by that.
    * @throws StandbyError, VmGoneError
    */
   async ensureStandby(): Promise<void> {
     await this.#exclusively(async () => {
       if (this.#state === 'running' || this.#state === 'dropped') return;
-      if (this.#standby?.qmp.open) return;
+      const standby = this.#standby;
+      if (standby?.qmp.open && (standby === this.#loading || !isUseless(standby.fed, this.#prefix))) return;
       await this.#endStandby();
       await this.#launchStandby();
     });
@@ -222,12 +235,14 @@ export class Generation {
         await this.ensureStandby();
         const standby = this.#standby;
         if (standby === undefined) throw new StandbyError('the generation was dropped');
+        this.#loading = standby;
         await claim(standby.vm.identity);
         if (pagesWaitMs !== undefined) await this.#expectPages(standby, pagesWaitMs);
         const loadMs = await this.#load(standby);
         this.#state = 'running';
         return { epoch, loadMs };
       } catch (error) {
+        this.#loading = undefined;
         failure = error;
         const { logger } = this.#options;
         logger.error({ attempt, err: toHoldfastError(error).message, log: this.logPath }, 'no resume');
@@ -378,13 +393,63 @@ export class Generation {
       logPath: this.logPath,
       log: logger,
     });
-    this.#standby = { vm, qmp: vm.qmp, relays, disks, incomingPath };
+    const launched: Standby = { vm, qmp: vm.qmp, relays, disks, incomingPath, fed: 'starting' };
+    this.#standby = launched;
     void vm.exited.then((exit) => {
-      if (this.#standby?.vm !== vm) return; // ended by us
+      if (this.#standby !== launched) return; // ended by us
+      if (launched.fed === 'under-way' || typeof launched.fed === 'number') this.#fedLosses += 1;
       this.#options.onStandbyExit(`QEMU (process ${vm.pid}) ended with ${exitText(exit)}`);
     });
     refuseOlderQemu(standby.qemuVersion, versionText(vm.qmp.greeting.version));
     this.#capabilitiesBefore = await prepareIncoming(vm.qmp, incomingPath);
+    launched.fed = 'nothing';
+    this.#keepFed();
+  }
+
+  #onPrefix(prefix: number): void {
+    if (prefix === this.#prefix) return;
+    this.#prefix = prefix;
+    this.#fedLosses = 0;
+    this.#keepFed();
+  }
+
+  /** Beside everything else: where it fails a takeover writes all, or replaces the standby. */
+  #keepFed(): void {
+    const standby = this.#standby;
+    if (standby === undefined || this.#loading !== undefined || this.#state !== 'ready') return;
+    const step = feedStep({ prefix: this.#prefix, fed: standby.fed, losses: this.#fedLosses });
+    if (step === 'feed') void this.#feed(standby);
+    if (step === 'replace') void this.#replaceStandby();
+  }
+
+  async #feed(standby: Standby): Promise<void> {
+    standby.fed = 'under-way';
+    let fed: Fed;
+    try {
+      const { prefix } = await this.#receiver.feedStandby(standby.incomingPath);
+      fed = prefix > 0 ? prefix : 'nothing';
+    } catch (error) {
+      if (standby !== this.#standby) return; // ended by us
+      const { logger } = this.#options;
+      fed = 'spoiled';
+      this.#fedLosses += 1;
+      logger.warn({ err: toHoldfastError(error).message }, 'the standby has no prefix ahead of a takeover');
+    }
+    if (standby.fed !== 'under-way') return; // a takeover was there meanwhile
+    standby.fed = fed;
+    if (fed !== 'nothing') this.#keepFed(); // there may be another prefix by now, or no use in this one
+  }
+
+  async #replaceStandby(): Promise<void> {
+    this.#options.logger.info(
+      { prefix: this.#prefix },
+      'the standby cannot load this prefix any more: another one',
+    );
+    try {
+      await this.ensureStandby();
+    } catch (error) {
+      this.#options.onStandbyExit(`there is no other one yet: ${toHoldfastError(error).message}`);
+    }
   }
 
   #standbyDisks(): StandbyDisks | undefined {
@@ -406,7 +471,7 @@ export class Generation {
     const running = waitRunning(standby.qmp, { timeoutMs: RESUME_TIMEOUT_MS });
     running.catch(() => {}); // awaited below, after the write that may fail first
     const followClock = this.session.guestClockFollows === true;
-    const { clockAdvancedMs } = await this.#receiver.writeState(standby.incomingPath, { followClock });
+    const { clockAdvancedMs } = await this.#writeState(standby, followClock);
     if (followClock) {
       const { logger } = this.#options;
       if (clockAdvancedMs !== undefined) logger.info({ clockAdvancedMs }, "the guest's clock goes on");
@@ -422,11 +487,21 @@ export class Generation {
     return performance.now() - startMs;
   }
 
+  async #writeState(standby: Standby, followClock: boolean): Promise<WrittenState> {
+    try {
+      return await this.#receiver.writeState(standby.incomingPath, { followClock });
+    } catch (error) {
+      standby.fed = 'spoiled';
+      throw error;
+    }
+  }
+
   async #endStandby(): Promise<void> {
     const standby = this.#standby;
     this.#standby = undefined;
     if (standby === undefined) return;
     await killVm(standby.vm.identity);
+    this.#receiver.endFeed();
     await standby.relays.end(); // the next standby's need their taps
     await standby.disks?.end();
     await standby.qmp.close();

@@ -293,6 +293,7 @@ export class QemuGeneration implements AnyGeneration {
       receiveCpuMs: 0,
       receiveSyscalls: 0,
       digestMs: 0,
+      prefix: 0,
     });
   }
 

@@ -71,7 +71,7 @@ import { awaitIndex, beginIndex, type DisksIndexed, diskPagesOf, pageDisksOf } f
 import { QemuEnd } from './qemu-end.js';
 import { servePages } from './serve-pages.js';
 import { standbySpecOf } from './standby-spec.js';
-import { VmDriver } from './vm-driver.js';
+import { prefixFile, VmDriver } from './vm-driver.js';
 
 /** QEMU writes 5 KB to a few hundred KB of device state; ROM blocks come on top in the prefix. */
 const DEVICE_BYTES_MAX = 64 << 20;
@@ -1022,7 +1022,10 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       else if (resume) await this.#driver.resume();
       if (first) await this.#awaitIndex();
       const startMs = performance.now();
-      const { diskPages, ...sent } = await this.#engine.baseRound({ first });
+      const { diskPages, ...sent } = await this.#engine.baseRound({
+        first,
+        prefix: prefixFile(prefixAhead ? this.#driver.prefixAhead : undefined),
+      });
       const round = {
         ...sent,
         roundMs: performance.now() - startMs,

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <optional>
 #include <vector>
 
 #include "wire/digest.h"
@@ -183,6 +184,13 @@ class Receiving {
       }
       case FrameType::kCommit:
       case FrameType::kEndPart: return EndPart(index, payload);
+      case FrameType::kPrefixAhead: return TakePrefixAhead(payload);
+      case FrameType::kPrefixKept: {
+        const auto name = payload.first<PrefixName::kBytes>();
+        if (!decoder_.PrefixKept(name).ok()) return false;
+        HF_ASSERT(decoder_.in_epoch() && kept_prefix_ == DecodePrefixName(name));
+        return true;
+      }
       case FrameType::kDeviceDelta: {
         HF_ASSERT(last_committed_ > 0);
         return DecodeStateDelta(base_, payload, kDeviceBytesMax, state_).ok();
@@ -192,6 +200,21 @@ class Receiving {
         return false;
       default: return true;
     }
+  }
+
+  bool TakePrefixAhead(std::span<const std::byte> payload) {
+    std::vector<std::byte> bytes(payload.begin(), payload.end());
+    const auto prefix = std::span(bytes).subspan(PrefixName::kDigestBytes);
+    if ((choice_ & 4) != 0) {
+      const uint64_t digest = HashBytes(prefix);
+      std::memcpy(bytes.data(), &digest, sizeof digest);
+    }
+    auto kept = decoder_.PrefixAhead(bytes);
+    if (!kept.ok()) return false;
+    HF_ASSERT(decoder_.in_round() && kept.value().size() <= kDeviceBytesMax);
+    HF_ASSERT(std::ranges::equal(kept.value(), prefix));
+    kept_prefix_ = NameOfPrefix(prefix);
+    return true;
   }
 
   bool Abandon(unsigned index) {
@@ -219,6 +242,7 @@ class Receiving {
   const unsigned streams_;
   FrameDecoder decoder_{kLimits};
   std::vector<PageBitmap> seen_ = std::vector<PageBitmap>(kSlicesMax, PageBitmap(kRamPages));
+  std::optional<PrefixName> kept_prefix_;
   const std::vector<std::byte> base_ = std::vector<std::byte>(1000, std::byte{1});
   std::vector<std::byte> state_;
   std::array<FrameHeader, 4> frames_;

@@ -15,6 +15,8 @@ Napi::Object ToObject(Napi::Env env, const ReceiverEvent& event) {
           .Number("zeroPages", event.zero_pages)
           .Number("bytes", event.bytes)
           .object();
+    case ReceiverEvent::Type::kPrefix:
+      return object.Text("type", "prefix").Number("prefix", event.prefix).object();
     case ReceiverEvent::Type::kCommitted:
       if (event.state != nullptr) {
         object.Set("state", Napi::Buffer<std::byte>::Copy(env, event.state->data(),
@@ -29,6 +31,7 @@ Napi::Object ToObject(Napi::Env env, const ReceiverEvent& event) {
           .Number("receiveCpuMs", event.cpu_ms)
           .Number("receiveSyscalls", event.syscalls)
           .Number("digestMs", event.digest_ms)
+          .Number("prefix", event.prefix)
           .object();
     case ReceiverEvent::Type::kApplied:
       return object.Text("type", "applied")

@@ -368,11 +368,16 @@ Napi::Value PrimaryEngine::AwaitIndex(const Napi::CallbackInfo& info) {
 Napi::Value PrimaryEngine::BaseRound(const Napi::CallbackInfo& info) {
   Fields fields(info.Env(), info[0]);
   const bool first = fields.Flag("first");
+  std::optional<Primary::StateFile> prefix;
+  if (fields.Has("prefix")) {
+    prefix = ToStateFile(info.Env(), fields.Get("prefix"), fields, "prefix");
+  }
   if (!fields.Check()) return {};
   return core_->Submit(info.Env(), Value(),
-                       [core = core_.get(), link = core_->link(), first]() -> Result<js::Value> {
+                       [core = core_.get(), link = core_->link(), first,
+                        prefix]() -> Result<js::Value> {
                          if (link->cancelled()) return Cut();
-                         auto round = core->primary().BaseRound(first, *link);
+                         auto round = core->primary().BaseRound(first, *link, prefix);
                          if (!round.ok()) return round.error();
                          return ToValue(round.value());
                        });

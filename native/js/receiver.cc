@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -13,6 +14,7 @@
 #include "js/fields.h"
 #include "js/result_object.h"
 #include "receive/receiver.h"
+#include "receive/standby_stream.h"
 
 namespace holdfast::js {
 namespace {
@@ -32,22 +34,74 @@ class ReceiverCore : public Core {
         receiver_(std::move(receiver)) {}
   ~ReceiverCore() override { StopAndJoin(); }
 
+  void StopAndJoin() override {
+    Core::StopAndJoin();
+    StopFeeds();
+  }
+
   Receiver& receiver() { return *receiver_; }
   EventChannel& channel() { return *channel_; }
   uint16_t port() const { return port_; }
   // JavaScript thread; nothing once it has ended.
   const std::shared_ptr<PageLinks>& page_links() const { return page_links_; }
 
+  // JavaScript thread, and so are the next two. The stream to the standby at this
+  // path; that of any other is given up.
+  const std::shared_ptr<StandbyStream>& StreamTo(const std::string& path) {
+    if (standby_ == nullptr || standby_->path() != path) {
+      EndStream();
+      standby_ = std::make_shared<StandbyStream>(path);
+    }
+    return standby_;
+  }
+  void EndStream() {
+    if (standby_ != nullptr) standby_->Cancel();
+    standby_.reset();
+  }
+
+  // On a thread of its own: a standby that hangs must not keep a fence waiting.
+  Napi::Value Feed(Napi::Env env, Napi::Object owner, const std::string& path) {
+    if (closing()) return Rejected(env, Closed());
+    if (feeds_ == nullptr) feeds_ = std::make_unique<JobThread>("hf-feed", kJobsMax);
+    const auto pending = Pending::Create(env, owner);
+    const auto push = feeds_->TryPush([this, pending, stream = StreamTo(path)](bool run) {
+      if (!run) return pending->Settle(Closed());
+      auto prefix = receiver_->Feed(*stream);
+      if (!prefix.ok()) return pending->Settle(prefix.error());
+      pending->Settle(js::Value([number = prefix.value()](Napi::Env result_env) -> Napi::Value {
+        return ResultObject(result_env).Number("prefix", number).object();
+      }));
+    });
+    if (push == JobThread::Push::kFull) {
+      pending->Settle(Error::Of(ErrorCode::kLimit, "too many calls are waiting"));
+    } else if (push == JobThread::Push::kStopping) {
+      pending->Settle(Closed());
+    }
+    return pending->promise();
+  }
+  static Error Closed() { return Error::Of(ErrorCode::kCancelled, "closed"); }
+
  private:
   // Receiver's calls are bounded in time by themselves.
-  void Cancel() override {}
-  void ReleaseResources() override { receiver_.reset(); }
+  void Cancel() override { EndStream(); }
+  void ReleaseResources() override {
+    StopFeeds();
+    receiver_.reset();
+  }
   void Ended() override { page_links_.reset(); }
+  // The one under way has been cancelled.
+  void StopFeeds() {
+    if (feeds_ == nullptr) return;
+    feeds_->Stop({});
+    feeds_->Join();
+  }
 
   const uint16_t port_;
   std::shared_ptr<PageLinks> page_links_;
   const std::shared_ptr<EventChannel> channel_;
-  std::unique_ptr<Receiver> receiver_;  // last: its threads push into the channel
+  std::shared_ptr<StandbyStream> standby_;
+  std::unique_ptr<Receiver> receiver_;  // behind the channel: its threads push into it
+  std::unique_ptr<JobThread> feeds_;    // last: it uses the receiver
 };
 
 Napi::Function ReceiverObject::Define(Napi::Env env) {
@@ -57,6 +111,8 @@ Napi::Function ReceiverObject::Define(Napi::Env env) {
                          InstanceMethod("idleMs", &ReceiverObject::IdleMs),
                          InstanceMethod("openSession", &ReceiverObject::OpenSession),
                          InstanceMethod("fence", &ReceiverObject::Fence),
+                         InstanceMethod("feedStandby", &ReceiverObject::FeedStandby),
+                         InstanceMethod("endFeed", &ReceiverObject::EndFeed),
                          InstanceMethod("writeState", &ReceiverObject::WriteState),
                          InstanceMethod("closeSession", &ReceiverObject::CloseSession),
                          InstanceMethod("close", &ReceiverObject::Close),
@@ -153,22 +209,37 @@ Napi::Value ReceiverObject::Fence(const Napi::CallbackInfo& info) {
   });
 }
 
+namespace {
+// Throws where it is none.
+std::optional<std::string> ToSocketPath(const Napi::CallbackInfo& info) {
+  if (info[0].IsString()) return info[0].As<Napi::String>().Utf8Value();
+  Napi::TypeError::New(info.Env(), "holdfast: bad or missing value: socketPath")
+      .ThrowAsJavaScriptException();
+  return std::nullopt;
+}
+}  // namespace
+
+Napi::Value ReceiverObject::FeedStandby(const Napi::CallbackInfo& info) {
+  const auto path = ToSocketPath(info);
+  if (!path) return {};
+  return core_->Feed(info.Env(), Value(), *path);
+}
+
+void ReceiverObject::EndFeed(const Napi::CallbackInfo&) { core_->EndStream(); }
+
 Napi::Value ReceiverObject::WriteState(const Napi::CallbackInfo& info) {
-  if (!info[0].IsString()) {
-    Napi::TypeError::New(info.Env(), "holdfast: bad or missing value: socketPath")
-        .ThrowAsJavaScriptException();
-    return {};
-  }
-  const std::string path = info[0].As<Napi::String>().Utf8Value();
+  const auto path = ToSocketPath(info);
+  if (!path) return {};
   bool follow_clock = false;
   if (!info[1].IsUndefined()) {
     Fields options(info.Env(), info[1]);
     follow_clock = options.Flag("followClock");
     if (!options.Check()) return {};
   }
-  return core_->Submit(info.Env(), Value(), [core = core_.get(), path,
+  if (core_->closing()) return Rejected(info.Env(), ReceiverCore::Closed());
+  return core_->Submit(info.Env(), Value(), [core = core_.get(), stream = core_->StreamTo(*path),
                                              follow_clock]() -> Result<js::Value> {
-    auto written = core->receiver().WriteState(path, follow_clock);
+    auto written = core->receiver().WriteState(*stream, follow_clock);
     if (!written.ok()) return written.error();
     return js::Value([result = written.value()](Napi::Env env) -> Napi::Value {
       ResultObject object(env);
@@ -182,6 +253,7 @@ Napi::Value ReceiverObject::WriteState(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value ReceiverObject::CloseSession(const Napi::CallbackInfo& info) {
+  core_->EndStream();
   return core_->Submit(info.Env(), Value(), [this]() -> Result<js::Value> {
     const Status closed = core_->receiver().CloseSession();
     if (!closed.ok()) return closed.error();

@@ -28,6 +28,8 @@ class ReceiverObject : public Napi::ObjectWrap<ReceiverObject> {
   Napi::Value IdleMs(const Napi::CallbackInfo& info);
   Napi::Value OpenSession(const Napi::CallbackInfo& info);
   Napi::Value Fence(const Napi::CallbackInfo& info);
+  Napi::Value FeedStandby(const Napi::CallbackInfo& info);
+  void EndFeed(const Napi::CallbackInfo& info);
   Napi::Value WriteState(const Napi::CallbackInfo& info);
   Napi::Value CloseSession(const Napi::CallbackInfo& info);
   Napi::Value Close(const Napi::CallbackInfo& info);

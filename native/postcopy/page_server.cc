@@ -1,7 +1,5 @@
 #include "postcopy/page_server.h"
 
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
 
@@ -22,16 +20,11 @@ namespace {
 // millisecond for it.
 constexpr uint64_t kPortionBytes = 128 << 10;
 // What the kernel holds unsent: a demanded page stands behind it in the queue.
-constexpr int kUnsentBytesMax = 128 << 10;
+constexpr uint64_t kUnsentBytesMax = 128 << 10;
 constexpr size_t kReadBytes = 64 << 10;
 
 iovec Part(std::span<const std::byte> bytes) {
   return {const_cast<std::byte*>(bytes.data()), bytes.size()};
-}
-
-void PrepareSocket(int fd) {
-  GiveUpSilentPeer(fd);
-  ::setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &kUnsentBytesMax, sizeof kUnsentBytesMax);
 }
 
 Error Refused(std::string message) {
@@ -56,7 +49,8 @@ PageServer::PageServer(const PageSource& source, uint32_t page_size, std::vector
 Result<PagesHaveBody> PageServer::Serve(Descriptor connected, HelloBody hello, int timeout_ms,
                                         const CancelSignal& cancel) {
   StreamSocket socket(std::move(connected), cancel);
-  PrepareSocket(socket.fd());
+  GiveUpSilentPeer(socket.fd());
+  socket.LimitUnsent(kUnsentBytesMax);
   socket.TwoWay();
   hello.flags = HelloBody::kFlagPages;
   hello.link = 0;

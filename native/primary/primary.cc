@@ -46,6 +46,11 @@ Result<std::vector<std::byte>> ReadStateFile(const Primary::StateFile& wanted) {
   return content;
 }
 
+Result<std::vector<std::byte>> ReadIfAny(const std::optional<Primary::StateFile>& wanted) {
+  if (!wanted) return std::vector<std::byte>{};
+  return ReadStateFile(*wanted);
+}
+
 // So many references tell whether the disks are the same after all.
 constexpr uint64_t kReferencesTelling = 1'024;
 
@@ -151,13 +156,16 @@ Result<DiskIndex::Progress> Primary::AwaitIndex(int timeout_ms, const CancelSign
   return index_->progress();
 }
 
-Result<Primary::Round> Primary::BaseRound(bool first, const CancelSignal& cancel) {
+Result<Primary::Round> Primary::BaseRound(bool first, const CancelSignal& cancel,
+                                          const std::optional<StateFile>& prefix_ahead) {
   if (!guest_) return NotAttached();
   if (writer_ == nullptr) return NotConnected();
   if (epoch_) return Error::Of(ErrorCode::kLimit, "a captured epoch is not acknowledged yet");
   if (!first && !base_sent_) {
     return Error::Of(ErrorCode::kProtocol, "this connection lacks its first base round");
   }
+  const auto prefix = ReadIfAny(prefix_ahead);
+  if (!prefix.ok()) return prefix.error();
   Round round;
   const double start_ms = MonotonicMs();
   GiveUpAhead();
@@ -169,7 +177,7 @@ Result<Primary::Round> Primary::BaseRound(bool first, const CancelSignal& cancel
   round_written_ = first ? std::vector<PageRun>{} : taken.value().written;
   const double scanned_ms = MonotonicMs();
 
-  const Status sent = SendRound(runs, cancel, round);
+  const Status sent = SendRound(runs, cancel, prefix.value(), round);
   if (!sent.ok()) {
     // Which pages arrived is unknown: the next connection starts from the base.
     dirty_set_unknown_ = true;
@@ -231,10 +239,12 @@ Result<Primary::Dirty> Primary::TakePopulated() {
 }
 
 Status Primary::SendRound(const std::vector<PageRun>& runs, const CancelSignal& cancel,
-                          Round& round) {
+                          std::span<const std::byte> prefix_ahead, Round& round) {
   writer_->UseStrategy(options_.strategy);
   writer_->UseIndex(index_.get());
   HF_TRY(writer_->BeginRound());
+  // First: the standby loads it while the pages travel.
+  if (!prefix_ahead.empty()) HF_TRY(writer_->PrefixAhead(prefix_ahead));
   RoundPace pace(guest_->view->page_size(), peer_.streams, MonotonicMs());
   std::vector<PageRun> sent;
   std::vector<PageRun> batch;
@@ -516,13 +526,10 @@ Result<Primary::Sent> Primary::Send(uint64_t epoch, Strategy strategy, const Sta
     }
     auto device_bytes = ReadStateFile(device);
     if (!device_bytes.ok()) return device_bytes.error();
-    std::vector<std::byte> prefix_bytes;
-    if (prefix) {
-      auto content = ReadStateFile(*prefix);
-      if (!content.ok()) return content.error();
-      prefix_bytes = std::move(content).value();
-    }
-    Result<Sent> outcome = SendEpoch(sending, strategy, device_bytes.value(), prefix_bytes);
+    const auto prefix_bytes = ReadIfAny(prefix);
+    if (!prefix_bytes.ok()) return prefix_bytes.error();
+    Result<Sent> outcome =
+        SendEpoch(sending, strategy, device_bytes.value(), prefix_bytes.value());
     // A connection that failed is of no further use, and what it still holds
     // by reference must not leave once staging is reused.
     if (outcome.ok()) return outcome;

@@ -161,7 +161,9 @@ class Primary {
   Status IndexDisks(std::span<const DiskIndex::Disk> disks, uint64_t table_bytes_max);
   // Of that, until all is read, for so long at most.
   Result<DiskIndex::Progress> AwaitIndex(int timeout_ms, const CancelSignal& cancel);
-  Result<Round> BaseRound(bool first, const CancelSignal& cancel);
+  // `prefix_ahead`: of the stopped VM, which the first epoch may have.
+  Result<Round> BaseRound(bool first, const CancelSignal& cancel,
+                          const std::optional<StateFile>& prefix_ahead = std::nullopt);
   // Speculative: stages what is dirty by now, while the VM runs, and sends it as
   // a slice of the epoch (capture/ahead_pages.h).
   Result<Prestaged> Prestage(const Slice& slice);
@@ -211,7 +213,8 @@ class Primary {
   };
   Result<Dirty> TakeDirtyPages(bool all, WorkerPool& pool);
   Result<Dirty> TakePopulated();
-  Status SendRound(const std::vector<PageRun>& runs, const CancelSignal& cancel, Round& round);
+  Status SendRound(const std::vector<PageRun>& runs, const CancelSignal& cancel,
+                   std::span<const std::byte> prefix_ahead, Round& round);
   Status LeaveOutWritten(std::vector<PageRun>& batch, RoundPace& pace) const;
   Result<Sent> SendEpoch(const Epoch& epoch, Strategy strategy, std::span<const std::byte> device,
                          std::span<const std::byte> prefix);

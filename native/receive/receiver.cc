@@ -24,6 +24,7 @@
 #include "base/thread.h"
 #include "postcopy/page_links.h"
 #include "receive/session.h"
+#include "receive/standby_stream.h"
 #include "wire/frame.h"
 #include "wire/text.h"
 
@@ -355,11 +356,22 @@ Result<Receiver::Fenced> Receiver::Fence() {
   return session->Fence();
 }
 
-Result<Receiver::Written> Receiver::WriteState(const std::string& socket_path,
-                                                 bool follow_clock) {
+Result<uint64_t> Receiver::Feed(StandbyStream& standby) {
+  const auto session = impl_->Current();
+  if (session == nullptr) return NoSession("prefix");
+  return session->Feed(standby);
+}
+
+Result<Receiver::Written> Receiver::WriteState(StandbyStream& standby, bool follow_clock) {
   const auto session = impl_->Current();
   if (session == nullptr) return NoSession("device state");
-  return session->WriteState(socket_path, follow_clock);
+  return session->WriteState(standby, follow_clock);
+}
+
+Result<Receiver::Written> Receiver::WriteState(const std::string& socket_path,
+                                               bool follow_clock) {
+  StandbyStream standby(socket_path);
+  return WriteState(standby, follow_clock);
 }
 
 void Receiver::AllowApplies(uint64_t epochs) {

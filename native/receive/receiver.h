@@ -27,9 +27,10 @@ namespace holdfast {
 
 class DiskStore;
 class PageLinks;
+class StandbyStream;
 
 struct ReceiverEvent {
-  enum class Type { kConnected, kRound, kCommitted, kApplied, kDisconnected };
+  enum class Type { kConnected, kRound, kPrefix, kCommitted, kApplied, kDisconnected };
   Type type = Type::kConnected;
   uint64_t epoch = 0;
   uint64_t pages = 0;
@@ -38,6 +39,7 @@ struct ReceiverEvent {
   double millis = 0;  // receive time (kCommitted) or apply time (kApplied)
   // kCommitted, where the session delivers it: the epoch's device state.
   std::shared_ptr<const std::vector<std::byte>> state{};
+  uint64_t prefix = 0;  // kCommitted: which the checkpoint has; kPrefix: which came; see Feed()
   // kCommitted: what the receive threads of all streams spent since the epoch before.
   double cpu_ms = 0;
   double digest_ms = 0;   // of the receive time
@@ -95,12 +97,20 @@ class Receiver {
   // Of the session: which of its reference disks this side has.
   std::vector<bool> reference_disks() const;
   Result<Fenced> Fence();
+  // Begins the standby's stream with the checkpoint's prefix, before the first one with
+  // what came ahead of it, and says which that is: those that differ are counted from
+  // 1. 0: there is none yet, nothing was written.
+  // At any time, beside all other calls but the destructor.
+  Result<uint64_t> Feed(StandbyStream& standby);
   struct Written {
     uint64_t bytes = 0;
     double write_ms = 0;
     std::optional<int64_t> clock_advanced_ns{};  // nothing: the guest's clock was left as it is
   };
   // `follow_clock`: the guest's clock goes on by the time since the VM was stopped.
+  // It writes what the standby was not given by Feed().
+  Result<Written> WriteState(StandbyStream& standby, bool follow_clock = false);
+  // To one that was given nothing.
   Result<Written> WriteState(const std::string& socket_path, bool follow_clock = false);
   Status CloseSession();
 

@@ -221,7 +221,8 @@ void ReplicaSession::GreetPages(int fd) {
 
 // Under mutex_. A failure shows when the receive thread reads.
 void ReplicaSession::GreetBack(int fd) const {
-  const HelloOkBody ok{.flags = verify_ ? HelloBody::kFlagVerify : 0, .link = link_};
+  const uint32_t verify = verify_ ? HelloBody::kFlagVerify : 0;
+  const HelloOkBody ok{.flags = verify | HelloOkBody::kFlagPrefixAhead, .link = link_};
   (void)Answer(fd, FrameType::kHelloOk, 0, EncodeHelloOk(ok));
 }
 
@@ -435,8 +436,18 @@ Result<Receiver::Fenced> ReplicaSession::Fence() {
   return *fence_result_;
 }
 
-Result<Receiver::Written> ReplicaSession::WriteState(const std::string& socket_path,
-                                                     bool follow_clock) {
+// Whatever the session is at: nobody waits for this one.
+Result<uint64_t> ReplicaSession::Feed(StandbyStream& standby) {
+  Prefix prefix;
+  {
+    const std::lock_guard lock(mutex_);
+    prefix = checkpoint_.epoch > 0 ? checkpoint_.prefix : kept_prefix_;
+  }
+  if (prefix.bytes != nullptr) HF_TRY(standby.Begin(prefix.bytes));
+  return prefix.number;
+}
+
+Result<Receiver::Written> ReplicaSession::WriteState(StandbyStream& standby, bool follow_clock) {
   {
     const std::lock_guard lock(mutex_);
     if (!fence_result_) {
@@ -454,8 +465,7 @@ Result<Receiver::Written> ReplicaSession::WriteState(const std::string& socket_p
   if (follow_clock) {
     clock_advanced_ns = AdvanceStandbyClock(device, checkpoint_.commit, HostClock::Now());
   }
-  const std::array<std::span<const std::byte>, 2> parts{checkpoint_.prefix, device};
-  auto bytes = WriteToStandby(socket_path, parts);
+  auto bytes = standby.Finish(checkpoint_.prefix.bytes, device);
   if (!bytes.ok()) return bytes.error();
   return Receiver::Written{bytes.value(), MonotonicMs() - started_ms, clock_advanced_ns};
 }

@@ -37,6 +37,7 @@
 #include "receive/reference_disks.h"
 #include "receive/replica.h"
 #include "receive/staging.h"
+#include "receive/standby_stream.h"
 #include "receive/stream_reader.h"
 #include "wire/digest.h"
 #include "wire/frame.h"
@@ -76,13 +77,20 @@ class ReplicaSession {
 
   void AllowApplies(uint64_t epochs);
   Result<Receiver::Fenced> Fence();
-  Result<Receiver::Written> WriteState(const std::string& socket_path, bool follow_clock);
+  Result<uint64_t> Feed(StandbyStream& standby);
+  Result<Receiver::Written> WriteState(StandbyStream& standby, bool follow_clock);
 
  private:
+  // Counts those that differ from the one before; 0: none.
+  struct Prefix {
+    uint64_t number = 0;
+    StandbyStream::Prefix bytes;
+  };
+
   // The last committed epoch, but for its pages.
   struct Checkpoint {
     uint64_t epoch = 0;
-    std::vector<std::byte> prefix;
+    Prefix prefix;
     std::vector<std::byte> device;
     CommitTime commit;
   };
@@ -143,7 +151,7 @@ class ReplicaSession {
   struct Incoming {
     bool open = false;
     Slot* slot = nullptr;
-    std::optional<std::vector<std::byte>> prefix{};
+    std::optional<Prefix> prefix{};
     std::vector<std::byte> device{};
     CommitTime commit{};
     double first_byte_ms = 0;
@@ -168,7 +176,11 @@ class ReplicaSession {
   Status OnZero(const FrameHeader& header, Stream& stream);
   Status OnReferences(const FrameHeader& header, Stream& stream);
   Status AskAgain();
-  Status OnState(const FrameHeader& header, Stream& stream);
+  Status OnPrefix(const FrameHeader& header, Stream& stream);
+  Status OnPrefixAhead(const FrameHeader& header, Stream& stream);
+  Status OnPrefixKept(Stream& stream);
+  Prefix Numbered(std::vector<std::byte> bytes);
+  Status OnDevice(const FrameHeader& header, Stream& stream);
   Status OnDelta(const FrameHeader& header, Stream& stream);
   Status OnEndPart(const FrameHeader& header, Stream& stream);
   Status OnAbandon(const FrameHeader& header, Stream& stream);
@@ -217,6 +229,8 @@ class ReplicaSession {
   FrameDecoder decoder_;  // also under mutex_ alone while there is no connection
   Incoming incoming_;
 
+  uint64_t prefixes_ = 0;  // stream 0's thread: the last number
+
   Replica replica_;  // base rounds: receive threads; from the first epoch on: apply thread
   std::array<Slot, 2> slots_;
 
@@ -239,6 +253,7 @@ class ReplicaSession {
   bool stopped() const { return fenced_ || closing_; }
   bool partial_dropped_ = false;  // an epoch after the last committed one began and was dropped
   Checkpoint checkpoint_;
+  Prefix kept_prefix_;  // that came ahead of an epoch; written by stream 0's thread
   std::deque<Slot*> apply_queue_;
   uint64_t applies_allowed_ = 0;  // of a gated session
   uint64_t largest_epoch_bytes_ = 0;
@@ -250,10 +265,5 @@ class ReplicaSession {
   Thread apply_thread_;
   Thread receive_thread_;
 };
-
-// Writes `parts` to the Unix socket on which the standby listens; retries while
-// it does not listen yet. kStateLoad on failure.
-Result<uint64_t> WriteToStandby(const std::string& socket_path,
-                                std::span<const std::span<const std::byte>> parts);
 
 }  // namespace holdfast

@@ -66,8 +66,10 @@ Status ReplicaSession::Handle(const FrameHeader& header, Stream& stream) {
       return stream.in_round ? OnRoundPages(header, stream) : OnPages(header, stream);
     case FrameType::kZero: return OnZero(header, stream);
     case FrameType::kReferences: return OnReferences(header, stream);
-    case FrameType::kPrefix:
-    case FrameType::kDevice: return OnState(header, stream);
+    case FrameType::kPrefix: return OnPrefix(header, stream);
+    case FrameType::kPrefixAhead: return OnPrefixAhead(header, stream);
+    case FrameType::kPrefixKept: return OnPrefixKept(stream);
+    case FrameType::kDevice: return OnDevice(header, stream);
     case FrameType::kDeviceDelta: return OnDelta(header, stream);
     case FrameType::kEndRound:
     case FrameType::kCommit:
@@ -180,11 +182,59 @@ Status ReplicaSession::OnZero(const FrameHeader& header, Stream& stream) {
 }
 
 // Stream 0 only; the others look at it when its part has ended.
-Status ReplicaSession::OnState(const FrameHeader& header, Stream& stream) {
-  const bool prefix = header.type == FrameType::kPrefix;
-  std::vector<std::byte>& to = prefix ? incoming_.prefix.emplace() : incoming_.device;
-  to.resize(header.payload_bytes);
-  return stream.reader.Read(to, kNextHeader, DigestOf(stream));
+Status ReplicaSession::OnDevice(const FrameHeader& header, Stream& stream) {
+  incoming_.device.resize(header.payload_bytes);
+  return stream.reader.Read(incoming_.device, kNextHeader, DigestOf(stream));
+}
+
+Status ReplicaSession::OnPrefix(const FrameHeader& header, Stream& stream) {
+  std::vector<std::byte> bytes(header.payload_bytes);
+  HF_TRY(stream.reader.Read(bytes, kNextHeader, DigestOf(stream)));
+  incoming_.prefix = Numbered(std::move(bytes));
+  return {};
+}
+
+// Of no effect on the checkpoint, but a standby can be given it.
+Status ReplicaSession::OnPrefixAhead(const FrameHeader& header, Stream& stream) {
+  std::vector<std::byte> payload(header.payload_bytes);
+  HF_TRY(stream.reader.Read(payload, kNextHeader, nullptr));
+  std::span<const std::byte> bytes;
+  {
+    const std::lock_guard turn(receive_mutex_);
+    auto ahead = decoder_.PrefixAhead(payload);
+    if (!ahead.ok()) return ahead.error();
+    bytes = ahead.value();
+  }
+  Prefix prefix = Numbered({bytes.begin(), bytes.end()});
+  const std::lock_guard lock(mutex_);
+  if (stopped()) return Stopping();
+  kept_prefix_ = std::move(prefix);
+  Emit({.type = ReceiverEvent::Type::kPrefix, .prefix = kept_prefix_.number});
+  return {};
+}
+
+Status ReplicaSession::OnPrefixKept(Stream& stream) {
+  std::array<std::byte, PrefixName::kBytes> payload;
+  HF_TRY(stream.reader.Read(payload, kNextHeader, DigestOf(stream)));
+  const std::lock_guard turn(receive_mutex_);
+  HF_TRY(decoder_.PrefixKept(payload));
+  incoming_.prefix = kept_prefix_;
+  return {};
+}
+
+// A guest's reset mostly leaves the prefix as it is: then a standby that has it is
+// as good as before, and so it stays the same object.
+ReplicaSession::Prefix ReplicaSession::Numbered(std::vector<std::byte> bytes) {
+  auto prefix = std::make_shared<const std::vector<std::byte>>(std::move(bytes));
+  std::array<Prefix, 2> known;
+  {
+    const std::lock_guard lock(mutex_);
+    known = {checkpoint_.prefix, kept_prefix_};
+  }
+  for (Prefix& one : known) {
+    if (StandbyStream::Same(prefix, one.bytes)) return std::move(one);
+  }
+  return {++prefixes_, std::move(prefix)};
 }
 
 // The checkpoint's state is what the primary has an acknowledgement of, and
@@ -318,6 +368,7 @@ Status ReplicaSession::Publish() {
         .bytes = incoming_.bytes,
         .millis = MonotonicMs() - incoming_.first_byte_ms,
         .state = std::move(state),
+        .prefix = checkpoint_.prefix.number,
         .cpu_ms = incoming_.cost.cpu_ms,
         .digest_ms = incoming_.cost.digest_ms,
         .syscalls = incoming_.cost.syscalls});

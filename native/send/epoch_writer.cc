@@ -102,6 +102,9 @@ struct EpochWriter::Impl {
   std::optional<int64_t> stopped_ns;  // of the epoch
   uint64_t asked_pages = 0;           // again, of what is open
 
+  bool takes_prefix_ahead = false;
+  std::optional<PrefixName> prefix_ahead;  // that the backup keeps
+
   // The backup's checkpoint has device_base; the epoch under way, device_sent.
   std::optional<std::vector<std::byte>> device_base;
   std::optional<std::vector<std::byte>> device_sent;
@@ -132,6 +135,7 @@ Status EpochWriter::Impl::AddStream(Descriptor connected, const Hello& hello, un
     link = ok.value().link;
     // The peer may want no digests, but not some that were not offered.
     verify = hello.verify && (ok.value().flags & HelloBody::kFlagVerify) != 0;
+    takes_prefix_ahead = (ok.value().flags & HelloOkBody::kFlagPrefixAhead) != 0;
   }
   streams.push_back(std::move(stream));
   return {};
@@ -383,9 +387,23 @@ Status EpochWriter::Abandon() {
   return {};
 }
 
+Status EpochWriter::PrefixAhead(std::span<const std::byte> bytes) {
+  HF_ASSERT(impl_->phase == Impl::Phase::kRound);
+  if (!impl_->takes_prefix_ahead) return {};
+  const PrefixName name = NameOfPrefix(bytes);
+  const auto digest = EncodePrefixName(name);
+  std::vector<std::byte> payload(digest.begin(), digest.begin() + PrefixName::kDigestBytes);
+  payload.insert(payload.end(), bytes.begin(), bytes.end());
+  impl_->prefix_ahead = name;
+  return impl_->streams[0]->State(FrameType::kPrefixAhead, payload);
+}
+
 Status EpochWriter::Prefix(std::span<const std::byte> bytes) {
   impl_->GoOn();
   HF_ASSERT(impl_->phase == Impl::Phase::kEpoch);
+  if (impl_->prefix_ahead && *impl_->prefix_ahead == NameOfPrefix(bytes)) {
+    return impl_->streams[0]->State(FrameType::kPrefixKept, EncodePrefixName(*impl_->prefix_ahead));
+  }
   return impl_->streams[0]->State(FrameType::kPrefix, bytes);
 }
 

@@ -2,7 +2,7 @@
 // independent: frames, tables, zero runs, digests, acknowledgement.
 //
 //   Connect → { round }* → { epoch }*
-//   round: BeginRound, Pages…, EndRound (waits for ROUND_OK)
+//   round: BeginRound, PrefixAhead?, Pages…, EndRound (waits for ROUND_OK)
 //   epoch: BeginEpoch, { Pages…, EndSlice }*, Pages…, Prefix?, Device, Commit, AwaitAck
 //          or after a slice Abandon, as if the epoch had never begun
 //
@@ -86,6 +86,10 @@ class EpochWriter {
   // dropped what it had of it, as AwaitAck waits.
   Status Abandon();
 
+  // In a round, at most once: a prefix that a later epoch of this connection may have.
+  // Nothing where the peer does not understand that.
+  Status PrefixAhead(std::span<const std::byte> bytes);
+  // By its name where it was sent ahead.
   Status Prefix(std::span<const std::byte> bytes);
   // As changes to the state that was acknowledged last, where that is shorter.
   Status Device(std::span<const std::byte> bytes);

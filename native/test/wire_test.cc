@@ -126,6 +126,7 @@ TEST("bodies round-trip") {
   CHECK(part.totals.pages == 3 && part.totals.zero_pages == 4 && part.digest == 5 &&
         part.age_ns == 6);
   CHECK_EQ(DecodeAck(EncodeAck({77})).last_apply_us, uint64_t{77});
+  CHECK((DecodePrefixName(EncodePrefixName({8, 9})) == PrefixName{8, 9}));
   const std::string frame = EncodeErrorFrame(WireError::kChecksum, "a\nb" + std::string(5000, 'x'));
   CHECK_EQ(frame.size(), kFrameHeaderBytes + kErrorBytesMax);
   const auto payload = std::as_bytes(std::span(frame)).subspan(kFrameHeaderBytes);
@@ -139,7 +140,7 @@ TEST("headers outside the limits are refused, by field") {
     REFUSED(DecodeHeader(EncodeHeader(header), 1000), text);
   };
   refuse({.type = static_cast<FrameType>(0)}, "type 0");
-  refuse({.type = static_cast<FrameType>(28)}, "type 28");
+  refuse({.type = static_cast<FrameType>(30)}, "type 30");
   refuse({.type = FrameType::kPages, .flags = 1, .table_bytes = 12, .payload_bytes = 1}, "flags");
   refuse({.type = FrameType::kBegin, .flags = 2}, "flags 0x0002");
   refuse({.type = FrameType::kBegin, .epoch = kEpochMax + 1}, "epoch");
@@ -158,6 +159,9 @@ TEST("headers outside the limits are refused, by field") {
   refuse({.type = FrameType::kHello, .payload_bytes = 65}, "payloadBytes 65");
   refuse({.type = FrameType::kError, .payload_bytes = 1025}, "payloadBytes 1025");
   refuse({.type = FrameType::kDeviceDelta, .payload_bytes = 1001}, "payloadBytes 1001");
+  refuse({.type = FrameType::kPrefixAhead, .payload_bytes = 7}, "payloadBytes 7");
+  refuse({.type = FrameType::kPrefixAhead, .payload_bytes = 1009}, "payloadBytes 1009");
+  refuse({.type = FrameType::kPrefixKept, .payload_bytes = 15}, "payloadBytes 15");
   refuse({.type = FrameType::kAbandon, .payload_bytes = 1}, "payloadBytes 1");
   refuse({.type = FrameType::kBegin, .slice = 1}, "slice 1 exceeds 0");
   refuse({.type = FrameType::kZero, .table_bytes = 12, .slice = kSlicesMax},
@@ -257,6 +261,53 @@ TEST("the order of the protocol") {
   decoder.NewConnection(1);
   REFUSED(Begin(decoder, 0, kFlagBase), "after epoch 3");
   CHECK_OK(Begin(decoder, 7));
+}
+
+TEST("a prefix ahead: once in a round, on stream 0, and an epoch has it by its name") {
+  FrameDecoder decoder = Connected(Limits(), 2);
+  Random random(3);
+  const Bytes prefix = RandomBytes(random, 100);
+  const PrefixName name = NameOfPrefix(prefix);
+  Bytes payload;
+  const auto ahead = [&](uint64_t digest) {
+    const auto said = EncodePrefixName({digest, 0});
+    payload.assign(said.begin(), said.begin() + PrefixName::kDigestBytes);
+    payload.insert(payload.end(), prefix.begin(), prefix.end());
+    return decoder.PrefixAhead(payload);
+  };
+  const FrameHeader in_round{.type = FrameType::kPrefixAhead, .payload_bytes = 108};
+  const FrameHeader in_epoch{.type = FrameType::kPrefixKept, .epoch = 1, .payload_bytes = 16};
+  REFUSED(ShowHeader(decoder, in_round), "PREFIX_AHEAD");
+  for (int round = 0; round < 2; round++) {
+    CHECK_OK(Begin(decoder, 0, kFlagBase, 0));
+    CHECK_OK(Begin(decoder, 0, kFlagBase, 1));
+    REFUSED(ShowHeader(decoder, in_round, 1), "on stream 1");
+    REFUSED(ShowHeader(decoder, {.type = FrameType::kPrefixKept, .payload_bytes = 16}), "PREFIX_KEPT");
+    REFUSED(ShowHeader(decoder, {.type = FrameType::kPrefix, .payload_bytes = 16}), "PREFIX");
+    CHECK_OK(ShowHeader(decoder, in_round));
+    CHECK_ERROR(ahead(name.digest + 1), ErrorCode::kChecksum, "PREFIX_AHEAD frame: digest");
+    REFUSED(decoder.PrefixKept(EncodePrefixName(name)), "no such prefix");
+    if (round == 0) decoder.NewConnection(2);
+  }
+  auto kept = ahead(name.digest);
+  CHECK_OK(kept);
+  CHECK(std::ranges::equal(kept.value(), prefix));
+  REFUSED(ShowHeader(decoder, in_round), "PREFIX_AHEAD");
+  CHECK_OK(EndRound(decoder, {0, 0}, false));
+  CHECK_OK(EndPart(decoder, 1, 0, {0, 0}, true, 0, 0));
+
+  CHECK_OK(Begin(decoder, 1, 0, 0));
+  REFUSED(ShowHeader(decoder, {.type = FrameType::kPrefixAhead, .epoch = 1, .payload_bytes = 108}),
+          "PREFIX_AHEAD");
+  CHECK_OK(ShowHeader(decoder, in_epoch));
+  REFUSED(decoder.PrefixKept(EncodePrefixName({name.digest, 99})), "99 bytes: no such prefix");
+  REFUSED(decoder.PrefixKept(EncodePrefixName({name.digest + 1, 100})), "no such prefix");
+  CHECK_OK(decoder.PrefixKept(EncodePrefixName(name)));
+  REFUSED(ShowHeader(decoder, in_epoch), "PREFIX_KEPT");
+  REFUSED(ShowHeader(decoder, {.type = FrameType::kPrefix, .epoch = 1, .payload_bytes = 8}), "PREFIX");
+  // Another connection knows nothing of it.
+  decoder.NewConnection(2);
+  REFUSED(decoder.PrefixKept(EncodePrefixName(name)), "no such prefix");
 }
 
 TEST("a page comes once per slice, and an epoch is bounded by twice what counts") {

@@ -31,6 +31,9 @@ PayloadLimits LimitsOf(FrameType type, uint64_t device_bytes_max) {
     case FrameType::kPrefix:
     case FrameType::kDevice:
     case FrameType::kDeviceDelta: return {0, device_bytes_max};
+    case FrameType::kPrefixAhead:
+      return {PrefixName::kDigestBytes, PrefixName::kDigestBytes + device_bytes_max};
+    case FrameType::kPrefixKept: return {PrefixName::kBytes, PrefixName::kBytes};
     case FrameType::kCommit:
     case FrameType::kEndPart: return {PartBody::kBytes, PartBody::kBytes};
     case FrameType::kEndRound: return {PageTotals::kBytes, PageTotals::kBytes};
@@ -132,6 +135,8 @@ const char* FrameName(FrameType type) {
     case FrameType::kDiskReceived: return "DISK_RECEIVED";
     case FrameType::kReferences: return "REFERENCES";
     case FrameType::kWanted: return "WANTED";
+    case FrameType::kPrefixAhead: return "PREFIX_AHEAD";
+    case FrameType::kPrefixKept: return "PREFIX_KEPT";
     case FrameType::kPageList: return "PAGE_LIST";
     case FrameType::kPageLacks: return "PAGE_LACKS";
     case FrameType::kPageDemand: return "PAGE_DEMAND";
@@ -287,6 +292,21 @@ PartBody DecodePart(std::span<const std::byte, PartBody::kBytes> bytes) {
   return {{Get<uint64_t>(&bytes[0]), Get<uint64_t>(&bytes[8])},
           Get<uint64_t>(&bytes[16]),
           Get<uint64_t>(&bytes[24])};
+}
+
+PrefixName NameOfPrefix(std::span<const std::byte> prefix) {
+  return {HashBytes(prefix), prefix.size()};
+}
+
+std::array<std::byte, PrefixName::kBytes> EncodePrefixName(const PrefixName& name) {
+  std::array<std::byte, PrefixName::kBytes> bytes;
+  Put(&bytes[0], name.digest);
+  Put(&bytes[8], name.bytes);
+  return bytes;
+}
+
+PrefixName DecodePrefixName(std::span<const std::byte, PrefixName::kBytes> bytes) {
+  return {Get<uint64_t>(&bytes[0]), Get<uint64_t>(&bytes[8])};
 }
 
 std::array<std::byte, AckBody::kBytes> EncodeAck(const AckBody& ack) {

@@ -65,6 +65,8 @@ enum class FrameType : uint16_t {
   kDiskReceived = 25,
   kReferences = 26,  // pages whose content a disk has: wire/disk_reference.h
   kWanted = 27,      // and those that the backup did not find there
+  kPrefixAhead = 28,  // in a base round: kept aside,
+  kPrefixKept = 29,   // until an epoch has it in place of PREFIX
   kPageList = 32,  // the page stream's, from here on: wire/page_frame.h
   kPageLacks = 33,
   kPageDemand = 34,
@@ -89,7 +91,8 @@ using HeaderBytes = std::array<std::byte, kFrameHeaderBytes>;
 HeaderBytes EncodeHeader(const FrameHeader& header);
 
 // Magic, hash, type, flags, slice, and the sizes' limits by type.
-// `device_bytes_max` bounds PREFIX, DEVICE and DEVICE_DELTA.
+// `device_bytes_max` bounds PREFIX, DEVICE and DEVICE_DELTA, and the prefix in
+// PREFIX_AHEAD.
 Result<FrameHeader> DecodeHeader(std::span<const std::byte, kFrameHeaderBytes> bytes,
                                  uint64_t device_bytes_max);
 
@@ -119,8 +122,9 @@ Status CheckHello(const HelloBody& hello);
 
 struct HelloOkBody {
   static constexpr size_t kBytes = 16;
+  static constexpr uint32_t kFlagPrefixAhead = 2;  // PREFIX_AHEAD is understood, wanted or not
   uint32_t version = kWireVersion;
-  uint32_t flags = HelloBody::kFlagVerify;  // what both sides want of HELLO's flags
+  uint32_t flags = HelloBody::kFlagVerify;  // what both sides want of HELLO's flags, and the one above
   uint64_t link = 0;                        // names the streams that belong together
 };
 std::array<std::byte, HelloOkBody::kBytes> EncodeHelloOk(const HelloOkBody& ok);
@@ -144,6 +148,19 @@ struct PartBody {
 };
 std::array<std::byte, PartBody::kBytes> EncodePart(const PartBody& part);
 PartBody DecodePart(std::span<const std::byte, PartBody::kBytes> bytes);
+
+// Names a prefix: what PREFIX_AHEAD begins with and PREFIX_KEPT has, but that only
+// the latter says how long it is.
+struct PrefixName {
+  static constexpr size_t kBytes = 16;
+  static constexpr size_t kDigestBytes = 8;
+  uint64_t digest = 0;
+  uint64_t bytes = 0;
+  bool operator==(const PrefixName&) const = default;
+};
+PrefixName NameOfPrefix(std::span<const std::byte> prefix);
+std::array<std::byte, PrefixName::kBytes> EncodePrefixName(const PrefixName& name);
+PrefixName DecodePrefixName(std::span<const std::byte, PrefixName::kBytes> bytes);
 
 struct AckBody {
   static constexpr size_t kBytes = 8;

@@ -2,6 +2,7 @@
 
 #include <cinttypes>
 
+#include "wire/bytes.h"
 #include "wire/disk_reference.h"
 #include "wire/run_table.h"
 #include "wire/text.h"
@@ -38,6 +39,7 @@ void FrameDecoder::NewConnection(unsigned streams) {
   work_ = Work::kNone;
   epoch_ = 0;
   committed_here_ = false;
+  kept_prefix_.reset();
 }
 
 // Made when a slice is first seen, then kept: nearly every epoch has as many.
@@ -116,7 +118,13 @@ Status FrameDecoder::CheckOrder(unsigned stream, const FrameHeader& header) cons
       }
       expected = open || (amending && header.type != FrameType::kReferences);
       break;
-    case FrameType::kPrefix: expected = open && stream == 0 && in_epoch() && !prefix_seen_; break;
+    case FrameType::kPrefix:
+    case FrameType::kPrefixKept:
+      expected = open && stream == 0 && in_epoch() && !prefix_seen_;
+      break;
+    case FrameType::kPrefixAhead:
+      expected = open && stream == 0 && in_round() && !prefix_seen_;
+      break;
     case FrameType::kDevice: expected = open && stream == 0 && in_epoch(); break;
     case FrameType::kDeviceDelta:
       if (!committed_here_) {
@@ -220,11 +228,35 @@ void FrameDecoder::Enter(unsigned stream, const FrameHeader& header) {
       part.slice = header.slice;
       break;
     case FrameType::kZero: part.slice = header.slice; break;
-    case FrameType::kPrefix: prefix_seen_ = true; break;
+    case FrameType::kPrefix:
+    case FrameType::kPrefixKept:
+    case FrameType::kPrefixAhead: prefix_seen_ = true; break;
     case FrameType::kDevice:
     case FrameType::kDeviceDelta: part.state = Part::State::kSealed; break;
     default: break;
   }
+}
+
+Result<std::span<const std::byte>> FrameDecoder::PrefixAhead(std::span<const std::byte> payload) {
+  HF_ASSERT(payload.size() >= PrefixName::kDigestBytes);
+  const auto prefix = payload.subspan(PrefixName::kDigestBytes);
+  const auto said = Get<uint64_t>(payload.data());
+  const PrefixName name = NameOfPrefix(prefix);
+  if (said != name.digest) {
+    return Error::Of(ErrorCode::kChecksum,
+                     Text("PREFIX_AHEAD frame: digest 0x%016" PRIx64 ", but 0x%016" PRIx64 " came",
+                          said, name.digest));
+  }
+  kept_prefix_ = name;
+  return prefix;
+}
+
+Status FrameDecoder::PrefixKept(std::span<const std::byte, PrefixName::kBytes> payload) const {
+  const PrefixName name = DecodePrefixName(payload);
+  if (kept_prefix_ == name) return {};
+  return Refused(Text("PREFIX_KEPT frame: digest 0x%016" PRIx64 ", %" PRIu64
+                      " bytes: no such prefix was kept",
+                      name.digest, name.bytes));
 }
 
 Status FrameDecoder::Table(unsigned stream, std::span<const std::byte> table) {

@@ -1,8 +1,8 @@
 // What the receiver may be sent, and when: a pure state machine over the
 // frames of all streams of a connection.
 //
-//   stream 0:  Idle ── BEGIN ──► Open ─┐ PAGES ZERO REFERENCES PREFIX
-//                                 │  ◄─┘
+//   stream 0:  Idle ── BEGIN ──► Open ─┐ PAGES ZERO REFERENCES, PREFIX or PREFIX_KEPT,
+//                                 │  ◄─┘ in a round PREFIX_AHEAD
 //                                 ├── DEVICE(_DELTA) ► Sealed ─ COMMIT ─► Ended
 //                                 ├── END_ROUND ────────────────────► Ended
 //                                 └── ABANDON ──────────────────────► Ended
@@ -30,6 +30,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -74,6 +75,12 @@ class FrameDecoder {
   // does not have the content; before this stream's part ends.
   Status References(unsigned stream, std::span<const std::byte> payload) const;
   void Want(const WireRun& run) { wanted_.Want(run); }
+
+  // Payload of PREFIX_AHEAD: the prefix in it, which is kept for the connection, in
+  // place of one before. Its digest is its own: rounds have none.
+  Result<std::span<const std::byte>> PrefixAhead(std::span<const std::byte> payload);
+  // Payload of PREFIX_KEPT: is it the one that is kept?
+  Status PrefixKept(std::span<const std::byte, PrefixName::kBytes> payload) const;
 
   // After the header of ABANDON. True: it was the last part's, and the epoch is
   // given up, as if it had never begun.
@@ -127,7 +134,8 @@ class FrameDecoder {
   Work work_ = Work::kNone;
   uint64_t epoch_ = 0;
   uint64_t page_bytes_ = 0;  // announced by the epoch's PAGES headers
-  bool prefix_seen_ = false;
+  bool prefix_seen_ = false;  // in what is open
+  std::optional<PrefixName> kept_prefix_;  // on this connection
   size_t parts_ended_ = 0;
   size_t parts_abandoned_ = 0;  // of these
   PageTotals totals_;
