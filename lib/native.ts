@@ -430,6 +430,11 @@ export interface PrimaryEngine {
    * settled, and as send() does where the connection fails; no page is forgotten then.
    */
   prestage(options: PrestageOptions): Promise<PrestageResult>;
+  /**
+   * While the VM runs, before capture() in mode `later` with no round before: finds what RAM holds, so that the
+   * capture has to look only for what is written after this.
+   */
+  findPopulated(): Promise<void>;
   capture(options: CaptureOptions): Promise<CaptureResult>;
   /** Settles on the backup's acknowledgement, never on a kernel completion. */
   send(options: SendOptions): Promise<SendResult>;

@@ -716,7 +716,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         void this.#connect(action.term, action.outputHeld);
         return;
       case 'take-prefix':
-        this.#prefixAhead = this.#takePrefixOnceReached();
+        this.#prefixAhead = this.#lookAheadOnceReached();
         return;
       case 'copy-disks':
         void this.#copyDisks(action.resume);
@@ -1039,10 +1039,14 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     }
   }
 
-  /** Where nobody answers the VM is not stopped at all. */
-  async #takePrefixOnceReached(): Promise<void> {
+  /** While the backup gets ready, what the pause would take longer for. Where nobody answers, nothing is done. */
+  async #lookAheadOnceReached(): Promise<void> {
+    if (!(await this.#reached)) return;
     // The other path has it in every state.
-    if (this.#settings.deviceState === 'xen-save' && (await this.#reached)) await this.#takePrefixAhead();
+    if (this.#settings.deviceState === 'xen-save') await this.#takePrefixAhead();
+    await this.#engine.findPopulated().catch((error: unknown) => {
+      this.#log.warn({ err: toHoldfastError(error).message }, 'what RAM holds is found in the pause');
+    });
   }
 
   /** What fails here is done in the pause. */

@@ -227,6 +227,7 @@ Napi::Function PrimaryEngine::Define(Napi::Env env) {
                          InstanceMethod("awaitIndex", &PrimaryEngine::AwaitIndex),
                          InstanceMethod("baseRound", &PrimaryEngine::BaseRound),
                          InstanceMethod("prestage", &PrimaryEngine::Prestage),
+                         InstanceMethod("findPopulated", &PrimaryEngine::FindPopulated),
                          InstanceMethod("capture", &PrimaryEngine::Capture),
                          InstanceMethod("send", &PrimaryEngine::Send),
                          InstanceMethod("servePages", &PrimaryEngine::ServePages),
@@ -405,6 +406,12 @@ Napi::Value PrimaryEngine::Prestage(const Napi::CallbackInfo& info) {
                          if (!prestaged.ok()) return prestaged.error();
                          return ToValue(prestaged.value());
                        });
+}
+
+Napi::Value PrimaryEngine::FindPopulated(const Napi::CallbackInfo& info) {
+  return core_->Submit(info.Env(), Value(), [core = core_.get()]() -> Result<js::Value> {
+    return FromStatus(core->primary().FindPopulated());
+  });
 }
 
 Napi::Value PrimaryEngine::Capture(const Napi::CallbackInfo& info) {

@@ -27,6 +27,7 @@ class PrimaryEngine : public Napi::ObjectWrap<PrimaryEngine> {
   Napi::Value AwaitIndex(const Napi::CallbackInfo& info);
   Napi::Value BaseRound(const Napi::CallbackInfo& info);
   Napi::Value Prestage(const Napi::CallbackInfo& info);
+  Napi::Value FindPopulated(const Napi::CallbackInfo& info);
   Napi::Value Capture(const Napi::CallbackInfo& info);
   Napi::Value Send(const Napi::CallbackInfo& info);
   Napi::Value ServePages(const Napi::CallbackInfo& info);

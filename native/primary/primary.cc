@@ -230,7 +230,17 @@ Result<Primary::Dirty> Primary::TakeDirtyPages(bool all, WorkerPool& pool) {
   return dirty;
 }
 
-// Of a VM that is stopped, of which nothing was sent: the tracker has nothing to say.
+Status Primary::FindPopulated() {
+  if (!guest_) return NotAttached();
+  if (epoch_) return Error::Of(ErrorCode::kLimit, "a captured epoch is not acknowledged yet");
+  GiveUpAhead();
+  auto taken = TakeDirtyPages(/*all=*/true, *pool_);
+  if (!taken.ok()) return taken.error();
+  Carry(taken.value().pages);
+  return {};
+}
+
+// Of a VM that is stopped, of which nothing was sent nor found: the tracker has nothing to say.
 Result<Primary::Dirty> Primary::TakePopulated() {
   dirty_set_unknown_ = true;
   auto populated = guest_->view->Populated(*guest_->tracker);
@@ -394,7 +404,8 @@ Result<Primary::Captured> Primary::Capture(uint64_t epoch, Mode mode) {
   const double start_ms = MonotonicMs();
   const bool later = mode == Mode::kLater;
   if (later) GiveUpAhead();
-  auto taken = later && !base_sent_ ? TakePopulated() : TakeDirtyPages(/*all=*/false, *pool_);
+  const bool nothing_known = later && !base_sent_ && dirty_set_unknown_;
+  auto taken = nothing_known ? TakePopulated() : TakeDirtyPages(/*all=*/false, *pool_);
   if (!taken.ok()) return taken.error();
   Dirty dirty = std::move(taken).value();
   const double scanned_ms = MonotonicMs();
@@ -430,11 +441,16 @@ Result<Primary::Captured> Primary::Capture(uint64_t epoch, Mode mode) {
   return captured;
 }
 
-// All that the backup lacks; what was written most recently first, as far as that is known.
+// All that the backup lacks; first what was written in the last round as well as
+// after it. Without a round that is what was written since FindPopulated.
 void Primary::LeaveForLater(const Dirty& dirty) {
   later_ = dirty.pages;
-  later_hot_ = Without(dirty.written, Without(dirty.written, round_written_));
+  later_hot_ = base_sent_ ? Without(dirty.written, Without(dirty.written, round_written_))
+                          : dirty.written;
   page_server_.reset();
+  // Nothing of it is there before ServePages() has brought it: should it have to
+  // be captured once more, it is all of RAM again.
+  if (!base_sent_) dirty_set_unknown_ = true;
 }
 
 Result<PagesHaveBody> Primary::ServePages(const Peer& peer, const CancelSignal& cancel) {

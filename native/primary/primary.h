@@ -167,6 +167,9 @@ class Primary {
   // Speculative: stages what is dirty by now, while the VM runs, and sends it as
   // a slice of the epoch (capture/ahead_pages.h).
   Result<Prestaged> Prestage(const Slice& slice);
+  // While the VM runs, before a capture as kLater of which nothing was sent: what
+  // RAM holds, so that the pause only has to look for what was written since.
+  Status FindPopulated();
   // The VM has just been stopped.
   Result<Captured> Capture(uint64_t epoch, Mode mode);
   Result<Sent> Send(uint64_t epoch, Strategy strategy, const StateFile& device,
@@ -250,7 +253,7 @@ class Primary {
   const std::shared_ptr<ShippedSlot> shipped_ = std::make_shared<ShippedSlot>();
 
   std::vector<PageRun> later_;
-  std::vector<PageRun> later_hot_;  // of these, written in the last round as well
+  std::vector<PageRun> later_hot_;  // of these, written lately, too (LeaveForLater)
   const std::shared_ptr<ServeProgress> serve_progress_ = std::make_shared<ServeProgress>();
   std::unique_ptr<PageServer> page_server_;
 

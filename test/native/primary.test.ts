@@ -278,6 +278,30 @@ describe('04 base and epochs, engine and receiver in one process', () => {
     await qemu.qmp('cont');
   });
 
+  test('what follows a VM is all that RAM holds, found ahead or not, and however often it is handed over', async () => {
+    const pair = openPair();
+    await qemu.qmp('stop');
+    await pair.engine.attach();
+    await pair.dial();
+    await pair.engine.findPopulated();
+    qemu.writePages([10, 15_000], 1);
+    const held = (): number => (statSync(qemu.ramPath).blocks * 512) / pageBytes;
+    expect(await pair.engine.capture({ epoch: 1, mode: 'later' })).toMatchObject({
+      dirtyPages: 0,
+      laterPages: held(),
+    });
+    await pair.send(1);
+    // It was not told to run: of another one that is asked nothing is there.
+    await pair.engine.disconnect();
+    await pair.receiver.closeSession();
+    rmSync(pair.replicaPath, { force: true });
+    await pair.dial();
+    qemu.writePages([15_001], 1);
+    expect(await pair.engine.capture({ epoch: 2, mode: 'later' })).toMatchObject({ laterPages: held() });
+    await pair.send(2);
+    await qemu.qmp('cont');
+  });
+
   test.each(strategies.flatMap((strategy) => [false, true].map((send) => ({ strategy, send }))))(
     'prestaged by $strategy, sent ahead: $send: what is written again is superseded, then held back',
     async ({ strategy, send }) => {
