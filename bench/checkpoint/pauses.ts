@@ -6,14 +6,15 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Checkpointing, type CheckpointReport } from '../../lib/checkpoint/checkpointing.js';
 import type { HandoffResult } from '../../lib/handoff/options.js';
-import { percentile } from '../../lib/stats.js';
 import { identifyProcess, waitForExit } from '../../lib/vm/process.js';
 import { holdfast, runDirOf } from '../../test/lab/daemons.js';
 import { startMemwriter } from '../../test/lab/guest-shell.js';
 import { Lab } from '../../test/lab/lab.js';
 import type { BenchResult, Progress } from '../report.js';
 import { startIdleGuest } from './idle-guest.js';
+import { jsonLinesOf } from './json-lines.js';
 import type { CheckpointPlan, PauseSize } from './plan.js';
+import { type Figures, spreads } from './spreads.js';
 import { runRole } from './turns.js';
 
 /** Long enough for the guest to write all of its 20 MB. */
@@ -21,34 +22,13 @@ const BETWEEN_MS = 400;
 const PAGES_PER_S = 20_000;
 const CLI_TIMEOUT_MS = 120_000;
 
-type Figures = Readonly<Record<string, number>>;
-
-/** Median and maximum of each figure. */
-const spreads = (turns: readonly Figures[]): Figures =>
-  Object.fromEntries(
-    Object.keys(turns[0] ?? {}).flatMap((name) => {
-      const values = turns.flatMap((turn) => turn[name] ?? []);
-      return [
-        [`${name}P50`, percentile(values, 50)],
-        [`${name}Max`, percentile(values, 100)],
-      ];
-    }),
-  );
-
-const ofCapture = ({ pauseMs, prefixMs, bytes, pausePages, totalMs, full }: CheckpointReport): Figures => ({
-  pauseMs,
-  ...(full ? { prefixMs, allStopsMs: pauseMs + prefixMs } : {}),
-  ...{ writtenBytes: bytes, pausePages, totalMs },
+const ofCapture = ({ pauseMs, bytes, pausePages, totalMs }: CheckpointReport): Figures => ({
+  ...{ pauseMs, writtenBytes: bytes, pausePages, totalMs },
 });
 
-/** JSON lines of a command that has ended well. */
-const linesOf = async (lab: Lab, args: readonly string[]): Promise<Record<string, unknown>[]> => {
-  const { stdout } = await holdfast(lab, 'a', [...args, '--json'], { timeoutMs: CLI_TIMEOUT_MS });
-  return stdout
-    .trim()
-    .split('\n')
-    .map((line) => JSON.parse(line) as Record<string, unknown>);
-};
+/** What a command that has ended well told. */
+const linesOf = async (lab: Lab, args: readonly string[]): Promise<Record<string, unknown>[]> =>
+  jsonLinesOf(await holdfast(lab, 'a', [...args, '--json'], { timeoutMs: CLI_TIMEOUT_MS }));
 
 const takeCaptures = async (
   lab: Lab,

@@ -36,10 +36,10 @@ const capture = async ({ checkpoints, qmp, dir, runDir }: RoleOptions): Promise<
       running.once('warning', reject); // a commit that failed
     });
     committed.catch(() => {}); // awaited below
-    const { path, pauseMs, prefixMs, totalMs, saveStateMs, copyFileMs } = await running.take();
+    const { path, pauseMs, totalMs, saveStateMs, copyFileMs } = await running.take();
     const commitMs = await committed;
     const phases = { allMs: totalMs + commitMs, saveStateMs, copyFileMs, commitMs };
-    await say(path, { ...phases, stoppedMs: pauseMs, prefixMs });
+    await say(path, { ...phases, stoppedMs: pauseMs });
   }
   await running.idle();
 };

@@ -5,7 +5,7 @@
  *   claim ─ hand-off ─ the stopped VM: RAM file, devices ─► files │ its images ─► files │ manifest, rename
  *         ─ overlays committed ─ upkeep of older ones
  */
-import { mkdir, readFile, rm } from 'node:fs/promises';
+import { readFile, rm } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { type HoldfastError, toHoldfastError } from '../errors.js';
 import { checkpointByHandoff, type StandingVm } from '../handoff/coordinator.js';
@@ -18,7 +18,6 @@ import { imagePathOf } from '../vm/drives.js';
 import { xenSaveHeaderBytes } from '../vm/migration-stream.js';
 import type { Upkeep } from './chain.js';
 import { vmOf } from './checkpointing.js';
-import { claimWriting } from './claims.js';
 import { writeDeviceState } from './device-state.js';
 import {
   beginCheckpoint,
@@ -26,11 +25,12 @@ import {
   listCheckpoints,
   nextEpoch,
   publishCheckpoint,
-  removeUnfinished,
   writingDir,
 } from './directory.js';
-import { type DiskEntry, MANIFEST_MAGIC, MANIFEST_VERSION, type Manifest } from './manifest.js';
-import { keepUp, tidy } from './upkeep.js';
+import { saveDisk } from './disk-overlays.js';
+import type { DiskEntry, Manifest } from './manifest.js';
+import { keepUp } from './upkeep.js';
+import { enterAsWriter } from './writer.js';
 
 export interface CheckpointByHandoffOptions
   extends Pick<HandoffOptions, 'qmp' | 'signal' | 'whenItRuns' | 'onProgress'> {
@@ -83,13 +83,10 @@ export const takeByHandoff = async (
   const { dir, keep, onUpkeep, onWarning, logger, ...handoff } = options;
   const root = resolve(dir);
   const log = logger ?? NOTHING_LOGGED;
-  await mkdir(root, { recursive: true, mode: 0o700 });
-  await using _claim = await claimWriting(root);
-  await removeUnfinished(root);
-  await tidy(root);
+  await using _claim = await enterAsWriter(root);
   const epoch = nextEpoch(await listCheckpoints(root));
   const writing = await beginCheckpoint(root, epoch);
-  let saved: Pick<Manifest, 'ram' | 'device'> | undefined;
+  let saved: Pick<Manifest, 'vm' | 'ram' | 'device'> | undefined;
   let diskBytes = 0;
   /** What fails leaves its room at once: the overlays have yet to be committed, perhaps on the same file system. */
   const orMakeRoom = async (work: () => Promise<void>): Promise<void> => {
@@ -112,10 +109,10 @@ export const takeByHandoff = async (
           const disks = await copyDisks(writing, standing);
           diskBytes = disks.reduce((sum, { bytes }) => sum + bytes, 0);
           await publishCheckpoint(root, {
-            ...{ magic: MANIFEST_MAGIC, version: MANIFEST_VERSION, epoch, parent: null },
+            epoch,
+            parent: null,
             takenAt: standing.stoppedAt.toISOString(),
             pauseMs: standing.downtimeMs,
-            vm: vmOf(standing.vm, backendOf(standing)),
             ...saved!,
             disks: [...disks],
           });
@@ -123,14 +120,14 @@ export const takeByHandoff = async (
     });
     try {
       await keepUp({ root, keep, native, log, ...(onUpkeep === undefined ? {} : { onStep: onUpkeep }) });
-      await tidy(root);
     } catch (error) {
       onWarning?.(toHoldfastError(error, 'merging older checkpoints'));
     }
-    const { pages, zeroPages } = saved!.ram;
+    const { vm, ram } = saved!;
+    const { pages, zeroPages } = ram;
     return {
       ...{ epoch, path: epochDir(root, epoch), full: true, parent: null, pages, zeroPages },
-      bytes: pages * PAGE_BYTES,
+      bytes: pages * vm.pageSize,
       diskBytes,
       pauseMs: phases.migrateMs,
       ...phases,
@@ -141,9 +138,6 @@ export const takeByHandoff = async (
   }
 };
 
-/** Others are refused (lib/handoff/ram-copy.ts). */
-const PAGE_BYTES = 4_096;
-
 type MappedBackend = MemoryBackend & { readonly mapping: NonNullable<MemoryBackend['mapping']> };
 
 /** A hand-off is of a VM that has exactly one, which is mapped. */
@@ -151,8 +145,9 @@ const backendOf = ({ vm }: StandingVm): MappedBackend => vm.memoryBackends[0] as
 
 const saveTo = async (
   dir: string,
-  { qmp, ramPath, ramIndex, prefix, scratchPath }: StandingVm,
-): Promise<Pick<Manifest, 'ram' | 'device'>> => {
+  standing: StandingVm,
+): Promise<Pick<Manifest, 'vm' | 'ram' | 'device'>> => {
+  const { qmp, vm, ramPath, ramIndex, prefix, scratchPath } = standing;
   await saveDeviceState(qmp, scratchPath);
   const device = await writeDeviceState({
     prefix,
@@ -164,6 +159,7 @@ const saveTo = async (
   await native.copySparse({ from: ramIndex.path, to: join(dir, 'ram.index') });
   const { digest, pages, zeroPages } = ramIndex;
   return {
+    vm: vmOf(vm, backendOf(standing)),
     ram: { file: 'ram', index: 'ram.index', digest, pages, zeroPages },
     device: { file: 'device', ...device },
   };
@@ -172,11 +168,8 @@ const saveTo = async (
 const copyDisks = async (dir: string, { vm, images }: StandingVm): Promise<readonly DiskEntry[]> => {
   const entries: DiskEntry[] = [];
   for (const [index, image] of images.entries()) {
-    const file = `disk-${index}.raw`;
-    const { bytes } = await native.copySparse({ from: image, to: join(dir, file) });
-    const digest = await native.hashFile(join(dir, file), bytes);
     const drive = vm.drives.find((each) => resolve(vm.cwd, imagePathOf(each.file) ?? '') === image);
-    entries.push({ name: drive?.name ?? image, file, image, format: 'raw', bytes, digest });
+    entries.push(await saveDisk(dir, index, { name: drive?.name ?? image, image, format: 'raw' }));
   }
   return entries;
 };

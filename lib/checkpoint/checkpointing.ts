@@ -2,8 +2,8 @@
  * Checkpoints of one running VM, onto disk, one after the other.
  *
  *   start ─ pre-flight ─ attach
- *   take ─ rounds: pages to a file while the VM runs ─ pause: what is left to staging, devices ─ the rest to
- *          the file ─ manifest, rename: it is a checkpoint ─ upkeep of older ones
+ *   take ─ rounds: pages to a file while the VM runs ─ its images flushed ─ pause: what is left to staging,
+ *          devices ─ the rest to the file ─ manifest, rename: it is a checkpoint ─ upkeep of older ones
  *   close ─ detach: the VM runs on, untracked
  *
  * The first one has all of RAM, the others what was written since the one before.
@@ -28,10 +28,12 @@ import { GuestClock } from '../primary/guest-clock.js';
 import { VmDriver } from '../primary/vm-driver.js';
 import { QmpClient } from '../qmp/client.js';
 import { describeVm, type MemoryBackend, type VmDescription } from '../vm/describe.js';
+import { flushAhead } from '../vm/flush-ahead.js';
 import type { ProcessIdentity } from '../vm/process.js';
 import type { FinishedLayer, LayerCapture, LayerRound, NativeCheckpointer } from './binding.js';
+import { catchUp } from './catch-up.js';
 import type { Upkeep } from './chain.js';
-import { type Claim, claimWriting } from './claims.js';
+import type { Claim } from './claims.js';
 import { writeDeviceState } from './device-state.js';
 import {
   beginCheckpoint,
@@ -39,15 +41,14 @@ import {
   listCheckpoints,
   nextEpoch,
   publishCheckpoint,
-  removeUnfinished,
   writingDir,
 } from './directory.js';
-import { commitLeftOverlays, DiskOverlays, findDisks, OVERLAY_SUFFIX } from './disk-overlays.js';
-import { MANIFEST_MAGIC, MANIFEST_VERSION, type Manifest } from './manifest.js';
+import { DiskOverlays } from './disk-overlays.js';
+import type { Manifest } from './manifest.js';
 import { type CheckpointSettings, type CheckpointSettingsInput, checkCheckpointSettings } from './options.js';
 import { assertCheckpointable } from './preflight.js';
-import { needsAnotherRound } from './rounds.js';
-import { keepUp, tidy } from './upkeep.js';
+import { keepUp } from './upkeep.js';
+import { enterAsWriter } from './writer.js';
 
 export interface CheckpointingOptions extends CheckpointSettingsInput {
   /** QMP socket of the running VM; no other client may hold it. */
@@ -81,8 +82,6 @@ export interface CheckpointReport {
   readonly scanMs: number;
   readonly copyMs: number;
   readonly contMs: number;
-  /** A stop of its own before the first checkpoint, for what QEMU's ROMs hold; 0 for later ones. */
-  readonly prefixMs: number;
   readonly pausePages: number;
   /** In totalMs: memory and devices, and the copies of the disks. */
   readonly saveStateMs: number;
@@ -110,8 +109,6 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
   readonly #vm: VmDescription;
   readonly #ram: MappedBackend;
   readonly #overlays: DiskOverlays;
-  /** Where they lie, while there are any. */
-  readonly #overlayPaths: readonly string[];
   readonly #engine: NativeCheckpointer;
   readonly #driver: VmDriver;
   readonly #scratchDir: string;
@@ -129,6 +126,8 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
   #prefix: Buffer = Buffer.alloc(0);
   /** None was taken, or the machine was reset since: what it holds may have been rewritten. */
   #prefixIsStale = true;
+  /** A pause was to take it, and it is not here yet. */
+  #prefixIsUnread = false;
   #closing: Promise<void> | undefined;
 
   private constructor(parts: {
@@ -137,8 +136,6 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
     qmp: QmpClient;
     vm: VmDescription;
     ram: MappedBackend;
-    overlays: DiskOverlays;
-    overlayPaths: readonly string[];
     engine: NativeCheckpointer;
     scratchDir: string;
     claim: Claim;
@@ -152,8 +149,7 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
     this.#qmp = parts.qmp;
     this.#vm = parts.vm;
     this.#ram = parts.ram;
-    this.#overlays = parts.overlays;
-    this.#overlayPaths = parts.overlayPaths;
+    this.#overlays = new DiskOverlays(parts.qmp);
     this.#engine = parts.engine;
     this.#scratchDir = parts.scratchDir;
     this.#claim = parts.claim;
@@ -180,7 +176,7 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
    * userfaultfd in QEMU, a VM that stands still by its word.
    *
    * @throws ConfigError, UnsupportedHostError, UnsupportedVmError (nothing was touched), InjectError,
-   *         RamMappingError, QmpConnectionError
+   *         RamMappingError, QmpConnectionError, DiskError
    */
   static async start(options: CheckpointingOptions): Promise<Checkpointing> {
     const { qmp: qmpPath, whileStopped, signal, logger, ...input } = options;
@@ -205,15 +201,7 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
       if (!found.running && !isLeftByUs) throw notRunning(found.status);
       // It has been shown that there is exactly one backend, and that it is mapped.
       const ram = vm.memoryBackends[0] as MappedBackend;
-      await mkdir(root, { recursive: true, mode: 0o700 });
-      claim = await claimWriting(root);
-      await removeUnfinished(root);
-      await tidy(root);
-      const left = await commitLeftOverlays(qmp, vm.cwd);
-      if (left > 0) log.warn({ left }, 'committed the overlays of a run that was killed');
-      const disks = await findDisks(qmp, vm);
-      const overlays = new DiskOverlays(qmp, disks);
-      const overlayPaths = disks.map(({ image }) => image + OVERLAY_SUFFIX);
+      claim = await enterAsWriter(root);
       if (!isLeftByUs) madeDir = scratch;
       await mkdir(scratch, { recursive: true, mode: 0o700 });
       const { running, status } = await qmp.execute('query-status');
@@ -230,16 +218,23 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
       const ours = attached.adopted && isLeftByUs && status !== 'io-error';
       if (!running && !ours) throw notRunning(status);
       const checkpointing = new Checkpointing({
-        ...{ settings, root, qmp, vm, ram, overlays, overlayPaths, engine, scratchDir: scratch, claim, log },
+        ...{ settings, root, qmp, vm, ram, engine, scratchDir: scratch, claim, log },
         whileStopped,
         leftStopped: !running,
       });
-      if (!running) await checkpointing.#driver.resume();
+      if (!running) {
+        await checkpointing.#driver.resume();
+        // What was found has told all that it can: a VM that stands still from here on does so by another's word.
+        isTrackerOurs = true;
+        madeDir = scratch;
+      }
+      const left = await checkpointing.#overlays.attach(vm);
+      if (left > 0) log.warn({ left }, 'committed the overlays of a run that was killed');
       if (signal?.aborted) checkpointing.cancel();
       signal?.addEventListener('abort', () => checkpointing.cancel(), { once: true });
       return checkpointing;
     } catch (error) {
-      // What was found tells the next run why the VM stands still.
+      // Until it runs, what was found tells the next run why the VM stands still.
       if (isTrackerOurs) await engine?.detach().catch(() => {});
       await engine?.close();
       if (madeDir !== undefined) await rm(madeDir, { recursive: true, force: true });
@@ -305,8 +300,7 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
   }
 
   async #take(): Promise<CheckpointReport> {
-    this.#throwIfCancelled();
-    if (this.#operatorPaused) throw notRunning('paused');
+    this.#assertMayPause();
     const startMs = performance.now();
     await this.#committing;
     await this.#overlays.commit(); // what had failed there
@@ -331,10 +325,9 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
     const dir = await beginCheckpoint(this.#root, epoch);
     const ramPath = join(dir, 'ram');
     await this.#engine.begin({ ramPath, full });
-    const rounds = await this.#rounds(epoch);
-    const prefixMs = await this.#takePrefixAhead();
     await this.#overlays.prepare();
-    this.#throwIfCancelled();
+    const rounds = await this.#catchUp(epoch);
+    this.#assertMayPause();
     const paused = await this.#pause(epoch);
     const takenAt = new Date();
     const { device: saved, prefix } = paused;
@@ -351,6 +344,7 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
     }
     const pauseMs = (this.#driver.lastResumeMs ?? 0) - paused.pauseStartMs;
     if (prefix !== undefined) this.#prefix = (await readFile(prefix.path)).subarray(0, prefix.bytes);
+    this.#prefixIsUnread = false;
     const device = await writeDeviceState({
       prefix: this.#prefix,
       state: await readFile(saved.path),
@@ -363,8 +357,6 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
     const copyFileMs = performance.now() - savedMs;
     this.#throwIfCancelled();
     await publishCheckpoint(this.#root, {
-      magic: MANIFEST_MAGIC,
-      version: MANIFEST_VERSION,
       epoch,
       parent,
       takenAt: takenAt.toISOString(),
@@ -395,7 +387,6 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
       scanMs: paused.captured.scanMs,
       copyMs: paused.captured.copyMs,
       contMs,
-      prefixMs,
       pausePages: paused.captured.dirtyPages,
       saveStateMs: savedMs - startMs,
       copyFileMs,
@@ -403,53 +394,48 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
     };
   }
 
-  /** The VM stands still when this settles, and runs when it rejects. */
+  /** The VM stands still when this settles, and is as it was when it rejects. */
   async #pause(epoch: number) {
+    const takePrefix = this.#prefixIsStale;
+    this.#prefixIsStale = false; // unless it is reset from here on
+    this.#prefixIsUnread = takePrefix;
     try {
       return await this.#driver.pause<LayerCapture>({
         epoch,
         installGate: false,
-        takePrefix: this.#prefixIsStale,
-        capture: async () => {
-          const [captured] = await Promise.all([this.#engine.capture(), this.#overlays.switchOver()]);
-          return captured;
-        },
+        takePrefix,
+        capture: () => this.#engine.capture(),
+        switchDisks: () => this.#overlays.switchOver(),
       });
     } catch (error) {
-      if (this.#qmp.open) await this.#driver.resume();
+      if (this.#driver.isStoppedByUs) {
+        if (this.#qmp.open) await this.#driver.resume();
+      } else {
+        this.#assertMayPause(); // perhaps that is why
+      }
       throw error;
     }
   }
 
-  /** Pages go to the file while the VM runs, until little is left. */
-  async #rounds(epoch: number): Promise<number> {
-    const dirtyBytes: number[] = [];
-    const stagingBytesMax = this.#settings.stagingMiB * (1 << 20);
-    while (needsAnotherRound(dirtyBytes, stagingBytesMax)) {
-      const round = await this.#engine.round();
-      dirtyBytes.push(round.dirtyPages * this.#ram.mapping.pageSize);
-      this.emit('round', { ...round, epoch, round: dirtyBytes.length });
-    }
-    return dirtyBytes.length;
-  }
-
-  /**
-   * What the device state lacks, for the pause that comes: once, and again after a reset.
-   * @returns how long the VM stood still for it
-   */
-  async #takePrefixAhead(): Promise<number> {
-    if (!this.#prefixIsStale) return 0;
-    this.#prefixIsStale = false;
-    try {
-      return await this.#driver.takePrefixAhead();
-    } catch (error) {
-      this.#prefixIsStale = true;
-      throw error;
-    }
+  async #catchUp(epoch: number): Promise<number> {
+    return await catchUp({
+      stagingBytesMax: this.#settings.stagingMiB * (1 << 20),
+      round: async (number) => {
+        const round = await this.#engine.round();
+        this.emit('round', { ...round, epoch, round: number });
+        return round.dirtyPages * this.#ram.mapping.pageSize;
+      },
+      flush: () =>
+        flushAhead(this.#overlays.flushedFiles, {
+          signal: this.#cancelled.signal,
+          dropped: this.#prefixIsStale ? this.#overlays.cachedFiles : [],
+        }),
+    });
   }
 
   async #giveUp(epoch: number): Promise<void> {
-    this.#prefixIsStale ||= this.#prefix.length === 0;
+    if (this.#prefixIsUnread) this.#prefixIsStale = true;
+    this.#prefixIsUnread = false;
     await this.#engine.giveUp().catch(() => {}); // closed
     this.#commitDisks(undefined);
     await rm(writingDir(this.#root, epoch), { recursive: true, force: true }).catch(() => {});
@@ -478,7 +464,7 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
       if (this.#qmp.open) throw error;
       failure = error;
     }
-    const left = this.#overlayPaths.filter((path) => existsSync(path));
+    const left = await this.#overlays.left();
     if (left.length > 0) throw notCommitted(left, failure);
   }
 
@@ -494,13 +480,17 @@ export class Checkpointing extends EventEmitter<CheckpointingEvents> implements 
           onStep: (step) => this.emit('upkeep', step),
           signal: this.#cancelled.signal,
         });
-        await tidy(this.#root);
       } catch (error) {
         if (error instanceof CancelledError) return;
         this.emit('warning', withPlace(toHoldfastError(error, 'merging older checkpoints'), this.#root));
       }
     };
     this.#upkeep = this.#upkeep.then(work);
+  }
+
+  #assertMayPause(): void {
+    this.#throwIfCancelled();
+    if (this.#operatorPaused) throw notRunning('paused');
   }
 
   #throwIfCancelled(): void {

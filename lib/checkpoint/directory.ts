@@ -10,7 +10,13 @@ import { mkdir, open, readdir, readFile, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ConfigError, type HoldfastError, toHoldfastError } from '../errors.js';
 import type { Link } from './chain.js';
-import { type Manifest, parseManifest, renderManifest } from './manifest.js';
+import {
+  MANIFEST_MAGIC,
+  MANIFEST_VERSION,
+  type Manifest,
+  parseManifest,
+  renderManifest,
+} from './manifest.js';
 
 const MANIFEST = 'manifest.json';
 const RETIRED = 'retired.json';
@@ -108,10 +114,14 @@ export const beginCheckpoint = async (root: string, epoch: number): Promise<stri
 };
 
 /** All other files are in `writingDir` and on stable storage: from here on it is a checkpoint. */
-export const publishCheckpoint = async (root: string, manifest: Manifest): Promise<void> => {
-  const dir = writingDir(root, manifest.epoch);
+export const publishCheckpoint = async (
+  root: string,
+  content: Omit<Manifest, 'magic' | 'version'>,
+): Promise<void> => {
+  const dir = writingDir(root, content.epoch);
+  const manifest = { magic: MANIFEST_MAGIC, version: MANIFEST_VERSION, ...content } as const;
   await writeFileSafely(join(dir, MANIFEST), renderManifest(manifest));
-  await rename(dir, epochDir(root, manifest.epoch));
+  await rename(dir, epochDir(root, content.epoch));
   await syncDirectory(root);
 };
 

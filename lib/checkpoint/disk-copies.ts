@@ -5,7 +5,7 @@ import { ConfigError, DamagedError, toHoldfastError } from '../errors.js';
 import { native } from '../native.js';
 import { type Replacement, replaceText } from '../vm/command-line.js';
 import type { Entry } from './directory.js';
-import { OVERLAY_SUFFIX } from './disk-overlays.js';
+import { OVERLAY_SUFFIX } from './overlay-file.js';
 
 /** Reads them all. @throws DamagedError */
 export const checkDisks = async ({ dir, manifest }: Pick<Entry, 'dir' | 'manifest'>): Promise<void> => {

@@ -1,6 +1,7 @@
 /**
  * The disks of a VM that is checkpointed: copied as they were in the pause, while the VM goes on writing.
  *
+ *   attach      what an earlier run left is committed, the disks are found
  *   prepare     an empty qcow2 overlay beside each image, known to QEMU
  *   paused      one transaction: from here on the overlays take the writes, and the images stand still
  *   copyTo      images ─► checkpoint, by reference where the file system can
@@ -9,11 +10,12 @@
  * Whoever is killed in between leaves a VM that runs on over its overlay; the next run finds and commits it.
  */
 import { execFile } from 'node:child_process';
+import { existsSync } from 'node:fs';
 import { rm, stat } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 import { z } from 'zod';
-import { DiskError, toHoldfastError } from '../errors.js';
+import { DiskError, QmpError, toHoldfastError } from '../errors.js';
 import { native } from '../native.js';
 import type { QmpClient } from '../qmp/client.js';
 import type { VmDescription } from '../vm/describe.js';
@@ -21,19 +23,14 @@ import { imagePathOf } from '../vm/drives.js';
 import { commitNode } from './commit-job.js';
 import { isEmptyOverlay } from './empty-overlay.js';
 import type { DiskEntry } from './manifest.js';
+import { createOverlay, OVERLAY_SUFFIX, type OverlaidImage, overlayOf } from './overlay-file.js';
 
-export const OVERLAY_SUFFIX = '.holdfast-overlay';
 const NODE_PREFIX = 'holdfast-overlay-';
 
-export interface CheckpointDisk {
+export interface CheckpointDisk extends OverlaidImage {
   readonly name: string;
-  /** Absolute. */
-  readonly image: string;
-  readonly format: DiskEntry['format'];
   /** Of the device, without an overlay. */
   readonly node: string;
-  /** Virtual size. */
-  readonly bytes: number;
   readonly cache: { readonly direct: boolean; readonly noFlush: boolean };
 }
 
@@ -66,7 +63,7 @@ const queryBlock = async (qmp: QmpClient) => blockDevices.parse(await qmp.execut
  * The disks of a VM that preflight.ts has let through.
  * @throws DiskError if an image stands on another one
  */
-export const findDisks = async (qmp: QmpClient, vm: VmDescription): Promise<readonly CheckpointDisk[]> => {
+const findDisks = async (qmp: QmpClient, vm: VmDescription): Promise<readonly CheckpointDisk[]> => {
   const disks: CheckpointDisk[] = [];
   for (const { device, qdev, inserted } of await queryBlock(qmp)) {
     if (inserted === undefined || inserted.ro) continue;
@@ -134,13 +131,35 @@ let overlaysNamed = 0;
 
 export class DiskOverlays {
   readonly #qmp: QmpClient;
-  readonly #disks: readonly CheckpointDisk[];
+  #disks: readonly CheckpointDisk[] = [];
   #prepared: Overlay[] = [];
+  /** Also where it is not known whether QEMU has put them to use. */
   #inUse: Overlay[] = [];
 
-  constructor(qmp: QmpClient, disks: readonly CheckpointDisk[]) {
+  constructor(qmp: QmpClient) {
     this.#qmp = qmp;
-    this.#disks = disks;
+  }
+
+  /**
+   * Commits what an earlier run left, and finds the disks. The VM runs: one that stands still after a migration, as
+   * for its ROMs, has given its disks up until then, and QEMU commits nothing.
+   * @returns how many were left
+   * @throws DiskError one could not be committed; or an image stands on another one
+   */
+  async attach(vm: VmDescription): Promise<number> {
+    const left = await commitLeftOverlays(this.#qmp, vm.cwd);
+    this.#disks = await findDisks(this.#qmp, vm);
+    return left;
+  }
+
+  /** What QEMU flushes in the pause: images, and the overlays over them, which were just made. */
+  get flushedFiles(): readonly string[] {
+    return this.#filesWhere(({ noFlush }) => !noFlush);
+  }
+
+  /** Those of them, and of the others, that are in the host's page cache. */
+  get cachedFiles(): readonly string[] {
+    return this.#filesWhere(({ direct }) => !direct);
   }
 
   /** The VM runs. @throws DiskError if something is in the overlays' place */
@@ -150,10 +169,11 @@ export class DiskOverlays {
       const overlay = {
         disk,
         node: `${NODE_PREFIX}${process.pid}-${overlaysNamed}`, // QEMU allows 31 characters
-        path: `${disk.image}${OVERLAY_SUFFIX}`,
+        path: overlayOf(disk.image),
         isKnown: false,
       };
-      await createOverlay(overlay);
+      await makePlace(overlay);
+      await createOverlay(disk);
       this.#prepared.push(overlay);
       const cache = { direct: disk.cache.direct, 'no-flush': disk.cache.noFlush };
       await this.#qmp.executeAny('blockdev-add', {
@@ -166,28 +186,42 @@ export class DiskOverlays {
 
   /** The VM stands still: what it writes from here on goes to the overlays. */
   async switchOver(): Promise<void> {
-    if (this.#prepared.length === 0) return;
-    await this.#qmp.executeAny('transaction', {
-      actions: this.#prepared.map(({ disk, node }) => ({
-        type: 'blockdev-snapshot',
-        data: { node: disk.node, overlay: node },
-      })),
-    });
-    this.#inUse = this.#prepared;
+    const overlays = this.#prepared;
+    if (overlays.length === 0) return;
+    this.#inUse = overlays; // from here on, for the answer may be lost
     this.#prepared = [];
+    try {
+      await this.#qmp.executeAny('transaction', {
+        actions: overlays.map(({ disk, node }) => ({
+          type: 'blockdev-snapshot',
+          data: { node: disk.node, overlay: node },
+        })),
+      });
+    } catch (error) {
+      if (error instanceof QmpError) {
+        this.#inUse = []; // refused: none of them
+        this.#prepared = overlays;
+      }
+      throw error;
+    }
   }
 
   /** Into a checkpoint's directory; on stable storage when it settles. */
   async copyTo(dir: string): Promise<readonly DiskEntry[]> {
     const entries: DiskEntry[] = [];
-    for (const [index, { disk }] of this.#inUse.entries()) {
-      const file = `disk-${index}.${disk.format}`;
-      const to = join(dir, file);
-      const { bytes } = await native.copySparse({ from: disk.image, to });
-      const digest = await native.hashFile(to, bytes);
-      entries.push({ name: disk.name, file, image: disk.image, format: disk.format, bytes, digest });
-    }
+    for (const [index, { disk }] of this.#inUse.entries()) entries.push(await saveDisk(dir, index, disk));
     return entries;
+  }
+
+  /**
+   * QEMU cannot be asked any more: overlays that lie there, and may have what the guest wrote. Those that were never
+   * put to use are removed.
+   */
+  async left(): Promise<readonly string[]> {
+    for (const { path } of this.#prepared) {
+      if (existsSync(path) && (await isEmptyOverlay(path))) await rm(path, { force: true });
+    }
+    return this.#disks.map(({ image }) => overlayOf(image)).filter((path) => existsSync(path));
   }
 
   /** Back to the images, whatever was reached before. Idempotent. */
@@ -204,9 +238,29 @@ export class DiskOverlays {
       this.#inUse = this.#inUse.slice(1);
     }
   }
+
+  #filesWhere(matches: (cache: CheckpointDisk['cache']) => boolean): readonly string[] {
+    const disks = this.#disks.filter(({ cache }) => matches(cache));
+    const overlays = this.#prepared.filter(({ disk }) => matches(disk.cache));
+    return [...disks.map(({ image }) => image), ...overlays.map(({ path }) => path)];
+  }
 }
 
-const createOverlay = async ({ disk, path }: Overlay): Promise<void> => {
+/** An image that stands still, as a checkpoint's disk number `index`; on stable storage when it settles. */
+export const saveDisk = async (
+  dir: string,
+  index: number,
+  { name, image, format }: Pick<CheckpointDisk, 'name' | 'image' | 'format'>,
+): Promise<DiskEntry> => {
+  const file = `disk-${index}.${format}`;
+  const to = join(dir, file);
+  const { bytes } = await native.copySparse({ from: image, to });
+  const digest = await native.hashFile(to, bytes);
+  return { name, file, image, format, bytes, digest };
+};
+
+/** For an overlay. @throws DiskError if what lies there may be needed */
+const makePlace = async ({ disk, path }: Overlay): Promise<void> => {
   const found = await stat(path).catch(() => undefined);
   if (found !== undefined && (await isEmptyOverlay(path))) {
     await rm(path); // prepared by a run that was killed before it told QEMU
@@ -215,17 +269,6 @@ const createOverlay = async ({ disk, path }: Overlay): Promise<void> => {
   } else if (found !== undefined) {
     throw new DiskError(`${path} is there already: writes of a VM that ended while it was checkpointed`, {
       cure: `This VM was started without them and has written to ${disk.image} since: \`qemu-img commit\` would damage it now. If it has all that it needs, remove ${path}.`,
-    });
-  }
-  // -u: the image is in use, and is not opened. The overlay names it, for `qemu-img commit`.
-  const args = ['create', '-q', '-u', '-f', 'qcow2', '-b', disk.image, '-F', disk.format, path];
-  try {
-    await promisify(execFile)('qemu-img', [...args, String(disk.bytes)]);
-  } catch (cause) {
-    await rm(path, { force: true });
-    throw new DiskError(`an overlay for ${disk.image} could not be made: ${(cause as Error).message}`, {
-      cause,
-      cure: 'Install qemu-img (package qemu-utils); its directory must be writable.',
     });
   }
 };

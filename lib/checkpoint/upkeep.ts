@@ -43,7 +43,7 @@ export const layerOf = ({ dir, manifest: { ram } }: Entry): LayerFiles => ({
 });
 
 /**
- * Does what is due. Only by the writer.
+ * Does what is due, and tidies up behind it. Only by the writer.
  * @returns false if something waits for readers to end
  */
 export const keepUp = async (options: UpkeepOptions): Promise<boolean> => {
@@ -52,7 +52,10 @@ export const keepUp = async (options: UpkeepOptions): Promise<boolean> => {
     if (signal?.aborted) throw new CancelledError('the upkeep of checkpoints was cancelled');
     const listing = await listCheckpoints(root);
     const step = nextUpkeep(linksOf(listing), keep);
-    if (step === undefined) return true;
+    if (step === undefined) {
+      await tidy(root);
+      return true;
+    }
     const entry = (epoch: number): Entry => listing.entries.find((each) => each.epoch === epoch)!;
     if (step.kind === 'retire') {
       onStep?.(step);

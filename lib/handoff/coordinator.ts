@@ -14,6 +14,7 @@
 import { existsSync } from 'node:fs';
 import { readFile, realpath, rm } from 'node:fs/promises';
 import type { FinishedLayer } from '../checkpoint/binding.js';
+import { overlayOf } from '../checkpoint/overlay-file.js';
 import { ConfigError, type HoldfastError, type HoldfastErrorOptions, toHoldfastError } from '../errors.js';
 import { QmpClient } from '../qmp/client.js';
 import { FileMigration } from '../qmp/file-migration.js';
@@ -22,7 +23,7 @@ import { parseMigrationPrefix } from '../vm/migration-stream.js';
 import { isAlive } from '../vm/process.js';
 import { handOff } from './handoff.js';
 import type { ApartFiles, HandoffApart, HandoffOptions, HandoffResult, HandoffSide } from './options.js';
-import { commitOverlays, imagesOf, makeOverlay, overlayOf } from './overlays.js';
+import { commitOverlays, imagesOf, makeOverlay } from './overlays.js';
 import { copyableRam, RamCopy } from './ram-copy.js';
 import { assertRoom, roomFor } from './ram-room.js';
 import type { HandoffSource } from './source.js';
@@ -196,6 +197,7 @@ class Apart {
         }
       },
       beforeStop: (source) => this.#beforeStop(source),
+      catchUp: () => this.#copy!.catchUp(),
       whileStopped: async () => {
         this.#stoppedAt = new Date();
         this.#ramIndex = await this.#copy!.finish(this.#beside('index'));
@@ -218,7 +220,10 @@ class Apart {
     };
   }
 
-  /** P has ended. Whatever of this fails, the overlays are committed. */
+  /**
+   * P has ended. Q's RAM gets the name that the VM was started with, under which whoever removes it, or starts the VM
+   * again, looks for it. Whatever of this fails, the overlays are committed.
+   */
   async settle(): Promise<void> {
     await rm(this.#ramPath, { force: true }).catch((error: unknown) => this.#warn(toHoldfastError(error)));
   }
@@ -278,7 +283,7 @@ class Apart {
   }
 }
 
-/** From one hand-off to the next there and back again, so that names don't grow. */
+/** Back to the VM's own name, where a command was killed before it had done that. */
 const besideOf = (ramPath: string): string =>
   ramPath.endsWith(BESIDE) ? ramPath.slice(0, -BESIDE.length) : ramPath + BESIDE;
 

@@ -26,6 +26,7 @@ import {
 } from '../errors.js';
 import type { NativeBinding } from '../native.js';
 import { QmpClient } from '../qmp/client.js';
+import { cachedImagesOf, flushAhead, tookLong } from '../vm/flush-ahead.js';
 import { killVm } from '../vm/launch.js';
 import { endsSoon, isAlive } from '../vm/process.js';
 import { type Examined, examine } from './examine.js';
@@ -95,6 +96,7 @@ class Handoff {
     this.#tell({ step: 'starting', from: this.#from, binary, ramBytes: vm.ramBytes, name: vm.name });
     await relays.connect();
     let startedMs = performance.now();
+    let startMs = 0;
     let target: HandoffTarget | undefined;
     const { apart } = this.#options;
     try {
@@ -106,7 +108,13 @@ class Handoff {
       target = await this.#launch(binary);
       await this.#source.prepare();
       await this.#names.keep();
-      await apart?.beforeStop(this.#source);
+      startMs = performance.now() - startedMs;
+      if (apart !== undefined) {
+        await this.#flushAhead();
+        await apart.beforeStop(this.#source);
+      }
+      const flushMs = await this.#flushAhead();
+      if (tookLong(flushMs)) await apart?.catchUp(); // and no flush behind it: it is as likely to take long again
       this.#options.signal?.throwIfAborted();
     } catch (error) {
       await this.#back(target).catch((after: unknown) => {
@@ -115,7 +123,6 @@ class Handoff {
       throw (await this.#cancelled()) ?? error;
     }
     const to = { ...target.vm.identity, binary, version: target.version };
-    const startMs = performance.now() - startedMs;
     this.#tell({ step: 'ready', to, startMs });
     const parts = await this.#switchOver(target);
     const downtimeMs = this.#source.wasRunning
@@ -142,6 +149,15 @@ class Handoff {
     if (status === undefined) return undefined;
     const vm = status === 'running' ? 'runs on' : `is ${status}`;
     return new CancelledError(`the hand-off was cancelled; the VM ${vm}`);
+  }
+
+  /** Each `stop` comes right after it. @returns how long it took */
+  async #flushAhead(): Promise<number> {
+    const { signal } = this.#options;
+    const { flushed, dropped } = cachedImagesOf(this.#examined.vm);
+    const tookMs = await flushAhead(flushed, { signal, dropped });
+    signal?.throwIfAborted();
+    return tookMs;
   }
 
   async #launch(binary: string): Promise<HandoffTarget> {
@@ -249,10 +265,7 @@ class Handoff {
           () => this.#relays.bind(identity),
           () => this.#bindDisks(target),
         ],
-        meanwhile: [
-          () => target.settle(),
-          async () => this.#options.apart?.whileBoth(this.#source.qmp, this.#examined.ram.path),
-        ],
+        meanwhile: [() => target.settle(), async () => this.#options.apart?.whileBoth(this.#source.qmp)],
         end: [() => killVm(this.#from), () => taps.settle(), () => this.#names.settle()],
       },
       this.#from,

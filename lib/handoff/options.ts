@@ -39,12 +39,14 @@ export interface HandoffApart {
   readonly copyAhead: () => Promise<void>;
   /** The new QEMU is ready. The VM runs, also when this settles. */
   readonly beforeStop: (source: HandoffSource) => Promise<void>;
+  /** The VM runs, and has written memory since: what of that can be, is in the new QEMU's RAM file when this settles. */
+  readonly catchUp: () => Promise<void>;
   /** The VM was stopped: the new QEMU's RAM file has all of its RAM when this settles. */
   readonly whileStopped: () => Promise<void>;
   /** The VM is where it was, and the new QEMU has ended. */
   readonly giveUp: () => Promise<void>;
   /** When the new QEMU runs, before the old one ends. Must not throw. */
-  readonly whileBoth: (stopped: QmpClient, ramPath: string) => Promise<void>;
+  readonly whileBoth: (stopped: QmpClient) => Promise<void>;
 }
 
 export interface ApartFiles {

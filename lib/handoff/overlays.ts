@@ -5,15 +5,13 @@
  * Until then what the guest writes is in the overlays alone. So whatever keeps it there names them, and says how it
  * gets into the images before anybody starts the VM on those.
  */
-import { execFile } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { resolve } from 'node:path';
-import { promisify } from 'node:util';
 import { z } from 'zod';
 import { type CommitMonitor, commitNode } from '../checkpoint/commit-job.js';
-import { OVERLAY_SUFFIX } from '../checkpoint/disk-overlays.js';
 import { isEmptyOverlay } from '../checkpoint/empty-overlay.js';
+import { createOverlay, overlayOf } from '../checkpoint/overlay-file.js';
 import {
   DiskError,
   QmpConnectionError,
@@ -23,12 +21,7 @@ import {
 } from '../errors.js';
 import type { VmDescription } from '../vm/describe.js';
 import { imagePathOf } from '../vm/drives.js';
-import { isAlive, type ProcessIdentity, waitForExit } from '../vm/process.js';
-
-const run = promisify(execFile);
-
-/** A process that was killed closes its sockets a moment before it is gone. */
-const END_GRACE_MS = 2_000;
+import { endsSoon, isAlive, type ProcessIdentity } from '../vm/process.js';
 
 /** @throws UnsupportedVmError a disk that is no raw image of its own */
 export const imagesOf = ({ drives, cwd }: VmDescription): string[] =>
@@ -43,9 +36,6 @@ export const imagesOf = ({ drives, cwd }: VmDescription): string[] =>
       );
     });
 
-/** As of the checkpoints that are captured: whoever finds one knows it. */
-export const overlayOf = (image: string): string => image + OVERLAY_SUFFIX;
-
 /** @throws DiskError: then there is none, or one that has something in it */
 export const makeOverlay = async (image: string): Promise<void> => {
   const overlay = overlayOf(image);
@@ -56,34 +46,7 @@ export const makeOverlay = async (image: string): Promise<void> => {
       details: { image, overlay },
     });
   }
-  try {
-    // -u: its image is not looked into, for P writes to it.
-    await run('qemu-img', [
-      'create',
-      '-q',
-      '-u',
-      '-f',
-      'qcow2',
-      '-b',
-      image,
-      '-F',
-      'raw',
-      overlay,
-      String(await sizeOf(image)),
-    ]);
-  } catch (error) {
-    await rm(overlay, { force: true }); // a part of one is no image, and in the way
-    throw new DiskError(`no overlay could be made over ${image}: ${(error as Error).message}`, {
-      cause: error,
-      cure: 'Install qemu-utils (qemu-img), and make room beside the image.',
-      details: { image, overlay },
-    });
-  }
-};
-
-const sizeOf = async (image: string): Promise<number> => {
-  const { stdout } = await run('qemu-img', ['info', '-U', '--output=json', '-f', 'raw', image]);
-  return z.object({ 'virtual-size': z.number() }).parse(JSON.parse(stdout))['virtual-size'];
+  await createOverlay({ image, format: 'raw' });
 };
 
 const blockDevices = z.array(
@@ -123,13 +86,8 @@ const commitOverlay = async (qmp: CommitMonitor, overlay: string): Promise<void>
   await rm(overlay, { force: true });
 };
 
-const hasEnded = async (process: ProcessIdentity, error: unknown): Promise<boolean> => {
-  if (!(error instanceof QmpConnectionError)) return !(await isAlive(process));
-  return await waitForExit(process, { pollMs: 5, signal: AbortSignal.timeout(END_GRACE_MS) }).then(
-    () => true,
-    () => false,
-  );
-};
+const hasEnded = async (process: ProcessIdentity, error: unknown): Promise<boolean> =>
+  error instanceof QmpConnectionError ? await endsSoon(process) : !(await isAlive(process));
 
 const endedOver = (overlays: readonly string[], { pid }: ProcessIdentity, cause: unknown): DiskError =>
   new DiskError(

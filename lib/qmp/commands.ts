@@ -75,6 +75,7 @@ const blockNode = z.object({
   ro: z.boolean(),
   drv: z.string(),
   'node-name': z.string().optional(),
+  cache: z.object({ direct: z.boolean(), 'no-flush': z.boolean() }).optional(),
 });
 
 /** What each command answers. */

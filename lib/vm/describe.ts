@@ -46,6 +46,10 @@ export interface Drive {
   readonly file: string;
   /** Of the block node that the device has; undefined in QEMUs that don't tell. */
   readonly nodeName?: string | undefined;
+  /** QEMU never flushes it, also when it stops the VM (cache=unsafe). */
+  readonly noFlush?: boolean | undefined;
+  /** It goes past the host's page cache (cache=none, directsync). */
+  readonly direct?: boolean | undefined;
   /** The disk server that it is on (docs/disk.md), as recorded, if it is on one. */
   readonly server?: DiskServerRecord | undefined;
 }

@@ -11,7 +11,7 @@ export const describeDrives = async (
 ): Promise<Drive[]> => {
   const described = drives.map(async ({ device, qdev, inserted }): Promise<readonly Drive[]> => {
     if (inserted === undefined) return [];
-    const { ro, drv, file, 'node-name': nodeName } = inserted;
+    const { ro, drv, file, 'node-name': nodeName, cache } = inserted;
     return [
       {
         name: device || qdev || nodeName || file,
@@ -19,6 +19,8 @@ export const describeDrives = async (
         format: drv,
         file,
         nodeName,
+        noFlush: cache?.['no-flush'],
+        direct: cache?.direct,
         server: ro ? undefined : await serverOf(file, vm),
       },
     ];

@@ -10,13 +10,14 @@ import {
   readFileSync,
   readlinkSync,
   rmSync,
+  statSync,
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { Checkpointing, type CheckpointReport } from '../../lib/checkpoint/checkpointing.js';
 import { listCheckpoints } from '../../lib/checkpoint/directory.js';
-import { OVERLAY_SUFFIX } from '../../lib/checkpoint/disk-overlays.js';
+import { OVERLAY_SUFFIX } from '../../lib/checkpoint/overlay-file.js';
 import { type RestoredVm, restoreCheckpoint } from '../../lib/checkpoint/restore.js';
 import { layerFilesOf, selectCheckpoint } from '../../lib/checkpoint/select.js';
 import { verifyCheckpoints } from '../../lib/checkpoint/verify.js';
@@ -327,9 +328,10 @@ test('03 --method handoff: the VM as it was when its old QEMU stopped', { timeou
     for (const phase of phases) expect(ms[phase], phase).toBeGreaterThan(0);
     expect(phases.reduce((sum, phase) => sum + ms[phase], 0)).toBeLessThan(ms.allMs);
     expect(ms.pauseMs).toBe(ms.migrateMs);
-    expect(existsSync(guest.ramPath)).toBe(false);
-    const ramPath = `${guest.ramPath}.handed`;
-    expect((await writerProgress(ramPath, 500)).errors).toBe(0);
+    // The RAM that it goes on in is another file, by the VM's own name.
+    expect(existsSync(`${guest.ramPath}.handed`)).toBe(false);
+    expect(statSync(guest.ramPath).ino).not.toBe(statSync(atPause).ino);
+    expect((await writerProgress(guest.ramPath, 500)).errors).toBe(0);
 
     expect((await run('checkpoints', dir)).of('checkpoint')).toMatchObject([{ epoch: 1 }]);
     expect((await run('verify', dir)).code).toBe(0);

@@ -58,8 +58,11 @@ const write = async (): Promise<void> => {
   written += 1;
   qemu.writePages([500 + (written % 7), 600], written);
   qemu.clearPages([500 + ((written + 3) % 7)]);
-  await writeDisk(written % 200, (written % 60) << 16);
+  // A VM that was left standing still after its ROMs were taken has given its disk up: QEMU aborts at a write.
+  if (await isRunning()) await writeDisk(written % 200, (written % 60) << 16);
 };
+const isRunning = async (): Promise<boolean> =>
+  ((await qemu.qmp('query-status')) as { readonly running: boolean }).running;
 const writeDisk = async (pattern: number, at: number): Promise<void> => {
   const said = await qemu.qmp('human-monitor-command', {
     'command-line': `qemu-io d0 "write -P ${pattern + 1} ${at} 64k"`,
@@ -126,6 +129,11 @@ test('01 killed at any point', { timeout: 120_000 }, async () => {
     // Its first checkpoint is a full one; those after it are increments, and merge what was there.
     const end = await run(4, crash);
     expect(end, crash).toBe('SIGKILL');
+    // In the first pause of a run, over its overlay: the next run can only commit that when the VM runs.
+    if (crash === 'paused') {
+      expect(await qemu.qmp('query-status')).toMatchObject({ status: 'postmigrate' });
+      expect(existsSync(`${image}.holdfast-overlay`)).toBe(true);
+    }
     const after = await kept();
     expect(after.length, crash).toBeGreaterThanOrEqual(KEPT);
     expect(after.at(-1), crash).toBeGreaterThanOrEqual(before.at(-1)!);
@@ -145,14 +153,17 @@ test('02 what is written after the pause is in the image, and not in the checkpo
   const another = join(scratch, 'another');
   await using running = await Checkpointing.start({
     ...{ qmp: qmpPath, dir: another, runDir: scratch },
-    whileStopped: async () => writeDisk(76, 1 << 20),
+    // Not in the first pause, in which the ROMs are taken: the disk is given up then.
+    whileStopped: async (epoch) => (epoch === 1 ? undefined : writeDisk(76, 1 << 20)),
   });
+  await running.take();
+  await running.idle();
   await writeDisk(70, 1 << 20);
   await running.take();
   await writeDisk(80, 2 << 20);
   await running.idle();
   expect(existsSync(`${image}.holdfast-overlay`)).toBe(false);
-  const copied = readFileSync(join(another, 'epoch-000001', 'disk-0.raw'));
+  const copied = readFileSync(join(another, 'epoch-000002', 'disk-0.raw'));
   expect(copied[1 << 20]).toBe(71);
   expect(copied[2 << 20]).not.toBe(81);
   await qemu.qmp('human-monitor-command', { 'command-line': 'qemu-io d0 "flush"' });
@@ -190,7 +201,7 @@ test('03 a VM that is restored from it has that disk, elsewhere', async () => {
   });
   try {
     await complete;
-    expect(readFileSync(place).equals(readFileSync(join(another, 'epoch-000001', 'disk-0.raw')))).toBe(true);
+    expect(readFileSync(place).equals(readFileSync(join(another, 'epoch-000002', 'disk-0.raw')))).toBe(true);
     const open = readdirSync(`/proc/${vm.pid}/fd`).map((fd) => readlinkSync(`/proc/${vm.pid}/fd/${fd}`));
     expect(open).toContain(place);
     expect(open).not.toContain(image);

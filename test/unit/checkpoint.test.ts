@@ -1,6 +1,7 @@
 /** The pure cores of checkpoints on disk: which layers, which to keep, when to stop, what a manifest is worth. */
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
+import { catchUp } from '../../lib/checkpoint/catch-up.js';
 import { chainOf, type Link, nextUpkeep } from '../../lib/checkpoint/chain.js';
 import {
   MANIFEST_MAGIC,
@@ -141,6 +142,37 @@ describe('03 when the VM is stopped', () => {
   });
 });
 
+describe('04 rounds, and the flush of the images', () => {
+  /** Each flush takes as long as it is told. @returns what was done, in order */
+  const stepsWith = async (...tookMs: readonly number[]): Promise<string[]> => {
+    const steps: string[] = [];
+    let flushes = 0;
+    const rounds = await catchUp({
+      stagingBytesMax: 256 << 20,
+      round: async (number) => {
+        steps.push(String(number));
+        return number === 1 ? 2 * PAUSE_BYTES : PAUSE_BYTES;
+      },
+      flush: async () => {
+        steps.push('flush');
+        return tookMs[flushes++] ?? Number.NaN;
+      },
+    });
+    expect(steps.filter((step) => step !== 'flush').at(-1)).toBe(String(rounds));
+    return steps;
+  };
+
+  test('a short one ends it', async () => {
+    expect(await stepsWith(10)).toEqual(['1', '2', 'flush']);
+  });
+  test('behind a long one are more rounds, which go on counting', async () => {
+    expect(await stepsWith(500, 10)).toEqual(['1', '2', 'flush', '3', 'flush']);
+  });
+  test('and behind the last one there is always a round, if it was long', async () => {
+    expect(await stepsWith(500, 400)).toEqual(['1', '2', 'flush', '3', 'flush', '4']);
+  });
+});
+
 const manifest: Manifest = {
   magic: MANIFEST_MAGIC,
   version: MANIFEST_VERSION,
@@ -166,7 +198,7 @@ const manifest: Manifest = {
   disks: [],
 };
 
-describe('04 manifests', () => {
+describe('05 manifests', () => {
   test('are read as they were written', () => {
     expect(parseManifest(renderManifest(manifest), 'm')).toEqual(manifest);
   });

@@ -6,8 +6,9 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { commitNode } from '../../lib/checkpoint/commit-job.js';
 import { commitLeftOverlays } from '../../lib/checkpoint/disk-overlays.js';
+import { overlayOf } from '../../lib/checkpoint/overlay-file.js';
 import { DiskError, QmpConnectionError, QmpError } from '../../lib/errors.js';
-import { commitOverlays, makeOverlay, overlayOf } from '../../lib/handoff/overlays.js';
+import { commitOverlays, makeOverlay } from '../../lib/handoff/overlays.js';
 import type { QmpClient } from '../../lib/qmp/client.js';
 import { identifyProcess, type ProcessIdentity } from '../../lib/vm/process.js';
 
