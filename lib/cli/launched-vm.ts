@@ -4,7 +4,7 @@
  * a record beside its sockets:
  *
  *   <runDir>/vm-<name>/   launched.json  qmp.sock  qemu.log  <netdev>.sock… (relays)  <disk>.sock… (disk servers)
- *   <ramDir>/vm-<name>-<random>.holdfast.ram[.handed]
+ *   <ramDir>/vm-<name>-<random>.holdfast.ram
  *
  *   first run      → launch, record
  *   daemon's restart, same command line → the VM that runs is attached to
@@ -22,15 +22,13 @@ import { controlSocketOf } from '../output/relay-files.js';
 import { endRelay, startRelay } from '../output/relay-process.js';
 import type { PrimarySettings } from '../primary/options.js';
 import { forPrimary } from '../vm/command-line.js';
+import { HANDED } from '../vm/handed-ram.js';
 import { launchVm, quitVm } from '../vm/launch.js';
 import { type NetdevRefusal, overRelays, type RelayedTap } from '../vm/netdevs.js';
 import { isAlive, type ProcessIdentity, waitForExit } from '../vm/process.js';
 
 /** From QEMU's last word on its monitor to the end of its process: freeing the RAM of a large VM takes a while. */
 const EXIT_TIMEOUT_MS = 10_000;
-
-/** lib/handoff/coordinator.ts, which cannot be loaded without the data plane: at the name of the RAM that it copied. */
-const HANDED = '.handed';
 
 const launchRecord = z.strictObject({
   /** Null between the decision to launch and the launch. */
@@ -338,7 +336,7 @@ const removeFiles = async (dir: string, record: LaunchRecord): Promise<void> => 
   await Promise.all(record.relays.map(({ socket }) => endRelay(socket)));
   await Promise.all(record.disks.map(({ socket }) => endDiskServer(socket)));
   if (record.ramPath !== undefined) {
-    // A checkpoint by hand-off moves its RAM from one to the other, and was perhaps killed in between.
+    // A checkpoint by hand-off was perhaps killed in between.
     for (const path of [record.ramPath, record.ramPath + HANDED]) await rm(path, { force: true });
   }
   if (basename(dir).startsWith('vm-')) await rm(dir, { recursive: true, force: true });

@@ -12,13 +12,14 @@
  * copied while the VM runs (ram-copy.ts). Whoever is killed in between leaves a VM that runs on over its overlays.
  */
 import { existsSync } from 'node:fs';
-import { readFile, realpath, rm } from 'node:fs/promises';
+import { readFile, realpath, rename, rm } from 'node:fs/promises';
 import type { FinishedLayer } from '../checkpoint/binding.js';
 import { overlayOf } from '../checkpoint/overlay-file.js';
 import { ConfigError, type HoldfastError, type HoldfastErrorOptions, toHoldfastError } from '../errors.js';
 import { QmpClient } from '../qmp/client.js';
 import { FileMigration } from '../qmp/file-migration.js';
 import type { VmDescription } from '../vm/describe.js';
+import { HANDED } from '../vm/handed-ram.js';
 import { parseMigrationPrefix } from '../vm/migration-stream.js';
 import { isAlive } from '../vm/process.js';
 import { handOff } from './handoff.js';
@@ -28,15 +29,12 @@ import { copyableRam, RamCopy } from './ram-copy.js';
 import { assertRoom, roomFor } from './ram-room.js';
 import type { HandoffSource } from './source.js';
 
-/** Q's RAM file. */
-const BESIDE = '.handed';
-
 /** P, of which nothing changes any more. */
 export interface StandingVm {
   /** Its monitor. It has given its disks up: `cont` is no way back. */
   readonly qmp: QmpClient;
   readonly vm: VmDescription;
-  /** All of guest RAM; goes with P unless it was moved away. */
+  /** All of guest RAM; goes with P. */
   readonly ramPath: string;
   /** What lies in it, in the form that checkpoints have: for a copy of it. */
   readonly ramIndex: FinishedLayer & { readonly path: string };
@@ -52,7 +50,7 @@ export interface StandingVm {
 }
 
 export interface CoordinatedOptions extends Omit<HandoffOptions, 'apart'> {
-  /** File for Q's RAM, which must not be there: on the file system of P's. Default: beside P's. */
+  /** File for Q's RAM, which must not be there: on the file system of P's. Default: the name of P's, in the end. */
   readonly ramTo?: string;
   readonly saveState: (vm: StandingVm) => Promise<void>;
   readonly copyFiles: (vm: StandingVm) => Promise<void>;
@@ -225,7 +223,9 @@ class Apart {
    * again, looks for it. Whatever of this fails, the overlays are committed.
    */
   async settle(): Promise<void> {
-    await rm(this.#ramPath, { force: true }).catch((error: unknown) => this.#warn(toHoldfastError(error)));
+    const [from, to] = [this.#ramTo!, this.#ramPath];
+    const named = from === to + HANDED ? rename(from, to) : rm(to, { force: true });
+    await named.catch((error: unknown) => this.#warn(toHoldfastError(error)));
   }
 
   async close(): Promise<void> {
@@ -285,11 +285,11 @@ class Apart {
 
 /** Back to the VM's own name, where a command was killed before it had done that. */
 const besideOf = (ramPath: string): string =>
-  ramPath.endsWith(BESIDE) ? ramPath.slice(0, -BESIDE.length) : ramPath + BESIDE;
+  ramPath.endsWith(HANDED) ? ramPath.slice(0, -HANDED.length) : ramPath + HANDED;
 
 const isThere = (path: string): ConfigError =>
   new ConfigError(`the file for the new QEMU’s RAM, ${path}, is there already; nothing was changed`, {
-    cure: 'A VM that was checkpointed by a hand-off before has its RAM under such a name, and its QEMU leaves it when it ends; or a command that was killed left it. If no QEMU has it open (fuser), remove it.',
+    cure: 'A command that was killed left it. If no QEMU has it open (fuser), remove it.',
     details: { path },
   });
 

@@ -3,7 +3,6 @@
  * file that was removed), by a descriptor that it inherits.
  */
 import { type FileHandle, open, readdir, readlink, stat } from 'node:fs/promises';
-import { resolve } from 'node:path';
 import { RamMappingError } from '../errors.js';
 import type { MemoryBackend, VmDescription } from '../vm/describe.js';
 
@@ -19,12 +18,13 @@ export interface RamFile extends AsyncDisposable {
 /** @throws RamMappingError if neither name nor descriptor of it is found */
 export const openRamFile = async (
   backend: MemoryBackend,
-  { process: { pid }, cwd }: Pick<VmDescription, 'process' | 'cwd'>,
+  { process: { pid } }: Pick<VmDescription, 'process'>,
 ): Promise<RamFile> => {
+  const { mapping } = backend;
   const descriptor = await descriptorOf(backend, pid);
-  const named = backend.path === undefined ? undefined : resolve(cwd, backend.path);
-  if (named !== undefined && (await isSameFile(named, descriptor))) {
-    return { path: named, inherit: [], [Symbol.asyncDispose]: async () => {} };
+  // As the kernel has it: QEMU was perhaps told another name, that of a link, or one that was renamed since.
+  if (mapping?.deleted === false && (await isSameFile(mapping.path, descriptor))) {
+    return { path: mapping.path, inherit: [], [Symbol.asyncDispose]: async () => {} };
   }
   const handle: FileHandle = await open(descriptor, 'r+');
   return { path: INHERITED, inherit: [handle.fd], [Symbol.asyncDispose]: () => handle.close() };

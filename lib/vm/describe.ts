@@ -17,6 +17,7 @@ import type { CommandAnswer } from '../qmp/commands.js';
 import { versionText } from '../qmp/recipes.js';
 import { type CommandOption, listValue, parseArguments } from './command-line.js';
 import { describeDrives } from './drives.js';
+import { HANDED } from './handed-ram.js';
 import { knownArguments } from './known-arguments.js';
 import { identifyProcess, type ProcessIdentity } from './process.js';
 
@@ -281,16 +282,17 @@ const describeBackends = async (
   );
 };
 
-/** mem-path names the file, or a directory in which QEMU made one. Hugetlbfs rounds the size up. */
-const findMapping = (
-  mappings: readonly RamMapping[],
+/** mem-path names the file, as it was once, or a directory in which QEMU made one. Hugetlbfs rounds the size up. */
+export const findMapping = <Mapping extends Pick<RamMapping, 'sizeBytes' | 'path'>>(
+  mappings: readonly Mapping[],
   sizeBytes: number,
   path: string | undefined,
-): RamMapping | undefined => {
+): Mapping | undefined => {
   const large = mappings.filter((mapping) => mapping.sizeBytes >= sizeBytes);
   if (path === undefined) return large.length === 1 ? large[0] : undefined;
   return (
     large.find((mapping) => mapping.path === path) ??
+    large.find((mapping) => mapping.path + HANDED === path) ??
     large.find((mapping) => dirname(mapping.path) === path) ??
     // The path may go through a symbolic link: /proc shows where it led.
     (large.length === 1 ? large[0] : undefined)

@@ -287,14 +287,23 @@ describe('03 a hand-off that fails leaves one VM', { timeout: 30_000 }, () => {
     started.push({ pid: to.pid, startTicks: to.startTicks });
     expect(await ensure()).toMatchObject({ isNew: false, pid: to.pid, qmpPath: launched.qmpPath });
 
-    // Its RAM lies elsewhere after this.
+    // Its RAM is another file after each of these, by the same name; and that is shared, not copied, by the last.
+    const files = () => readdirSync(lab.sharedMemoryDir).filter((name) => name.startsWith('vm-web1-'));
+    const before = files();
+    expect(before).toEqual([expect.stringMatching(/\.holdfast\.ram$/)]);
+    const inode = (): number => statSync(join(lab.sharedMemoryDir, before[0]!)).ino;
     const dir = lab.path('web1-checkpoints');
     const saving = [cli, 'checkpoint', '--vm', 'web1', '--method', 'handoff', '--run-dir', runDir, dir];
-    await promisify(execFile)(process.execPath, saving);
+    const inodes = [inode()];
+    for (const command of [saving, saving, args]) {
+      await promisify(execFile)(process.execPath, command);
+      started.push(await identifyProcess((await ensure()).pid));
+      expect(files()).toEqual(before);
+      inodes.push(inode());
+    }
+    expect(new Set(inodes.slice(0, 3)).size).toBe(3);
+    expect(inodes[3]).toBe(inodes[2]);
     const found = await ensure();
-    started.push(await identifyProcess(found.pid));
-    const files = () => readdirSync(lab.sharedMemoryDir).filter((name) => name.startsWith('vm-web1-'));
-    expect(files()).toEqual([expect.stringMatching(/\.holdfast\.ram\.handed$/)]);
     await found.quit();
     expect(files()).toEqual([]);
     expect(existsSync(launched.qmpPath)).toBe(false);
