@@ -31,6 +31,7 @@ export {
   type BackupStatus,
   type TakeoverReport,
 } from './backup/backup.js';
+export type { FallBackReport } from './backup/fall-back.js';
 export {
   type BackupSettings,
   type BackupSettingsInput,
@@ -127,6 +128,7 @@ export type {
 } from './handoff/options.js';
 export type { Logger } from './log.js';
 // Migration
+export type { FallBackPoint } from './migrate/fall-back-point.js';
 export { Migration, type MigrationOptions, type MigrationProgress, migrate } from './migrate/migration.js';
 export {
   checkMigrationSettings,

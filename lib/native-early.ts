@@ -62,6 +62,8 @@ export interface EarlyGuest {
    */
   start(): Promise<{ readonly injectMs: number }>;
   stats(): EarlyGuestStats;
+  /** Serves no more; the guest waits for what it lacks, and stats() say for good how much that is. Idempotent. */
+  stop(): Promise<void>;
   /** Answers no more, and leaves no trace in QEMU: after `complete`, or for a VM that ends. Idempotent. */
   release(): Promise<void>;
   /** Without release() the guest waits for ever. Idempotent. */

@@ -50,6 +50,8 @@ const distribution = z.object({ p50: z.number(), p99: z.number(), max: z.number(
 
 const budget = z.looseObject({ budgetMs: z.number(), measuredMs: z.number(), met: z.boolean() });
 
+const fallBackPoint = { dir: z.string(), epoch: z.number(), takenAt: z.string() };
+
 const takeoverReport = z.looseObject({
   vmName: z.string(),
   term: z.number(),
@@ -61,6 +63,7 @@ const takeoverReport = z.looseObject({
   resumedAtMs: z.number(),
   qmp: z.string(),
   pid: z.number(),
+  fellBack: z.looseObject({ ...fallBackPoint, reason: z.string(), resumedAtMs: z.number() }).optional(),
 });
 
 const primaryDisk = z.looseObject({
@@ -161,6 +164,7 @@ export const daemonStatus = z.discriminatedUnion('role', [
     replica: z.string().optional(),
     disks: z.array(replicaDisk).optional(),
     takeover: takeoverReport.optional(),
+    fallBack: z.looseObject({ ...fallBackPoint, underWay: z.boolean() }).optional(),
     pages: z
       .looseObject({ pages: z.number(), pagesLeft: z.number(), faults: z.number(), faultP50Us: z.number() })
       .optional(),

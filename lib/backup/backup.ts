@@ -17,27 +17,42 @@ import { Liveness } from '../control/liveness.js';
 import type { ControlMessage, SessionMessage } from '../control/messages.js';
 import { diskSupport } from '../disk/disk-support.js';
 import {
+  CancelledError,
   DiskError,
   type HoldfastError,
   NoSpaceError,
   NotProtectedError,
+  StandbyError,
   toHoldfastError,
   UnsupportedHostError,
 } from '../errors.js';
 import { type Logger, NOTHING_LOGGED } from '../log.js';
+import type { FallBackPoint } from '../migrate/fall-back-point.js';
 import type { ReceiverEvent } from '../native.js';
 import type { EarlyGuestStats } from '../native-early.js';
 import { parseHostPort } from '../primary/options.js';
-import { type VmRecord, VmRecords } from '../state/records.js';
+import { outlivesItsVm, type VmRecord, VmRecords } from '../state/records.js';
 import { SampleWindow } from '../stats.js';
+import { exitText } from '../vm/launch.js';
 import { isAlive } from '../vm/process.js';
 import { EnquiryDesk } from './answer-enquiry.js';
 import type { DiskSupport } from './disk-support.js';
 import type { EarlyResume } from './early-resume.js';
 import { endLacking } from './end-lacking.js';
+import {
+  FallBack,
+  type FallBackPlace,
+  type FallBackReport,
+  type FallenVm,
+  fallBackFailure,
+  isOfSource,
+  survivedLoss,
+} from './fall-back.js';
+import { assertMayFallBack } from './fall-back-check.js';
 import { finishTakeover } from './finish-takeover.js';
 import { type AnyGeneration, Generation } from './generation.js';
-import { isTakenBack, refusalOf } from './known-vm.js';
+import { asOfNow, isTakenBack, NOTHING_KNOWN, refusalOf } from './known-vm.js';
+import { arrivedRecord, fallenRecord, lackingRecord, lostRecord, wholeRecord } from './lacking-record.js';
 import {
   type BackupAction,
   type BackupEvent,
@@ -81,8 +96,11 @@ export interface TakeoverReport {
   /** Unix time, milliseconds. */
   readonly decidedAtMs: number;
   readonly resumedAtMs: number;
+  /** Where the VM runs now. */
   readonly qmp: string;
   readonly pid: number;
+  /** Since then it runs from a checkpoint on disk, for its source was lost before all of its memory had come. */
+  readonly fellBack?: FallBackReport;
 }
 
 export interface BackupStatus {
@@ -104,6 +122,8 @@ export interface BackupStatus {
   readonly takeover?: TakeoverReport;
   /** Of a VM that was resumed before its memory was here, while that is so. */
   readonly pages?: EarlyGuestStats;
+  /** From what it goes on should its source be lost; `underWay`: it was. */
+  readonly fallBack?: FallBackPoint & { readonly underWay: boolean };
   readonly receiveMs?: { readonly p50: number; readonly p99: number; readonly max: number };
   readonly applyMs?: { readonly p50: number; readonly p99: number; readonly max: number };
 }
@@ -121,8 +141,12 @@ interface BackupEvents {
   'takeover-failed': [HoldfastError];
   /** Of a VM that was resumed early: all its memory is here. */
   'pages-complete': [EarlyGuestStats];
-  /** It cannot be any more; the VM is ended. */
+  /** It cannot be any more; the VM is ended. One of the next two follows where a fallback was agreed on. */
   'pages-lost': [HoldfastError];
+  /** It runs again, from a checkpoint. */
+  'fell-back': [FallBackReport];
+  /** It does not, or not any more: the checkpoint turned out to be damaged. */
+  'fall-back-failed': [HoldfastError];
   warning: [HoldfastError];
   ended: [BackupOutcome];
 }
@@ -136,6 +160,8 @@ interface Session {
   readonly generation: AnyGeneration;
   readonly channel: ControlChannel;
   liveness: Liveness | undefined;
+  /** As the session asks for it. */
+  fallBack: FallBack | undefined;
   /** The loss has been seen; what else the connection reports about it is of no interest. */
   over: boolean;
   /** The receiver was fenced by us: that its connection ends is our own doing. */
@@ -160,8 +186,8 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   #nextGeneration = 1;
   #graceTimer: NodeJS.Timeout | undefined;
   #takeover: TakeoverReport | undefined;
-  /** The VM that runs here, as its record says. */
-  #lacksPages = false;
+  /** Of the VM that runs here. */
+  #record: VmRecord | undefined;
   #detectMs = 0;
   #takingOver: Promise<void> | undefined;
   /** Standbys of dropped generations that may not have ended yet. */
@@ -174,6 +200,14 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   #activating: Promise<void> | undefined;
   /** Until the pages of a VM that runs are here, or lost; never rejects. */
   #pages: Promise<void> | undefined;
+  /** The VM that lacked pages is ended by us, and goes on from this. */
+  #falling: FallBack | undefined;
+  /** It does. */
+  #fallen: FallenVm | undefined;
+  /** Until its memory is complete, or it has ended; never rejects. */
+  #arrival: Promise<void> | undefined;
+  /** It could not be started: its log says why. */
+  #leavesLog = false;
 
   private constructor(
     settings: BackupSettings,
@@ -285,6 +319,9 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     const receiveMs = this.#receiveMs.summary();
     const applyMs = this.#applyMs.summary();
     const disks = this.#replicas?.status() ?? [];
+    const fallen = this.#fallen;
+    const standbyPid = fallen?.process.pid ?? session?.generation.standby?.pid;
+    const fallBack = fallen === undefined ? session?.fallBack?.point : undefined;
     return {
       role: 'backup',
       name: this.#settings.name,
@@ -305,11 +342,12 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       handOverOnly: this.#state.handOverOnly,
       ...(session === undefined
         ? {}
-        : { primary: session.channel.remote, replica: session.generation.ramPath }),
-      ...(session?.generation.standby === undefined ? {} : { standbyPid: session.generation.standby.pid }),
+        : { primary: session.channel.remote, replica: fallen?.ramPath ?? session.generation.ramPath }),
+      ...(standbyPid === undefined ? {} : { standbyPid }),
       ...(disks.length === 0 ? {} : { disks }),
       ...(this.#takeover === undefined ? {} : { takeover: this.#takeover }),
       ...(this.pages === undefined ? {} : { pages: this.pages }),
+      ...(fallBack && { fallBack: { ...fallBack, underWay: this.#falling !== undefined } }),
       ...(receiveMs === undefined ? {} : { receiveMs }),
       ...(applyMs === undefined ? {} : { applyMs }),
     };
@@ -405,7 +443,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
         listenHost: parseHostPort(this.#settings.listen).host,
         bulkPort: this.#freeBulkPort(),
         runDir: this.#dir,
-        ramPath: join(this.#settings.ramDir, `${this.#replicaPrefix}${process.pid}-g${id}.ram`),
+        ramPath: this.#ramPathOf(id),
         qemu: this.#settings.qemu,
         replacements: this.#settings.replace,
         takeDisks: message.disks && (() => this.#takeDisks(message)),
@@ -420,7 +458,10 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
           if (session !== undefined) void this.#onStandbyExit(session, reason);
         },
       });
-      session = { generation, channel, liveness: undefined, over: false, fenced: false };
+      session = {
+        ...{ generation, channel, liveness: undefined, fallBack: undefined },
+        ...{ over: false, fenced: false },
+      };
     } catch (error) {
       const failure = toHoldfastError(error, 'bulk port');
       channel.send({ type: 'session-refused', code: failure.code, message: failure.message });
@@ -430,6 +471,10 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     this.#sessions.set(id, session);
     void this.#requestSession(session, message);
     return session;
+  }
+
+  #ramPathOf(generation: number): string {
+    return join(this.#settings.ramDir, `${this.#replicaPrefix}${process.pid}-g${generation}.ram`);
   }
 
   async #takeDisks({ disks, standby }: SessionMessage): Promise<TakenDisks> {
@@ -449,14 +494,14 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
 
   /** A VM that an earlier daemon here took over is known from its record. */
   async #requestSession(session: Session, message: SessionMessage): Promise<void> {
-    const record = await this.#records.read(message.vmId);
-    const runs = record !== undefined && (await isAlive(record.process));
-    if (isTakenBack(record, runs, message)) await this.#forget(message.vmId);
+    const found = await this.#records.read(message.vmId);
+    const { record, isHeld } = found === undefined ? NOTHING_KNOWN : await asOfNow(found, isAlive);
+    if (isTakenBack(record, isHeld, message)) await this.#forget(message.vmId);
     if (session.over) {
       void this.#drop(session.generation.id); // closed meanwhile
       return;
     }
-    const refusal = refusalOf(record, runs, message);
+    const refusal = refusalOf(record, isHeld, message);
     if (refusal !== undefined) {
       this.#refuse(session.generation.id, refusal.failure, refusal.term);
       return;
@@ -578,6 +623,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   }
 
   async #onStandbyExit(session: Session, reason: string): Promise<void> {
+    if (this.#falling !== undefined) return; // #goOnFromCheckpoint has ended it
     if (this.#state.phase.name === 'active' && this.#takeover !== undefined) {
       this.#dispatch({ type: 'vm-exited', reason });
       return;
@@ -641,6 +687,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     const session = this.#session(id);
     if (session === undefined) return;
     try {
+      if (session.generation.session.fallback !== undefined) assertMayFallBack(session.generation.session);
       await session.generation.prepare();
       await Promise.all(this.#endingStandbys);
       // An earlier generation's standby has the VM's tap device, image locks and ports. As long as it
@@ -650,6 +697,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       if (kept === undefined || kept === session || kept.generation.standby === undefined) {
         await session.generation.ensureStandby();
       }
+      await this.#prepareFallBack(session);
       this.#dispatch({ type: 'prepared', generation: id });
     } catch (error) {
       const failure = toHoldfastError(error, 'preparing the standby');
@@ -664,6 +712,24 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     }
   }
 
+  async #prepareFallBack(session: Session): Promise<void> {
+    const { session: asked } = session.generation;
+    if (asked.fallback === undefined) return;
+    // Where an earlier generation is kept this one's standby waits (#prepare), and will be of the same QEMU.
+    const kept = this.#session(this.#state.checkpoint?.generation);
+    const qemuVersion = session.generation.qemuVersion ?? kept?.generation.qemuVersion;
+    if (qemuVersion === undefined) throw new StandbyError('the standby has ended');
+    const place = this.#placeOfFallBack(session.generation);
+    session.fallBack = await FallBack.prepare(asked, asked.fallback.dir, qemuVersion, place);
+    if (session.over) await session.fallBack.release(); // dropped meanwhile
+  }
+
+  /** Nothing is to come any more. Not waited for: its file system may hang, and the VM does not need it. */
+  #releaseFallBack(session: Session): void {
+    void session.fallBack?.release();
+    session.fallBack = undefined;
+  }
+
   /** The earlier generation is gone: see #prepare. */
   async #startPostponedStandby(): Promise<void> {
     const session = this.#session(this.#state.receiving);
@@ -673,7 +739,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   #accept(id: number): void {
     const session = this.#session(id);
     if (session === undefined) return;
-    const { channel, generation } = session;
+    const { channel, generation, fallBack } = session;
     const { heartbeatIntervalMs, heartbeatTimeoutMs } = generation.session;
     channel.send({
       type: 'session-ready',
@@ -682,6 +748,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
         ? {}
         : { journalBytes: this.#settings.journalMiB * (1 << 20) }),
       ...(generation.session.pageDisks === undefined ? {} : { pageDisks: [...generation.pageDisks] }),
+      ...(fallBack && { fallback: { epoch: fallBack.point.epoch, takenAt: fallBack.point.takenAt } }),
     });
     session.liveness = new Liveness({
       intervalMs: heartbeatIntervalMs,
@@ -711,6 +778,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     if (session === undefined) return;
     this.#sessions.delete(id);
     session.over = true;
+    void session.fallBack?.release();
     session.liveness?.stop();
     const dropped = session.generation.drop().catch((error: unknown) => {
       this.#log.error({ err: toHoldfastError(error).message }, 'dropping a generation');
@@ -740,22 +808,22 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       const { fenceMs } = await generation.fence();
       if (this.#session(action.abandon)?.generation.standby !== undefined) void this.#drop(action.abandon!);
       await Promise.all(this.#endingStandbys); // a standby that is being ended still has the tap device
-      const { epoch, loadMs } = await generation.run(
-        (standby) =>
-          this.#claim({
-            vmId: vm.vmId,
-            vmName: generation.session.vmName,
-            term: action.term,
-            role: 'active',
-            process: standby,
-            qmpPath: generation.qmpPath,
-            ramPath: generation.ramPath,
-            ...(generation.diskSockets.length === 0 ? {} : { disks: [...generation.diskSockets] }),
-            ...(action.pagesWaitMs === undefined ? {} : { lacksPages: true }),
-          }),
-        action.pagesWaitMs,
-      );
-      if (generation.early !== undefined) this.#pages = this.#awaitPages(generation, generation.early);
+      const { epoch, loadMs } = await generation.run((standby) => {
+        const whole: VmRecord = {
+          vmId: vm.vmId,
+          vmName: generation.session.vmName,
+          term: action.term,
+          role: 'active',
+          process: standby,
+          qmpPath: generation.qmpPath,
+          ramPath: generation.ramPath,
+          ...(generation.diskSockets.length === 0 ? {} : { disks: [...generation.diskSockets] }),
+        };
+        if (action.pagesWaitMs === undefined) return this.#claim(whole);
+        return this.#claim(lackingRecord(whole, session.fallBack));
+      }, action.pagesWaitMs);
+      if (generation.early !== undefined) this.#pages = this.#awaitPages(session, generation.early);
+      else this.#releaseFallBack(session);
       const report: TakeoverReport = {
         vmId: vm.vmId,
         vmName: generation.session.vmName,
@@ -801,7 +869,7 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   /** It is about to run here; whoever asks is told so from now on, also by the next daemon. */
   async #claim(record: VmRecord): Promise<void> {
     await this.#records.write(record);
-    this.#lacksPages = record.lacksPages === true;
+    this.#record = record;
   }
 
   /**
@@ -867,7 +935,9 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       this.#log.warn({ err: toHoldfastError(error).message }, what);
     };
     session.liveness?.stop();
-    await session.generation.announce().catch(report('announce-self'));
+    // A QEMU that lacks pages may not answer until they are there: for one that loses them nobody waits.
+    const announced = session.generation.announce().catch(report('announce-self'));
+    await Promise.race([announced, lossOf(session.generation.early)]);
     // The journals are needed until the disks take writes.
     const needed = [this.#activating, this.#pages].filter((waits) => waits !== undefined);
     const receiving = Promise.all(needed).then(() => session.generation.endReceiving());
@@ -877,33 +947,140 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
   }
 
   /** The VM runs, and lacks pages. If they are lost it cannot go on: it would wait for them for ever. */
-  async #awaitPages(generation: AnyGeneration, early: EarlyResume): Promise<void> {
+  async #awaitPages(session: Session, early: EarlyResume): Promise<void> {
+    const { generation, fallBack } = session;
     try {
       await early.ended;
       const stats = early.stats();
       this.#log.info({ ...stats }, "all of the VM's pages are here");
       await this.#claimWhole();
+      this.#releaseFallBack(session);
       this.emit('pages-complete', stats);
     } catch (error) {
-      const failure = toHoldfastError(error, 'the VM that runs here lacks pages');
-      this.#log.error({ code: failure.code, err: failure.message }, 'pages lost; ending the VM');
-      this.emit('pages-lost', failure);
-      await endLacking(generation, this.#log);
+      if (error instanceof CancelledError) return; // the VM has ended
+      const loss = toHoldfastError(error, 'the VM that runs here lacks pages');
+      this.#log.error({ code: loss.code, err: loss.message }, 'pages lost; ending the VM');
+      await this.#takingOver; // first it is told that it ran here
+      const goesOn = fallBack !== undefined && isOfSource(loss) && (await this.#isThere(generation));
+      if (goesOn) this.#falling = fallBack;
+      this.emit('pages-lost', goesOn ? survivedLoss(loss, fallBack.point) : loss);
+      if (goesOn) await this.#goOnFromCheckpoint(session, fallBack, loss);
+      else await this.#endLacking(session);
+    }
+  }
+
+  async #endLacking(session: Session): Promise<void> {
+    if (session.fallBack !== undefined) {
+      this.#releaseFallBack(session);
+      await this.#claimLost(); // its source is not to hear that it may go on here
+    }
+    await endLacking(session.generation, this.#log);
+  }
+
+  /** Else it has ended by itself, and its source, which has all of it, is better than any checkpoint. */
+  async #isThere({ standby }: AnyGeneration): Promise<boolean> {
+    return standby !== undefined && (await isAlive(standby)) && this.#state.phase.name === 'active';
+  }
+
+  /** Settles when the VM needs this process no more. */
+  async #goOnFromCheckpoint(session: Session, fallBack: FallBack, loss: HoldfastError): Promise<void> {
+    const startMs = performance.now();
+    const { point, runs, daemon } = fallBack;
+    const lacking = this.#record!;
+    let fallen: FallenVm;
+    try {
+      fallen = await fallBack.goOn(session.generation, (vm) =>
+        this.#claim(fallenRecord(lacking, point, { ...runs, process: vm }, daemon)),
+      );
+    } catch (error) {
+      await this.#fallBackFailed(session, loss, error, point);
+      return;
+    }
+    this.#releaseFallBack(session); // its memory has a claim of its own
+    this.#fallen = fallen;
+    this.#arrival = this.#awaitArrival(fallen);
+    void fallen.exited.then((exit) => {
+      const reason = `QEMU (process ${fallen.process.pid}) ended with ${exitText(exit)}`;
+      this.#dispatch({ type: 'vm-exited', reason });
+    });
+    const report: FallBackReport = {
+      ...{ ...point, reason: loss.message, totalMs: performance.now() - startMs },
+      ...{ resumedAtMs: Date.now(), qmp: fallen.qmpPath, pid: fallen.process.pid },
+    };
+    const takeover = this.#takeover!; // it was told before any page could be lost
+    this.#takeover = { ...takeover, qmp: report.qmp, pid: report.pid, fellBack: report };
+    this.#log.info({ ...report }, 'the VM goes on from a checkpoint');
+    this.emit('fell-back', report);
+    await this.#arrival;
+  }
+
+  /** To who looks for leftovers: a generation like any other. */
+  #placeOfFallBack({ session: { standby } }: AnyGeneration): FallBackPlace {
+    const { qemu, replace } = this.#settings;
+    const id = this.#nextGeneration++;
+    return {
+      dir: join(this.#dir, `g${id}`),
+      ramPath: this.#ramPathOf(id),
+      ...{ qemu, replacements: [...standby.replacements, ...replace], log: this.#log },
+    };
+  }
+
+  async #fallBackFailed(
+    session: Session,
+    loss: HoldfastError,
+    error: unknown,
+    point: FallBackPoint,
+  ): Promise<void> {
+    const { standby } = session.generation;
+    const isStuck = standby !== undefined && (await isAlive(standby)); // not even SIGKILL has ended it
+    const failure = fallBackFailure(loss, error, point, isStuck);
+    this.#log.error({ code: failure.code, err: failure.message }, 'no checkpoint runs in its place');
+    await this.#claimLost();
+    this.#falling = undefined;
+    this.#leavesLog = true;
+    this.#releaseFallBack(session);
+    if (isStuck)
+      this.#warn(failure); // this daemon does not end, and say so then
+    else this.#dispatch({ type: 'vm-exited', reason: failure.message });
+    this.emit('fall-back-failed', failure);
+  }
+
+  /** Its memory follows from the checkpoint. */
+  async #awaitArrival({ complete }: FallenVm): Promise<void> {
+    try {
+      this.#log.info({ ...(await complete) }, "all of the VM's memory is here");
+      await this.#changeRecord(arrivedRecord, 'the record still says that the VM needs this process');
+    } catch (error) {
+      const failure = toHoldfastError(error);
+      this.#log.error({ code: failure.code, err: failure.message }, 'the VM was ended');
+      this.emit('fall-back-failed', failure);
+    }
+  }
+
+  /** Nobody runs it, and nobody will. */
+  async #claimLost(): Promise<void> {
+    try {
+      await this.#claim(lostRecord(this.#record!));
+    } catch (error) {
+      this.#log.warn(
+        { err: toHoldfastError(error).message },
+        'the record says that the VM goes on from a checkpoint',
+      );
     }
   }
 
   /** From now on it is a VM as any other: its end is no loss that its source has to hear of. */
   async #claimWhole(): Promise<void> {
+    await this.#changeRecord(wholeRecord, 'the record still says that the VM lacks pages');
+  }
+
+  /** @param otherwise what it says if that fails */
+  async #changeRecord(change: (record: VmRecord) => VmRecord, otherwise: string): Promise<void> {
     try {
       const record = await this.#records.read(this.#state.vm?.vmId ?? '');
-      if (record === undefined) return;
-      const { lacksPages: _lacks, ...whole } = record;
-      await this.#claim(whole);
+      if (record !== undefined) await this.#claim(change(record));
     } catch (error) {
-      this.#log.warn(
-        { err: toHoldfastError(error).message },
-        'the record still says that the VM lacks pages',
-      );
+      this.#log.warn({ err: toHoldfastError(error).message }, otherwise);
     }
   }
 
@@ -939,21 +1116,31 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
       const isTheVm = takeover !== undefined && session.generation.standby?.pid === takeover.pid;
       if (isTheVm && outcome.kind === 'vm-exited') {
         await session.generation.removeFiles();
-        // One that lacked pages is lost, and its source, which may ask again, must not go on by itself.
-        if (!this.#lacksPages) await this.#records.remove(takeover.vmId);
       }
       if (!failed) await this.#drop(id);
     }
+    if (outcome.kind === 'vm-exited') await this.#leaveEnded();
     // Also those that a detach has just begun: their standbys hold a tap and the replica until they have ended.
     await Promise.all(this.#drops);
     await this.#replicas?.close(); // a takeover that failed keeps its generation, but not the images' locks
-    if (!failed && (takeover === undefined || outcome.kind === 'vm-exited')) {
+    if (!failed && !this.#leavesLog && (takeover === undefined || outcome.kind === 'vm-exited')) {
       await rm(this.#dir, { recursive: true, force: true }).catch(() => {});
     }
     const final: BackupOutcome =
       takeover !== undefined && outcome.kind === 'stopped' ? { kind: 'left-running', takeover } : outcome;
     this.emit('ended', final);
     this.#ended.resolve(final);
+  }
+
+  /** The VM that ran here has ended. */
+  async #leaveEnded(): Promise<void> {
+    await this.#arrival;
+    await this.#fallen?.removeFiles();
+    const record = this.#record;
+    if (record === undefined) return;
+    // The source of one that was lost, which may ask again, must not go on by itself.
+    if (!outlivesItsVm(record)) await this.#records.remove(record.vmId);
+    else if (record.fallsBackTo !== undefined) await this.#claimLost();
   }
 
   /** VMs whose takeover an earlier daemon did not live to finish: their writes wait for it. */
@@ -1009,6 +1196,12 @@ export class Backup extends EventEmitter<BackupEvents> implements AsyncDisposabl
     }
   }
 }
+
+/** Settles if pages that follow a VM are lost. */
+const lossOf = (early: EarlyResume | undefined): Promise<void> =>
+  new Promise((resolve) => {
+    early?.ended.catch(() => resolve());
+  });
 
 /** Why no other VM can come now. */
 const occupation = ({ phase }: BackupState): string | undefined => {

@@ -3,10 +3,10 @@
  * and how it ends.
  *
  *   begin ─ QEMU's faults are ours, the source has listed what is lacking ─► may run
- *     source lost ─ waits: the guest, where it needs a page ─ too long ──► PeerLostError
+ *     source lost ─ waits: the guest, where it needs a page ─ too long ─ nothing comes any more ──► PeerLostError
  *     nothing is lacking any more ─► QEMU is as any other ─ the source knows, or is gone ─► complete
  */
-import { PeerLostError, StandbyError, toHoldfastError } from '../errors.js';
+import { CancelledError, PeerLostError, StandbyError, toHoldfastError } from '../errors.js';
 import type { Logger } from '../log.js';
 import { timeText } from '../migrate/words.js';
 import { type NativeBinding, native } from '../native.js';
@@ -36,6 +36,8 @@ export class EarlyResume {
   readonly #listed: Deferred<void>;
   readonly #ended: Deferred<void>;
   #complete = false;
+  /** It is decided how it ends; what is told from then on is past. */
+  #over = false;
   #lostTimer: NodeJS.Timeout | undefined;
 
   private constructor(options: EarlyResumeOptions, guest: (onEvent: OnEvent) => EarlyGuest) {
@@ -83,7 +85,8 @@ export class EarlyResume {
 
   /**
    * Settles when all pages are here, QEMU is as any other, and the source knows.
-   * @throws PeerLostError, or what the data plane says: pages are missing for good, and the guest waits
+   * @throws PeerLostError, or what the data plane says: pages are missing for good, and the guest waits;
+   *         CancelledError: closed before
    */
   get ended(): Promise<void> {
     return this.#ended.promise;
@@ -95,12 +98,15 @@ export class EarlyResume {
 
   /** For a VM that ends, or never ran, where pages are missing. Idempotent. */
   async close(): Promise<void> {
+    this.#over = true;
     clearTimeout(this.#lostTimer);
+    this.#ended.reject(new CancelledError('nobody waits for the pages of this VM any more'));
     await this.#guest.close();
   }
 
   #onEvent(event: EarlyGuestEvent): void {
     const { log } = this.#options;
+    if (this.#over) return;
     switch (event.type) {
       case 'listed':
         log.info({ pages: event.pages }, 'pages are to come while the VM runs');
@@ -129,17 +135,34 @@ export class EarlyResume {
     const { log, waitMs } = this.#options;
     log.warn({ reason, waitMs, pagesLeft: this.stats().pagesLeft }, 'the source is lost; waiting for it');
     clearTimeout(this.#lostTimer);
-    this.#lostTimer = setTimeout(() => {
-      const { pagesLeft } = this.stats();
-      this.#fail(
-        new PeerLostError(
-          `the source of the VM was lost, and not back within ${timeText(waitMs)} (${reason}): ${pagesLeft} of its pages are missing`,
-          {
-            cure: 'What ran here is gone. The source has the VM as it was when it was stopped there, if its host lives: QMP cont goes back to that moment.',
-          },
-        ),
-      );
-    }, waitMs);
+    this.#lostTimer = setTimeout(() => void this.#giveUp(reason), waitMs);
+  }
+
+  /**
+   * A source that is back at this very moment must not hear that all is here, and end its VM, while this one is
+   * ended: so nothing is served any more before it is looked whether anything is missing.
+   */
+  async #giveUp(reason: string): Promise<void> {
+    this.#over = true;
+    try {
+      await this.#guest.stop();
+    } catch (error) {
+      this.#fail(toHoldfastError(error));
+      return;
+    }
+    const { pagesLeft } = this.stats();
+    if (pagesLeft === 0) await this.#finish();
+    else this.#fail(this.#sourceLost(reason, pagesLeft));
+  }
+
+  #sourceLost(reason: string, pagesLeft: number): PeerLostError {
+    const waited = timeText(this.#options.waitMs);
+    return new PeerLostError(
+      `the source of the VM was lost, and not back within ${waited} (${reason}): ${pagesLeft} of its pages are missing`,
+      {
+        cure: 'What ran here is gone. The source has the VM as it was when it was stopped there, if its host lives: QMP cont goes back to that moment.',
+      },
+    );
   }
 
   /** The source closes its stream when it has heard so; while it has not, it may have to ask again. */

@@ -33,7 +33,7 @@ import {
   waitRunning,
 } from '../qmp/recipes.js';
 import { replaceText } from '../vm/command-line.js';
-import { exitText, killVm, type LaunchedVm } from '../vm/launch.js';
+import { exitText, killVm, type LaunchedVm, reapVm } from '../vm/launch.js';
 import { isAlive, type ProcessIdentity } from '../vm/process.js';
 import type { StandbyDisks, StandbyDisksOptions } from './disk-support.js';
 import { EarlyResume } from './early-resume.js';
@@ -152,6 +152,12 @@ export class Generation {
     return join(this.#dir, 'qemu.log');
   }
 
+  /** Of the standby, or of the running VM. */
+  get qemuVersion(): string | undefined {
+    const qmp = this.#standby?.qmp;
+    return qmp && versionText(qmp.greeting.version);
+  }
+
   bulkIdleMs(): number {
     return this.#receiver.idleMs();
   }
@@ -265,10 +271,9 @@ export class Generation {
     return this.#early;
   }
 
-  /** Ends the VM of a running generation, which cannot go on: its pages are lost. */
+  /** Ends the VM of a running generation, which cannot go on: its pages are lost. What it held is free then. */
   async killVm(): Promise<void> {
-    const { identity } = this.#standby?.vm ?? {};
-    if (identity !== undefined) await killVm(identity);
+    if (this.#standby !== undefined) await reapVm(this.#standby.vm, this.session.ramBytes);
   }
 
   /** Pages that follow a VM have numbers: they must mean the same on both sides (native/postcopy/link_origin.cc). */

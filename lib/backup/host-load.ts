@@ -24,7 +24,7 @@ export const hostLoad = async (ramDir: string): Promise<HostLoad> => {
 };
 
 /** A tmpfs promises what its limit allows; the memory has to be there as well. */
-const freeRam = async (ramDir: string): Promise<number> => {
+export const freeRam = async (ramDir: string): Promise<number> => {
   const { type, bavail, bsize } = await statfs(ramDir);
   if (type === HUGETLBFS_MAGIC) return (await reservedHugePages(bsize)).freeBytes;
   return Math.min(bavail * bsize, parseAvailableBytes(await readFile('/proc/meminfo', 'utf8')));

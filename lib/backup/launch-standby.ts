@@ -17,6 +17,9 @@ import type { StandbyDisks } from './disk-support.js';
 import { findStandbyBinary } from './standby-binary.js';
 import { StandbyRelays } from './standby-relays.js';
 
+/** Where it runs: as the VM did, if that directory is on this host too. */
+export const standbyCwd = ({ cwd }: StandbySpec): string => (existsSync(cwd) ? cwd : '/');
+
 export interface StandbyLaunch {
   readonly spec: StandbySpec;
   /** The operator's --qemu. */
@@ -65,7 +68,7 @@ export const launchStandby = async (
     argv,
     qmpPath: daemonQmpPath,
     logPath,
-    cwd: existsSync(spec.cwd) ? spec.cwd : '/',
+    cwd: standbyCwd(spec),
     sendWithFd: native.sendWithFd,
     peerPid: native.peerPid,
     beside: async (identity) => {

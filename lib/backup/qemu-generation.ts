@@ -103,6 +103,11 @@ export class QemuGeneration implements AnyGeneration {
     return join(this.#dir, 'qemu.log');
   }
 
+  get qemuVersion(): string | undefined {
+    const qmp = this.#qemu?.vm.qmp;
+    return qmp && versionText(qmp.greeting.version);
+  }
+
   /** QEMU reads the stream, and does not tell when: heartbeats alone show that the source lives. */
   bulkIdleMs(): number {
     return Number.POSITIVE_INFINITY;

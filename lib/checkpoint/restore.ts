@@ -24,10 +24,16 @@ import {
   versionText,
   waitRunning,
 } from '../qmp/recipes.js';
-import { forPrimary, forStandby, type Replacement, replaceText } from '../vm/command-line.js';
+import {
+  forPrimary,
+  forStandby,
+  type Replacement,
+  replaceText,
+  withoutIncoming,
+} from '../vm/command-line.js';
 import { imagePathOf } from '../vm/drives.js';
-import { killVm, type LaunchedVm, launchVm } from '../vm/launch.js';
-import { isAlive } from '../vm/process.js';
+import { killVm, type LaunchedVm, type LaunchOptions, launchVm } from '../vm/launch.js';
+import { isAlive, type ProcessIdentity } from '../vm/process.js';
 import { isOlderRelease } from '../vm/qemu-version.js';
 import { claimReading } from './claims.js';
 import { type Entry, listCheckpoints } from './directory.js';
@@ -59,6 +65,28 @@ export interface RestoreOptions {
   readonly overwriteDisks?: boolean | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly logger?: Logger | undefined;
+}
+
+/** For whoever restores a VM in the place of another one (lib/backup/fall-back.ts). */
+export interface RestoreHooks {
+  /**
+   * What is restored, for who has selected it, and claimed its directory, before: it may have been given up since,
+   * and is not merged away as long as the claim lasts. Else the newest, or the one that the options say.
+   */
+  readonly selected?: SelectedCheckpoint | undefined;
+  /** How the VM ran last, in the place of what the checkpoint says of it; `replace` applies. */
+  readonly ranAs?: RanAs | undefined;
+  /** What belongs to the VM and can begin as soon as its process exists; if it rejects, nothing runs. */
+  readonly beside?: LaunchOptions['beside'];
+  /** Called with the process that is about to run, before it can; if it rejects, nothing runs. */
+  readonly claim?: ((process: ProcessIdentity) => Promise<void>) | undefined;
+}
+
+export interface RanAs {
+  readonly binary: string;
+  /** Without the binary. */
+  readonly argv: readonly string[];
+  readonly cwd: string;
 }
 
 export interface RestoredVm {
@@ -100,20 +128,23 @@ const ALL_THERE: MemoryArrival = { pages: 0, demandedPages: 0, faultP50Us: 0, fa
  * Restores a VM, and settles when it runs.
  * @throws ConfigError, DamagedError (nothing runs), VmGoneError, StandbyError, NoSpaceError
  */
-export const restoreCheckpoint = async (options: RestoreOptions): Promise<RestoredVm> => {
+export const restoreCheckpoint = async (
+  options: RestoreOptions,
+  hooks: RestoreHooks = {},
+): Promise<RestoredVm> => {
   const beganMs = performance.now();
   const root = resolve(options.dir);
   const claim = await claimReading(root);
   try {
     const listing = await listCheckpoints(root);
-    const selected = selectCheckpoint(listing, root, options.at);
+    const selected = hooks.selected ?? selectCheckpoint(listing, root, options.at);
     const { entry } = selected;
     const explain = (error: unknown): HoldfastError => {
       const failure = toHoldfastError(error);
       return isDamage(failure.code) ? damagedCheckpoint(entry.epoch, failure, listing.entries) : failure;
     };
     try {
-      const started = await start(options, selected);
+      const started = await start(options, selected, hooks);
       const complete = arrive(started)
         .catch((error: unknown) => {
           throw explain(error);
@@ -148,10 +179,14 @@ interface StartedVm {
 }
 
 /** Settles when the VM runs; leaves nothing if it fails. */
-const start = async (options: RestoreOptions, { entry, layers }: SelectedCheckpoint): Promise<StartedVm> => {
+const start = async (
+  options: RestoreOptions,
+  { entry, layers }: SelectedCheckpoint,
+  { ranAs = entry.manifest.vm, beside, claim }: RestoreHooks,
+): Promise<StartedVm> => {
   const { ramPath, onDemand = true, logger = NOTHING_LOGGED } = options;
-  const cwd = cwdOf(options, entry);
-  const { binary, argv } = commandLineOf(options, entry, cwd);
+  const cwd = cwdOf(options, ranAs);
+  const { binary, argv } = commandLineOf(options, entry, ranAs, cwd);
   const stream = await checkDevice(entry);
   const placed = await placeDisks(entry, options);
   let vm: LaunchedVm | undefined;
@@ -164,6 +199,7 @@ const start = async (options: RestoreOptions, { entry, layers }: SelectedCheckpo
       ...{ binary, argv, cwd, qmpPath: options.qmpPath, logPath: options.logPath, signal: options.signal },
       sendWithFd: native.sendWithFd,
       peerPid: native.peerPid,
+      beside,
     });
     refuseOlderQemu(entry, versionText(vm.qmp.greeting.version));
     await assertOpens(vm.qmp, placed.paths, cwd);
@@ -171,6 +207,7 @@ const start = async (options: RestoreOptions, { entry, layers }: SelectedCheckpo
       const { ramBytes } = entry.manifest.vm;
       ram = await OnDemandRam.start({ pid: vm.pid, ramBytes, ramPath }, files);
     }
+    await claim?.(vm.identity);
     const { loadMs, ranMs } = await Promise.race([
       run(vm, stream, options),
       ...(ram === undefined ? [] : [failureOf(ram)]),
@@ -231,13 +268,20 @@ const arrive = async ({ vm, ram }: StartedVm): Promise<MemoryArrival> => {
 
 const isDamage = (code: string): boolean => code === 'HOLDFAST_E_CHECKSUM' || code === 'HOLDFAST_E_DAMAGED';
 
-/** @throws ConfigError if it is not one for this checkpoint */
-const commandLineOf = (
-  { commandLine, ramPath, qmpPath, replace = [] }: RestoreOptions,
+/** With which it is restored. @throws ConfigError if it is not one for this checkpoint */
+export const commandLineOf = (
+  {
+    commandLine,
+    ramPath,
+    qmpPath,
+    replace = [],
+  }: Pick<RestoreOptions, 'commandLine' | 'ramPath' | 'qmpPath' | 'replace'>,
   { epoch, manifest: { vm, disks } }: Entry,
+  ranAs: RanAs,
   cwd: string,
 ): { readonly binary: string; readonly argv: readonly string[] } => {
-  const [binary = vm.binary, ...given] = commandLine ?? [vm.binary, ...vm.argv];
+  // One that was itself taken over, moved or restored ran with -incoming.
+  const [binary = ranAs.binary, ...given] = commandLine ?? [ranAs.binary, ...withoutIncoming(ranAs.argv)];
   const { argv, ram } = forPrimary(given, { ramPath, qmpPath });
   if (ram.sizeBytes !== vm.ramBytes) {
     throw new ConfigError(
@@ -266,8 +310,8 @@ const commandLineOf = (
 };
 
 /** What is relative in a command line is so to where it was given, or to where its VM was started. */
-const cwdOf = ({ commandLine }: RestoreOptions, { manifest: { vm } }: Entry): string =>
-  commandLine === undefined && existsSync(vm.cwd) ? vm.cwd : process.cwd();
+const cwdOf = ({ commandLine }: RestoreOptions, { cwd }: RanAs): string =>
+  commandLine === undefined && existsSync(cwd) ? cwd : process.cwd();
 
 /** The VM must not run over any other disks than the checkpoint's. @throws ConfigError */
 const assertOpens = async (qmp: QmpClient, images: readonly string[], cwd: string): Promise<void> => {

@@ -52,9 +52,10 @@ between, fix --bulk-port; open it, the port after it, and that of --listen.`,
       { code: 3, meaning: 'this host lacks something' },
       {
         code: 5,
-        meaning: 'cannot listen on the address; or the source of a VM that was resumed early was lost',
+        meaning: 'cannot listen; or the source of a VM that was resumed early was lost, and no fallback ran',
       },
       { code: 8, meaning: 'ended by a signal after a takeover that failed; the replica is kept' },
+      { code: 14, meaning: 'the checkpoint that such a VM fell back to is damaged; it was ended' },
       { code: 130, meaning: 'ended by a second Ctrl-C' },
     ],
   });
@@ -98,6 +99,12 @@ const backup = async (command: BackupCommandSettings, json: boolean): Promise<nu
     failure = undefined;
   });
   running.on('pages-lost', (error) => {
+    failure = error;
+  });
+  running.on('fell-back', () => {
+    failure = undefined;
+  });
+  running.on('fall-back-failed', (error) => {
     failure = error;
   });
   running.on('takeover-failed', (error) => {

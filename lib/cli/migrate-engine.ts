@@ -32,6 +32,7 @@ const OF_HOLDFASTS_ENGINE = [
   'diskDir',
   'ringMiB',
   'resumeEarly',
+  'fallback',
   'skipDiskPages',
 ] as const;
 

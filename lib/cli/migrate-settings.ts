@@ -60,6 +60,10 @@ export const migrateFlags = {
     help: 'for so long a cut link is waited for while memory follows',
     ...duration,
   },
+  fallback: {
+    flag: '--fallback <dir>',
+    help: 'with --resume-early: checkpoints there (`holdfast checkpoint`), from which the VM goes on if this host is lost',
+  },
   roundsMax: {
     flag: '--rounds-max <n>',
     help: 'the migration is given up if it has not converged by then',

@@ -63,7 +63,9 @@ The destination reads them from its disk, and asks for those that differ there.
 whatever its size: its memory follows, demanded pages first. With auto, policy
 auto may do so after some rounds. Until the last page is there the VM is lost
 if this host, this process or the destination's dies: it cannot go back. A link
-that is cut is waited for (--early-wait): the guest waits where it needs a page.
+that is cut is waited for (--early-wait): the guest waits where it needs a page. With
+--fallback DIR, checkpoints of it over there, it goes on from the newest of them if
+this host or this process is lost: what came after that checkpoint is lost then.
 
 Durations are 25, 25ms, 2s, 1m. A config file holds the same settings in
 camelCase (to, keyFile, qmp, downtimeMs, timeMaxMs, …; times in ms). A running VM
@@ -74,6 +76,8 @@ may hold its QMP socket. One that is protected moves with \`holdfast switchover\
       'holdfast migrate --qmp /run/vm1.qmp --to 10.0.0.2:7788 --key-file holdfast.key \\',
       '    --policy mp --downtime 100ms --replace tap0=tap3 --move-disks on --json',
       'holdfast migrate --vm web1 --to 10.0.0.2:7788 --key-file holdfast.key --resume-early',
+      'holdfast migrate --vm web1 --to 10.0.0.2:7788 --key-file holdfast.key --resume-early \\',
+      '    --fallback /srv/checkpoints/web1',
       'holdfast migrate --qmp /run/vm1.qmp --to 10.0.0.2:7788 --to 10.0.0.3:7788 \\',
       '    --key-file holdfast.key --dry-run',
       'holdfast migrate --qmp /run/vm1.qmp --to 10.0.0.2:7788 --key-file holdfast.key --engine qemu',

@@ -1,12 +1,13 @@
 /** What a backup is doing, told as it happens; and its live line. */
 import type { Backup, BackupStatus } from '../backup/backup.js';
+import type { FallBackReport } from '../backup/fall-back.js';
 import type { BackupSettings } from '../backup/options.js';
 import type { HoldfastError } from '../errors.js';
 import { timeText } from '../migrate/words.js';
 import type { EarlyGuestStats } from '../native-early.js';
 import { SampleWindow } from '../stats.js';
 import type { CommandConsole } from './console.js';
-import { takeoverText } from './render.js';
+import { fellBackText, takeoverText } from './render.js';
 import { sizeText } from './values.js';
 
 const LIVE_EVERY_MS = 250;
@@ -75,6 +76,10 @@ export const narrateBackup = (
   };
   const onPagesLost = ({ code, message }: HoldfastError): void =>
     console.tell(`the VM cannot go on: ${message}`, { event: 'pages-lost', code, message });
+  const onFellBack = (report: FallBackReport): void =>
+    console.tell(fellBackText(report), { event: 'fell-back', ...report });
+  const onFallBackFailed = ({ code, message }: HoldfastError): void =>
+    console.tell(`nobody runs the VM: ${message}`, { event: 'fall-back-failed', code, message });
   const onWarning = (error: HoldfastError): void => console.warn(error);
 
   backup.on('phase', onPhase);
@@ -84,6 +89,8 @@ export const narrateBackup = (
   backup.on('takeover-failed', onTakeoverFailed);
   backup.on('pages-complete', onPagesComplete);
   backup.on('pages-lost', onPagesLost);
+  backup.on('fell-back', onFellBack);
+  backup.on('fall-back-failed', onFallBackFailed);
   backup.on('warning', onWarning);
   const timer = setInterval(() => {
     const early = backup.pages;
@@ -112,6 +119,8 @@ export const narrateBackup = (
     backup.off('takeover-failed', onTakeoverFailed);
     backup.off('pages-complete', onPagesComplete);
     backup.off('pages-lost', onPagesLost);
+    backup.off('fell-back', onFellBack);
+    backup.off('fall-back-failed', onFallBackFailed);
     backup.off('warning', onWarning);
   };
 };

@@ -1,5 +1,6 @@
 /** What a migration is doing, told as it happens; and its live line. */
 import type { HoldfastError } from '../errors.js';
+import { ageMs, type FallBackPoint, pointText } from '../migrate/fall-back-point.js';
 import type { AnyMigration, MigrationProgress, MigrationStatus } from '../migrate/migration.js';
 import type { MigrationSettings } from '../migrate/options.js';
 import type { MigrationFinal } from '../migrate/outcome.js';
@@ -49,9 +50,19 @@ export const narrateMigration = (
       { event: 'disks-indexed', ...indexed },
     );
   };
-  const onRunsEarly = (early: RunsEarly): void => {
+  let fallback: FallBackPoint | undefined;
+  const onFallback = (point: FallBackPoint): void => {
+    fallback = point;
+    const old = ageMs(point, Date.now());
     console.tell(
-      `  it runs over there, after ${timeText(early.downtimeMs)}; ${early.pages} pages follow. If this host dies before they are there, the VM is lost`,
+      `  should this host be lost before all of its memory has come, the VM over there goes on from ${pointText(point)}, taken ${timeText(old)} ago`,
+      { event: 'fallback', ...point, ageMs: old },
+    );
+  };
+  const onRunsEarly = (early: RunsEarly): void => {
+    const then = fallback === undefined ? 'the VM is lost' : `it goes on from ${pointText(fallback)}`;
+    console.tell(
+      `  it runs over there, after ${timeText(early.downtimeMs)}; ${early.pages} pages follow. If this host dies before they are there, ${then}`,
       { event: 'runs-early', ...early },
     );
   };
@@ -70,6 +81,7 @@ export const narrateMigration = (
   migration.on('disk-copy', disks.onCopy);
   migration.on('disks-copied', disks.onCopied);
   migration.on('disks-indexed', onIndexed);
+  migration.on('fallback', onFallback);
   migration.on('round', onRound);
   migration.on('final', onFinal);
   migration.on('runs-early', onRunsEarly);
@@ -92,6 +104,7 @@ export const narrateMigration = (
     migration.off('disk-copy', disks.onCopy);
     migration.off('disks-copied', disks.onCopied);
     migration.off('disks-indexed', onIndexed);
+    migration.off('fallback', onFallback);
     migration.off('round', onRound);
     migration.off('final', onFinal);
     migration.off('runs-early', onRunsEarly);
@@ -102,7 +115,7 @@ export const narrateMigration = (
 /** Undefined: told by what follows. */
 const phaseText = (
   status: MigrationStatus,
-  { to, policy, downtimeMs, resumeEarly }: MigrationSettings,
+  { to, policy, downtimeMs, resumeEarly, fallback }: MigrationSettings,
 ): string | undefined => {
   switch (status.phase) {
     case 'connecting':
@@ -117,7 +130,7 @@ const phaseText = (
         : `no answer from ${to} (${status.reason}): the VM may run there, so it stays stopped here until it is asked again`;
     case 'protected':
       return resumeEarly === 'now'
-        ? `moving ${vmText(status)}: it stops now and runs on ${to} at once; its ${sizeText(status.vm.ramBytes)} of RAM follow. If either host dies before all of it is there, the VM is lost`
+        ? `moving ${vmText(status)}: it stops now and runs on ${to} at once; its ${sizeText(status.vm.ramBytes)} of RAM follow. If ${fallback === undefined ? 'either' : 'that'} host dies before all of it is there, the VM is lost`
         : undefined;
     case 'ended':
       return undefined;

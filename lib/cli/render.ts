@@ -2,6 +2,9 @@
 import type { DaemonView } from '../admin/client.js';
 import type { DaemonStatus } from '../admin/protocol.js';
 import type { TakeoverReport } from '../backup/backup.js';
+import type { FallBackReport } from '../backup/fall-back.js';
+import { pointText } from '../migrate/fall-back-point.js';
+import { timeText } from '../migrate/words.js';
 import { copyText, primaryDiskTexts, replicaDiskTexts } from './render-disks.js';
 import { sizeText } from './values.js';
 
@@ -9,7 +12,7 @@ import { sizeText } from './values.js';
 export const isProtected = (status: DaemonStatus): boolean =>
   status.role === 'primary'
     ? status.phase === 'protected' && status.committedEpoch > 0
-    : status.phase === 'protecting' || status.phase === 'active';
+    : status.phase === 'protecting' || (status.phase === 'active' && status.fallBack?.underWay !== true);
 
 const LABEL_WIDTH = 12;
 
@@ -141,8 +144,10 @@ const backupLines = (status: BackupView): string[] => {
             'took over',
             `epoch ${takeover.epoch} at ${new Date(takeover.resumedAtMs).toISOString()}, running ${takeover.resumeMs.toFixed(1)} ms after the decision (${takeover.reason})`,
           ),
+          ...(takeover.fellBack === undefined ? [] : [row('fell back', fellBackRow(takeover.fellBack))]),
           row('QMP', takeover.qmp),
         ]),
+    ...(status.fallBack === undefined ? [] : [row('fallback', fallBackRow(status.fallBack))]),
     ...(status.pages === undefined ? [] : [row('pages', pagesText(status.pages))]),
     ...distributionTable([
       ['receive', status.receiveMs, 'ms'],
@@ -150,6 +155,18 @@ const backupLines = (status: BackupView): string[] => {
     ]),
   ];
 };
+
+const fellBackRow = ({
+  resumedAtMs,
+  reason,
+  ...point
+}: NonNullable<NonNullable<BackupView['takeover']>['fellBack']>): string =>
+  `to ${pointText(point)} of ${point.takenAt}, at ${new Date(resumedAtMs).toISOString()} (${reason})`;
+
+const fallBackRow = ({ underWay, ...point }: NonNullable<BackupView['fallBack']>): string =>
+  underWay
+    ? `the source is lost; the VM goes on from ${pointText(point)} in a moment`
+    : `${pointText(point)}, taken ${point.takenAt}, should the source be lost`;
 
 const pagesText = ({ pages, pagesLeft, faults, faultP50Us }: NonNullable<BackupView['pages']>): string =>
   `${pagesLeft} of ${pages} still to come; ${faults} page faults, median ${(faultP50Us / 1_000).toFixed(1)} ms`;
@@ -187,6 +204,15 @@ const distributionTable = (rows: readonly DistributionRow[]): string[] => {
     ),
   ];
 };
+
+/** The same for a VM that went on from a checkpoint. */
+export const fellBackText = (report: FallBackReport): string =>
+  [
+    `the VM goes on from ${pointText(report)}, of ${report.takenAt}, ${timeText(report.totalMs)} after its source was given up; what came since then is lost`,
+    `  it runs as process ${report.pid}; its QMP socket is ${report.qmp}. Do not continue the one at the source`,
+    '  to protect it again, start a backup on another host, then run here:',
+    `    holdfast primary --qmp ${report.qmp} --backup HOST:PORT --key-file FILE`,
+  ].join('\n');
 
 /** What the operator must know after a takeover: where the VM runs, and how to protect it again. */
 export const takeoverText = (report: TakeoverReport): string =>

@@ -96,6 +96,11 @@ export const sessionMessage = z.strictObject({
    * rounds, perhaps. What is committed of it is run on the hand-over's word alone, for it may lack pages.
    */
   resumeEarly: z.enum(['auto', 'now']).optional(),
+  /**
+   * With `resumeEarly`: should the source be lost for good while pages are to come, the backup goes on from the
+   * newest checkpoint in this directory, as the backup sees it.
+   */
+  fallback: z.strictObject({ dir: z.string().startsWith('/').max(4096) }).optional(),
   /** The VM does not run at the primary, which knows no better than the backup whether it has run there. */
   standsStill: z.boolean().optional(),
   /** Absent for a VM without disks. */
@@ -115,6 +120,8 @@ export const controlMessage = z.discriminatedUnion('type', [
     journalBytes: count.optional(),
     /** Those of the session's that are here, too: their indexes. */
     pageDisks: z.array(count).max(PAGE_DISKS_MAX).optional(),
+    /** With the session's: that checkpoint fits, and is kept until nothing is to come any more. */
+    fallback: z.strictObject({ epoch: count, takenAt: text }).optional(),
   }),
   z.strictObject({
     type: z.literal('session-refused'),

@@ -22,13 +22,20 @@ import { type DiskPages, type DisksIndexed, sumDiskPages } from '../primary/page
 import { Primary, type PrimaryStatus, type RunsEarly } from '../primary/primary.js';
 import { afterRound, notConverged } from './after-round.js';
 import { downtimeParts } from './downtime-parts.js';
+import type { FallBackPoint } from './fall-back-point.js';
 import {
   asPrimarySettings,
   checkMigrationSettings,
   type MigrationSettings,
   type MigrationSettingsInput,
 } from './options.js';
-import { type EarlyMove, type MigrationFinal, type MigrationOutcome, migrationError } from './outcome.js';
+import {
+  type EarlyMove,
+  lossOf,
+  type MigrationFinal,
+  type MigrationOutcome,
+  migrationError,
+} from './outcome.js';
 import { migrationPolicy } from './policies.js';
 import type { MigrationDecision, MigrationLimits, MigrationPolicy, MigrationRound } from './policy.js';
 import { timeText } from './words.js';
@@ -84,6 +91,8 @@ export interface MigrationEvents {
   'disk-copy': [CopyProgress];
   'disks-copied': [DisksCopied];
   'disks-indexed': [DisksIndexed];
+  /** As asked: the destination would go on from this checkpoint. */
+  fallback: [FallBackPoint];
   round: [MigrationProgress];
   /** All of the VM is over there; it is about to run. */
   final: [MigrationFinal];
@@ -145,7 +154,7 @@ export class Migration extends EventEmitter<MigrationEvents> implements AnyMigra
     const { key, qmp, signal, logger, ...input } = options;
     const settings = checkMigrationSettings(input);
     signal?.throwIfAborted();
-    const { resumeEarly, earlyWaitMs } = settings;
+    const { resumeEarly, earlyWaitMs, fallback } = settings;
     const postCopy = resumeEarly !== 'never';
     const policy = migrationPolicy(settings.policy, { postCopyOffered: postCopy });
     let overheadMs = OVERHEAD_MS;
@@ -165,6 +174,7 @@ export class Migration extends EventEmitter<MigrationEvents> implements AnyMigra
         },
         resumeEarly,
         earlyWaitMs,
+        fallback,
         skipDiskPages: settings.skipDiskPages,
       },
     );
@@ -237,6 +247,7 @@ export class Migration extends EventEmitter<MigrationEvents> implements AnyMigra
       this.emit('disks-copied', copied);
     });
     primary.on('disks-indexed', (indexed) => this.emit('disks-indexed', indexed));
+    primary.on('fallback', (point) => this.emit('fallback', point));
     primary.on('prefix-ahead', (stoodStillMs) => {
       this.#firstStopMs += stoodStillMs;
     });
@@ -314,9 +325,12 @@ export class Migration extends EventEmitter<MigrationEvents> implements AnyMigra
           kind: 'stayed',
           failure: outcome.failure,
           mayRunThere: this.#primary.mayRunThere,
-          ...(this.#early === undefined && outcome.failure.code !== 'HOLDFAST_E_VM_LOST'
-            ? {}
-            : { pagesLost: true }),
+          ...lossOf({
+            failure: outcome.failure,
+            ranThere: this.#early !== undefined,
+            pagesLeft: this.#primary.servingProgress().pagesLeft,
+            fallback: this.#primary.fallback,
+          }),
         };
       case 'vm-ended':
       case 'vm-lost':

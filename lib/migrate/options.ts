@@ -1,5 +1,6 @@
 /** Options of a migration, with their defaults and limits in one place. */
 import { z } from 'zod';
+import { ConfigError } from '../errors.js';
 import {
   checkHeartbeat,
   checkSettings,
@@ -42,6 +43,11 @@ export const migrationSettings = shared.extend({
   resumeEarly: z.enum(['never', 'auto', 'now']).default('never'),
   /** For so long a cut link is waited for while memory follows; then the VM over there is ended. */
   earlyWaitMs: z.number().min(1_000).max(3_600_000).default(30_000),
+  /**
+   * With `resumeEarly`: a directory of checkpoints of the VM, as the destination sees it. Should the source be lost
+   * before all of its memory has come, the VM over there goes on from the newest one.
+   */
+  fallback: z.string().startsWith('/', 'must be an absolute path, on the destination').max(4096).optional(),
   /** A migration that has not converged by then is given up. */
   roundsMax: z.number().int().min(1).max(10_000).default(migrationLimit.roundsMax),
   timeMaxMs: z.number().min(1_000).max(86_400_000).default(migrationLimit.totalMsMax),
@@ -60,7 +66,21 @@ export type MigrationSettingsInput = z.input<typeof migrationSettings>;
 export const checkMigrationSettings = (value: unknown): MigrationSettings => {
   const settings = checkSettings(migrationSettings, value, 'migration settings');
   checkHeartbeat(settings, 'migration settings');
+  if (settings.fallback !== undefined) checkFallback(settings);
   return settings;
+};
+
+const checkFallback = ({ resumeEarly, moveDisks }: MigrationSettings): void => {
+  if (resumeEarly === 'never') {
+    throw new ConfigError('fallback: without resumeEarly nothing is lost with the source', {
+      cure: 'Leave --fallback out, or give --resume-early, too.',
+    });
+  }
+  if (moveDisks) {
+    throw new ConfigError('fallback: a VM with replicated disks (moveDisks) cannot go on from a checkpoint', {
+      cure: 'Leave --fallback out, or --resume-early.',
+    });
+  }
 };
 
 /** A migration's settings as those of the session that it is. */
@@ -73,6 +93,7 @@ export const asPrimarySettings = ({
   skipDiskPages: _skipDiskPages,
   resumeEarly: _resumeEarly,
   earlyWaitMs: _earlyWaitMs,
+  fallback: _fallback,
   ...settings
 }: MigrationSettings): Partial<PrimarySettings> & { readonly backup: string } => ({
   ...settings,

@@ -6,6 +6,7 @@ import type { Failure, Outcome } from '../primary/machine.js';
 import { describeOutcome, outcomeError } from '../primary/outcome.js';
 import type { DiskPages } from '../primary/page-disks.js';
 import type { DowntimeParts } from './downtime-parts.js';
+import { type FallBackPoint, pointText } from './fall-back-point.js';
 import { bytesText, timeText } from './words.js';
 
 /** What was sent while the VM stood still, as far as the engine tells. */
@@ -45,10 +46,37 @@ export type MigrationOutcome =
       readonly failure: Failure;
       /** The VM here is left stopped for it. */
       readonly mayRunThere: boolean;
-      /** It has run over there, before its memory was there, which was lost then. */
+      /** It has run over there before its memory was there, and that all of it came was not heard. */
       readonly pagesLost?: boolean;
+      /** Some of it has not been sent: the destination goes on from there, if its daemon and QEMU lived. */
+      readonly fallback?: FallBackPoint;
     }
   | Extract<Outcome, { kind: 'vm-ended' | 'vm-lost' | 'fenced' }>;
+
+export interface MayBeLost {
+  readonly failure: Failure;
+  /** It was heard that it ran over there before its memory was there. */
+  readonly ranThere: boolean;
+  /** Not sent yet. */
+  readonly pagesLeft: number;
+  /** As agreed on. */
+  readonly fallback: FallBackPoint | undefined;
+}
+
+/**
+ * What a migration that failed says of the VM over there. A refusal names itself where the VM is; a VM whose pages
+ * were all sent may lack none, and run on: neither goes on from a checkpoint as far as this side knows.
+ */
+export const lossOf = ({
+  failure,
+  ranThere,
+  pagesLeft,
+  fallback,
+}: MayBeLost): Pick<Extract<MigrationOutcome, { kind: 'stayed' }>, 'pagesLost' | 'fallback'> => {
+  if (failure.code === 'HOLDFAST_E_VM_LOST') return { pagesLost: true };
+  if (!ranThere) return {};
+  return { pagesLost: true, ...(fallback === undefined || pagesLeft === 0 ? {} : { fallback }) };
+};
 
 /** One line for a person. */
 export const describeMigration = (outcome: MigrationOutcome): string => {
@@ -74,8 +102,15 @@ export const describeMigration = (outcome: MigrationOutcome): string => {
   }
 };
 
-const stayedText = ({ mayRunThere, failure }: Extract<MigrationOutcome, { kind: 'stayed' }>): string => {
+const stayedText = ({
+  mayRunThere,
+  failure,
+  fallback,
+}: Extract<MigrationOutcome, { kind: 'stayed' }>): string => {
   if (!mayRunThere) return 'the VM stays here';
+  if (fallback !== undefined) {
+    return `the VM is left stopped here, for it goes on over there from ${pointText(fallback)}, if its daemon and its QEMU there lived`;
+  }
   return failure.code === 'HOLDFAST_E_VM_LOST'
     ? 'the VM is left stopped here'
     : 'the VM is left stopped here, for it may run over there';

@@ -6,7 +6,13 @@
 import { type ControlChannel, connectControl, type HostPort } from '../control/channel.js';
 import { Liveness } from '../control/liveness.js';
 import type { ControlMessage, SessionMessage } from '../control/messages.js';
-import { CancelledError, FencedError, PeerLostError, toHoldfastError } from '../errors.js';
+import {
+  CancelledError,
+  FencedError,
+  type HoldfastError,
+  PeerLostError,
+  toHoldfastError,
+} from '../errors.js';
 import type { Dial } from './dial.js';
 
 /** Reserving the replica's memory takes the backup about a second per 4 GB; then it starts QEMU. */
@@ -43,6 +49,8 @@ export class BackupLink {
   readonly journalBytes: number | undefined;
   /** Indexes of the session's page disks that it has. */
   readonly pageDisks: readonly number[];
+  /** The checkpoint from which it would go on. */
+  readonly fallback: SessionReady['fallback'];
   readonly #channel: ControlChannel;
   readonly #liveness: Liveness;
   #closed = false;
@@ -52,6 +60,7 @@ export class BackupLink {
     this.bulkPort = ready.bulkPort;
     this.journalBytes = ready.journalBytes;
     this.pageDisks = ready.pageDisks ?? [];
+    this.fallback = ready.fallback;
     const lost = (reason: string): void => {
       if (this.#closed) return;
       this.#closed = true;
@@ -81,7 +90,13 @@ export class BackupLink {
     const dialled = await options.dial?.take(signal);
     const link = dialled && (await BackupLink.#openOverDialled(dialled, options));
     if (link !== undefined) return link;
-    return await BackupLink.#openOver(await connectControl(address, key, { timeoutMs, signal }), options);
+    const channel = await connectControl(address, key, { timeoutMs, signal });
+    const end = endOf(channel);
+    try {
+      return await BackupLink.#openOver(channel, options);
+    } catch (error) {
+      throw error === end() && options.session.fallback !== undefined ? perhapsTooOld(end()!) : error;
+    }
   }
 
   /**
@@ -94,17 +109,14 @@ export class BackupLink {
     options: BackupLinkOptions,
   ): Promise<BackupLink | undefined> {
     let isHeard = false;
-    let end: Error | undefined;
     channel.once('message', () => {
       isHeard = true;
     });
-    channel.once('closed', (error) => {
-      end = error;
-    });
+    const end = endOf(channel);
     try {
       return await BackupLink.#openOver(channel, options);
     } catch (error) {
-      if (!isHeard && error === end) return undefined;
+      if (!isHeard && error === end()) return undefined;
       throw error;
     }
   }
@@ -186,6 +198,22 @@ export class BackupLink {
     await this.#channel.close();
   }
 }
+
+/** Why the channel has ended; undefined: it has not. */
+const endOf = (channel: ControlChannel): (() => HoldfastError | undefined) => {
+  let end: HoldfastError | undefined;
+  channel.once('closed', (error) => {
+    end = error;
+  });
+  return () => end;
+};
+
+/** A backup that does not know `fallback` takes the session for what the protocol does not allow, and only closes. */
+const perhapsTooOld = (end: HoldfastError): HoldfastError =>
+  new PeerLostError(`${end.message}, without an answer to --fallback`, {
+    cause: end,
+    cure: 'If Holdfast there is older than --fallback: upgrade it there, or migrate without --fallback. Otherwise its log says why.',
+  });
 
 const refusal = (message: Extract<ControlMessage, { type: 'session-refused' }>): Error =>
   message.code === 'HOLDFAST_E_FENCED'

@@ -26,6 +26,7 @@ import {
 } from '../errors.js';
 import { TMPFS_MAGIC } from '../file-systems.js';
 import { type Logger, NOTHING_LOGGED } from '../log.js';
+import { agreedPoint, type FallBackPoint } from '../migrate/fall-back-point.js';
 import { native, type PrimaryEngine, type RamMapping } from '../native.js';
 import type { FaultCost, ServeProgress } from '../native-early.js';
 import { chooseGate } from '../output/choose-gate.js';
@@ -138,6 +139,8 @@ export interface Moving {
   readonly resumeEarly: ResumeEarly;
   /** For so long either side waits for a cut link, while pages are still to come. */
   readonly earlyWaitMs: number;
+  /** Where the backup has checkpoints of it, to go on from the newest should this host be lost meanwhile. */
+  readonly fallback?: string | undefined;
   /** Pages on a disk that both hosts have are not sent. */
   readonly skipDiskPages: boolean;
 }
@@ -156,6 +159,8 @@ interface PrimaryEvents {
   round: [RoundStats];
   /** Before the first round of a migration: for so many milliseconds the VM stood still. */
   'prefix-ahead': [number];
+  /** As asked: the backup would go on from this checkpoint. */
+  fallback: [FallBackPoint];
   /** The VM runs there, and lacks so many pages of here. */
   'runs-early': [RunsEarly];
   /** The last epoch before a hand-over is with the backup. */
@@ -220,6 +225,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   #retryTimer: NodeJS.Timeout | undefined;
   #finishing: Promise<void> | undefined;
   #faultCost: FaultCost | undefined;
+  #fallback: FallBackPoint | undefined;
 
   private constructor(parts: {
     settings: PrimarySettings;
@@ -511,6 +517,11 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
     return this.#faultCost;
   }
 
+  /** From where the backup goes on should this host be lost while pages are to come, as agreed on. */
+  get fallback(): FallBackPoint | undefined {
+    return this.#fallback;
+  }
+
   /** The VM may run on the backup: this side leaves it stopped, or its output held. */
   get mayRunThere(): boolean {
     return this.#state.mustHold;
@@ -790,6 +801,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         engine: this.#engine,
         peer: { host, port, token },
         waitMs,
+        fallback: this.#fallback,
         log: this.#log,
       });
       this.#log.info({ ...this.#faultCost, ...this.#engine.serveProgress() }, 'all pages are there');
@@ -840,6 +852,7 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
         },
       });
       this.#link = link;
+      this.#agreeOnFallback(link);
       await this.#engine.connect({
         host: address.host,
         port: link.bulkPort,
@@ -867,6 +880,12 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
       const lostThere = code === 'HOLDFAST_E_VM_LOST';
       this.#dispatch({ type: lostThere ? 'lost-there' : 'connect-failed', failure: { code, message, cure } });
     }
+  }
+
+  /** @throws UnsupportedHostError */
+  #agreeOnFallback(link: BackupLink): void {
+    this.#fallback = agreedPoint(this.#moving?.fallback, link.fallback);
+    if (this.#fallback !== undefined) this.emit('fallback', this.#fallback);
   }
 
   #sessionMessage(term: number, outputHeld: boolean): SessionMessage {
@@ -1195,8 +1214,13 @@ export class Primary extends EventEmitter<PrimaryEvents> implements AsyncDisposa
   }
 }
 
-const resumeEarlyOf = (moving: Moving | undefined): Pick<SessionMessage, 'resumeEarly'> =>
-  moving === undefined || moving.resumeEarly === 'never' ? {} : { resumeEarly: moving.resumeEarly };
+const resumeEarlyOf = (moving: Moving | undefined): Pick<SessionMessage, 'resumeEarly' | 'fallback'> =>
+  moving === undefined || moving.resumeEarly === 'never'
+    ? {}
+    : {
+        resumeEarly: moving.resumeEarly,
+        ...(moving.fallback === undefined ? {} : { fallback: { dir: moving.fallback } }),
+      };
 
 /** By QEMU's engine, whose destination was not heard of after the hand-over. */
 const leftBehind = (to: string): UnsupportedVmError =>

@@ -11,6 +11,9 @@ import { join } from 'node:path';
 import { z } from 'zod';
 import { isSameProcess, type ProcessIdentity } from '../vm/process.js';
 
+const processIdentity = z.strictObject({ pid: z.number().int().positive(), startTicks: z.string() });
+const checkpoint = { dir: z.string(), epoch: z.number().int() };
+
 const record = z.strictObject({
   vmId: z.string(),
   vmName: z.string(),
@@ -18,17 +21,28 @@ const record = z.strictObject({
   /** active: runs the VM and may release output. standby: waits. superseded: must stay silent. */
   role: z.enum(['active', 'standby', 'superseded']),
   /** QEMU's process; the start time is against reuse of the id. */
-  process: z.strictObject({ pid: z.number().int().positive(), startTicks: z.string() }),
+  process: processIdentity,
   qmpPath: z.string(),
   ramPath: z.string(),
   /** Sockets of its disk servers, where a backup took it over: they may have to be told so once more. */
   disks: z.array(z.string()).optional(),
   /** A backup runs it, or ran it, before all of its memory was there: nobody has it as it was there any more. */
   lacksPages: z.boolean().optional(),
+  /** With it: what this daemon goes on from should the pages not come. Nobody does once the daemon has ended. */
+  fallsBackTo: z.strictObject({ ...checkpoint, daemon: processIdentity }).optional(),
+  /**
+   * A backup runs it, or ran it, from this checkpoint, for its source was lost before all of its memory had come.
+   * Until its memory has come from there, too, it waits for this daemon, and would for ever once that has ended.
+   */
+  fellBackTo: z.strictObject({ ...checkpoint, daemon: processIdentity.optional() }).optional(),
   /** Where QEMU's engine is moving it to: if it stands still here, it may run there. */
   movingTo: z.string().optional(),
 });
 export type VmRecord = z.infer<typeof record>;
+
+/** Its source has a copy of the VM, which must not go on without its operator's word. */
+export const outlivesItsVm = ({ lacksPages, fellBackTo }: VmRecord): boolean =>
+  lacksPages === true || fellBackTo !== undefined;
 
 export class VmRecords {
   readonly #directory: string;
@@ -40,17 +54,17 @@ export class VmRecords {
     this.#writer = writer;
   }
 
-  /** A record that lacks pages is on the disk when this settles, should the directory lie on one. */
+  /** A record that keeps a source from going on is on the disk when this settles, should the directory lie on one. */
   async write(value: VmRecord): Promise<void> {
     await mkdir(this.#directory, { recursive: true, mode: 0o700 });
     const path = this.#path(value.vmId);
     const temporary = `${path}.${process.pid}`;
     await writeFile(temporary, `${JSON.stringify(value, null, 2)}\n`, {
       mode: 0o600,
-      flush: value.lacksPages === true,
+      flush: outlivesItsVm(value),
     });
     await rename(temporary, path); // a reader sees the old record or the new one
-    if (value.lacksPages === true) await sync(this.#directory);
+    if (outlivesItsVm(value)) await sync(this.#directory);
   }
 
   async read(vmId: string): Promise<VmRecord | undefined> {

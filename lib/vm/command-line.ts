@@ -232,6 +232,10 @@ export const forPrimary = (argv: readonly string[], options: PrimaryCommandOptio
   return { argv: renderArguments([...result, monitor(options.qmpPath)]), ram };
 };
 
+/** As it is to be started again: one that has been loaded runs, though its command line says that it waits. */
+export const withoutIncoming = (argv: readonly string[]): string[] =>
+  renderArguments(parseArguments(argv).filter(({ name }) => name !== 'incoming'));
+
 const monitor = (path: string): CommandOption => ({
   name: 'qmp',
   value: renderList([

@@ -11,6 +11,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { open, readFile, stat, unlink } from 'node:fs/promises';
 import { createConnection } from 'node:net';
+import { setTimeout as delay } from 'node:timers/promises';
 import { CancelledError, ConfigError, QmpConnectionError, VmGoneError } from '../errors.js';
 import type { NativeBinding } from '../native.js';
 import { QmpClient } from '../qmp/client.js';
@@ -265,13 +266,35 @@ export const quitVm = async (
 /** SIGKILL, if it is still that process, and waits until it has ended. */
 export const killVm = async (identity: ProcessIdentity, timeoutMs = 5000): Promise<void> => {
   await signalProcess(identity, 'SIGKILL');
-  if (!(await endsWithin(identity, timeoutMs))) {
-    throw new VmGoneError(`process ${identity.pid} does not end, even by SIGKILL`, {
-      cure: 'It is stuck in the kernel (state D); look at the storage or device it waits for.',
-      details: { pid: identity.pid },
-    });
-  }
+  if (!(await endsWithin(identity, timeoutMs))) throw doesNotEnd(identity);
 };
+
+/** For a VM's memory to be given back: what is not huge pages takes the kernel a tenth of that, or less. */
+const REAP_BASE_MS = 10_000;
+const REAP_BYTES_PER_MS = 4 * 2 ** 20;
+
+/**
+ * As killVm(), for a VM that this process has started, and settles when all that it held is free: its memory, files,
+ * sockets and taps. A process counts as ended (isAlive) before its last thread has given them back.
+ */
+export const reapVm = async (
+  { identity, exited }: Pick<LaunchedVm, 'identity' | 'exited'>,
+  ramBytes: number,
+): Promise<void> => {
+  await signalProcess(identity, 'SIGKILL');
+  const limit = new AbortController();
+  const limitMs = REAP_BASE_MS + ramBytes / REAP_BYTES_PER_MS;
+  const overdue = delay(limitMs, true, { signal: limit.signal }).catch(() => false);
+  const isOverdue = await Promise.race([exited.then(() => false), overdue]);
+  limit.abort();
+  if (isOverdue) throw doesNotEnd(identity);
+};
+
+const doesNotEnd = ({ pid }: ProcessIdentity): VmGoneError =>
+  new VmGoneError(`process ${pid} does not end, even by SIGKILL`, {
+    cure: 'It is stuck in the kernel (state D); look at the storage or device it waits for.',
+    details: { pid },
+  });
 
 const endsWithin = async (
   identity: ProcessIdentity,

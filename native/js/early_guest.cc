@@ -103,6 +103,10 @@ class EarlyGuestCore : public Core {
     return {};
   }
 
+  void Stop() {
+    if (const auto held = guest()) held->Stop();
+  }
+
   Status Release() {
     const auto held = guest();
     return held == nullptr ? Status() : held->Release();
@@ -135,6 +139,7 @@ Napi::Function EarlyGuestObject::Define(Napi::Env env) {
                      {
                          InstanceMethod("start", &EarlyGuestObject::Start),
                          InstanceMethod("stats", &EarlyGuestObject::Stats),
+                         InstanceMethod("stop", &EarlyGuestObject::Stop),
                          InstanceMethod("release", &EarlyGuestObject::Release),
                          InstanceMethod("close", &EarlyGuestObject::Close),
                      });
@@ -176,6 +181,13 @@ Napi::Value EarlyGuestObject::Start(const Napi::CallbackInfo& info) {
 Napi::Value EarlyGuestObject::Stats(const Napi::CallbackInfo& info) {
   const auto guest = core_->guest();
   return ToObject(info.Env(), guest == nullptr ? FaultServer::Stats() : guest->stats());
+}
+
+Napi::Value EarlyGuestObject::Stop(const Napi::CallbackInfo& info) {
+  return core_->Submit(info.Env(), Value(), [core = core_.get()]() -> Result<js::Value> {
+    core->Stop();
+    return FromStatus(Status());
+  });
 }
 
 Napi::Value EarlyGuestObject::Release(const Napi::CallbackInfo& info) {

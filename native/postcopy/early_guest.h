@@ -38,6 +38,10 @@ class EarlyGuest {
   FaultServer::Stats stats() const { return server_->stats(); }
   double inject_ms() const { return userfault_->inject_ms(); }
 
+  // Serves no more: what stats() say is final, and the guest waits for what it
+  // lacks. Release, if that is nothing, lets it go on. Idempotent.
+  void Stop() { server_->Stop(); }
+
   // Serves no more, and leaves no trace in QEMU. A page that is still lacking
   // would read as zeros: only once all are there, or when the VM is to end.
   Status Release();

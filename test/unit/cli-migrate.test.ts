@@ -36,8 +36,9 @@ describe('02 engines', () => {
     const both = await settingsOf(...to, ...own, '--engine', 'qemu');
     expect(() => checkEngine(both)).toThrow(ConfigError);
     expect(() => checkEngine(both)).toThrow('nothing of --sender, --streams, --move-disks');
-    const spared = await settingsOf(...to, '--engine', 'qemu', '--skip-disk-pages', '--resume-early');
-    expect(() => checkEngine(spared)).toThrow('nothing of --resume-early, --skip-disk-pages');
+    const early = ['--skip-disk-pages', '--resume-early', '--fallback', '/ckpt'];
+    const spared = await settingsOf(...to, '--engine', 'qemu', ...early);
+    expect(() => checkEngine(spared)).toThrow('nothing of --resume-early, --fallback, --skip-disk-pages');
   });
 
   it('of QEMU moves no disk that is written to', () => {

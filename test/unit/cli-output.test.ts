@@ -25,6 +25,8 @@ const primaryStatus: DaemonStatus = {
   distributions: { pauseMs: { p50: 3.14, p99: 5, max: 6 }, dirtyPages: { p50: 512, p99: 600, max: 700 } },
 };
 
+const point = { dir: '/ckpt', epoch: 3, takenAt: '2026-11-22T01:00:00.000Z' };
+
 const backupStatus: DaemonStatus = {
   role: 'backup',
   name: 'backup',
@@ -95,6 +97,9 @@ describe('status', () => {
     }
     expect(isProtected({ ...backupStatus, phase: 'protecting' })).toBe(true);
     expect(isProtected({ ...backupStatus, phase: 'active' })).toBe(true);
+    expect(isProtected({ ...backupStatus, phase: 'active', fallBack: { ...point, underWay: true } })).toBe(
+      false,
+    );
     for (const phase of ['idle', 'preparing', 'syncing', 'grace', 'taking-over', 'ended']) {
       expect(isProtected({ ...backupStatus, phase })).toBe(false);
     }
@@ -110,6 +115,8 @@ describe('status', () => {
     expect(text).not.toContain('sender'); // a daemon of before
     expect(daemonText({ name: 'x', error: new NoDaemonError('gone') })).toContain('gone');
     expect(daemonText({ name: 'backup', status: backupStatus })).toMatch(/^backup {2}backup {2}idle\n/);
+    const falling = { ...backupStatus, fallBack: { ...point, underWay: true } };
+    expect(daemonText({ name: 'backup', status: falling })).toContain('goes on from checkpoint 3 of /ckpt');
   });
 
   it('says that a VM stands still, and why, if QEMU has stopped it', () => {

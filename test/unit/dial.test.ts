@@ -43,9 +43,10 @@ describe('a session over a connection that was made ahead', () => {
     return { dialled, there: await accepting };
   };
 
-  const open = (dialled: Dial): Promise<BackupLink> =>
+  const open = (dialled?: Dial, asked: Partial<SessionMessage> = {}): Promise<BackupLink> =>
     BackupLink.open({
-      ...{ address: { host: HOST, port: backup.port }, key: KEY, dial: dialled, session },
+      ...{ address: { host: HOST, port: backup.port }, key: KEY, dial: dialled },
+      session: { ...session, ...asked },
       ...{ connectTimeoutMs: 5_000, signal: AbortSignal.timeout(30_000) },
       ...{ onMessage: () => {}, onLost: () => {} },
     });
@@ -86,6 +87,32 @@ describe('a session over a connection that was made ahead', () => {
     backup.once('channel', (channel: ControlChannel) => void channel.close());
     await expect(open(dialled)).rejects.toThrow(PeerLostError);
     expect(channels).toHaveLength(2);
+  });
+
+  it('that asks for a fallback, and is not answered: the peer may know nothing of it', async () => {
+    backup.on('channel', (channel: ControlChannel) => void channel.close());
+    const fallback = { dir: '/ckpt' };
+    await expect(open(undefined, { fallback })).rejects.toMatchObject({
+      code: 'HOLDFAST_E_PEER_LOST',
+      message: expect.stringMatching(/^control connection: .*, without an answer to --fallback$/),
+      cure: expect.stringContaining('upgrade it there, or migrate without --fallback'),
+    });
+    await expect(open()).rejects.toMatchObject({ message: expect.not.stringContaining('--fallback') });
+  });
+
+  it('that is refused says what the refusal says, with a fallback, too', async () => {
+    const accepting = accepted();
+    const opening = open(undefined, { fallback: { dir: '/ckpt' } });
+    const there = await accepting;
+    await heardBy(there);
+    there.send({
+      type: 'session-refused',
+      code: 'HOLDFAST_E_UNSUPPORTED',
+      message: 'no',
+      cure: 'Take another.',
+    });
+    void there.close();
+    await expect(opening).rejects.toMatchObject({ code: 'HOLDFAST_E_UNSUPPORTED', cure: 'Take another.' });
   });
 
   it('is over when its peer goes after it was heard', async () => {

@@ -169,6 +169,16 @@ describe('what is told', () => {
     ]);
   });
 
+  it('from where it goes on should this host be lost', () => {
+    const { lines, say } = narrated(false);
+    say('fallback', { dir: '/ckpt', epoch: 3, takenAt: new Date(Date.now() - 120_000).toISOString() });
+    say('runs-early', { term: 2, downtimeMs: 50, pages: 900 });
+    expect(lines.slice(1)).toEqual([
+      '  should this host be lost before all of its memory has come, the VM over there goes on from checkpoint 3 of /ckpt, taken 120 s ago\n',
+      '  it runs over there, after 50 ms; 900 pages follow. If this host dies before they are there, it goes on from checkpoint 3 of /ckpt\n',
+    ]);
+  });
+
   it('as JSON, with all figures', () => {
     const { lines, say, end } = narrated(true);
     say('round', progress);

@@ -15,13 +15,13 @@ const lost = (): Error => Object.assign(new Error('peer closed it'), { code: 'HO
 /** Each attempt is one of these: it fails before or after pages were asked for, or ends it. */
 type Attempt = 'refused' | 'cut' | 'served' | 'cancelled';
 
-const engineOf = (attempts: readonly Attempt[], last: Attempt = 'refused') => {
+const engineOf = (attempts: readonly Attempt[], last: Attempt = 'refused', pagesLeft = 5) => {
   let made = 0;
   let connections = 0;
   return {
     made: () => made,
     serveProgress: () => ({
-      ...{ pages: 10, pagesLeft: 5, demandedPages: 0, backgroundPages: 5, zeroPages: 0, bytes: 0 },
+      ...{ pages: 10, pagesLeft, demandedPages: 0, backgroundPages: 5, zeroPages: 0, bytes: 0 },
       connections,
     }),
     servePages: async (): Promise<FaultCost> => {
@@ -53,6 +53,26 @@ describe('the source', () => {
     expect(engine.made()).toBeGreaterThan(2);
   });
 
+  const fallback = { dir: '/ckpt', epoch: 3, takenAt: '2026-11-22T01:00:00.000Z' };
+  const cureOf = async (pagesLeft: number, point: typeof fallback | undefined): Promise<unknown> => {
+    const engine = engineOf([], 'refused', pagesLeft);
+    const ended = servePages({ engine, peer, waitMs: 0, fallback: point, log: NOTHING_LOGGED });
+    return await ended.catch(({ cure }: PeerLostError) => cure);
+  };
+
+  it('says so where the destination goes on from a checkpoint, if enough of it lived', async () => {
+    expect(await cureOf(5, fallback)).toMatch(
+      /^If its daemon and its QEMU there lived, the VM goes on there from checkpoint 3 of \/ckpt: the QEMU here must not be continued beside it\. Look at `holdfast status` there first/,
+    );
+  });
+
+  it('says that it may run there, one way or the other, where all was sent', async () => {
+    expect(await cureOf(0, undefined)).toMatch(/^The VM may run there for good: look at .* first/);
+    expect(await cureOf(0, fallback)).toMatch(
+      /^The VM may run there for good, or from checkpoint 3 of \/ckpt .*: look at `holdfast status`/,
+    );
+  });
+
   it('counts from the last connection that came about', async () => {
     const engine = engineOf(['cut', 'refused', 'cut', 'refused', 'cut', 'served']);
     expect(await serve(engine, 250)).toEqual(cost);
@@ -66,6 +86,7 @@ describe('the source', () => {
 /** A data plane whose events the test tells. */
 const fakeGuest = () => {
   const calls: string[] = [];
+  let pagesLeft = 4;
   let tell: (event: EarlyGuestEvent) => void = () => {};
   class EarlyGuest {
     constructor(options: EarlyGuestOptions) {
@@ -77,9 +98,10 @@ const fakeGuest = () => {
       return { injectMs: 0.2 };
     };
     stats = () => ({
-      ...{ listed: true, pages: 9, pagesLeft: 4, demandedPages: 0, backgroundPages: 5, zeroPages: 0 },
+      ...{ listed: true, pages: 9, pagesLeft, demandedPages: 0, backgroundPages: 5, zeroPages: 0 },
       ...{ faults: 0, waitingFaults: 0, faultP50Us: 0, faultP99Us: 0, faultMaxUs: 0 },
     });
+    stop = async () => void calls.push('stop');
     release = async () => void calls.push('release');
     close = async () => void calls.push('close');
   }
@@ -89,7 +111,14 @@ const fakeGuest = () => {
       ...{ deleted: false, shared: true, pageSize: 4096 },
     },
   ];
-  return { calls, tell: (event: EarlyGuestEvent) => tell(event), binding: { EarlyGuest, findRamMappings } };
+  return {
+    calls,
+    tell: (event: EarlyGuestEvent) => tell(event),
+    left: (pages: number) => {
+      pagesLeft = pages;
+    },
+    binding: { EarlyGuest, findRamMappings },
+  };
 };
 
 describe('the destination', () => {
@@ -157,14 +186,31 @@ describe('the destination', () => {
     await resume.close();
   });
 
-  it('says what is missing when the source does not come back', async () => {
+  it('ends no VM that got its last page when its source was about to be given up', async () => {
+    const { calls, tell, left, resume } = await begun(30);
+    tell(gone);
+    left(0);
+    await resume.ended;
+    expect(calls.slice(-2)).toEqual(['stop', 'release']);
+    await resume.close();
+  });
+
+  it('is over for whoever waits when it is closed', async () => {
     const { tell, resume } = await begun(30);
+    tell(gone);
+    await resume.close();
+    await expect(resume.ended).rejects.toThrow(CancelledError);
+  });
+
+  it('says what is missing when the source does not come back, and has nothing come any more', async () => {
+    const { calls, tell, resume } = await begun(30);
     tell(gone);
     await expect(resume.ended).rejects.toMatchObject({
       code: 'HOLDFAST_E_PEER_LOST',
       message:
         'the source of the VM was lost, and not back within 30 ms (peer closed it): 4 of its pages are missing',
     });
+    expect(calls.at(-1)).toBe('stop');
     await resume.close();
   });
 });

@@ -12,6 +12,7 @@ import {
   parseSize,
   renderArguments,
   renderList,
+  withoutIncoming,
 } from '../../lib/vm/command-line.js';
 
 const words = (line: string): string[] => line.split(' ');
@@ -158,6 +159,14 @@ describe('02 for the primary', () => {
 });
 
 describe('03 for the standby', () => {
+  test('one that was a standby itself is started again as it ran', () => {
+    const ran = ['-m', '1G', '-incoming', 'defer', '-S'];
+    expect(withoutIncoming(ran)).toEqual(['-m', '1G', '-S']);
+    const paths = { ramPath: '/dev/shm/ram', qmpPath: '/run/qmp.sock' };
+    expect(() => forPrimary(ran, paths)).toThrow('-incoming');
+    expect(forPrimary(withoutIncoming(ran), paths).ram.sizeBytes).toBe(2 ** 30);
+  });
+
   const standby = { ramPath: '/dev/shm/replica', qmpPath: '/run/hf.qmp', machineType: 'pc-q35-7.2' };
   const ram = '-object memory-backend-file,id=ram,size=64M,mem-path=/dev/shm/vm.ram,share=on';
   const replica = '-object memory-backend-file,id=ram,size=64M,mem-path=/dev/shm/replica,share=on';
