@@ -22,10 +22,12 @@ export class CaseFilter implements WantedCases {
 
   wants(name: string): boolean {
     this.#offered.add(name);
-    if (this.names === undefined) return true;
-    const matching = this.#patterns.filter(({ matches }) => matches.test(name));
-    for (const { name: used } of matching) this.#used.add(used);
-    return matching.length > 0;
+    return this.names === undefined || this.#matches(name, '');
+  }
+
+  wantsNamed(name: string, family: string): boolean {
+    this.#offered.add(name);
+    return this.#matches(name, family);
   }
 
   /** What was asked for and does not exist: a misspelt name must not look like an empty result. */
@@ -36,5 +38,14 @@ export class CaseFilter implements WantedCases {
   /** Every case the suite has. */
   get offered(): readonly string[] {
     return [...this.#offered];
+  }
+
+  /** Any of those asked for that begin so. */
+  #matches(name: string, begin: string): boolean {
+    const matching = this.#patterns.filter(
+      ({ name: asked, matches }) => asked.startsWith(begin) && matches.test(name),
+    );
+    for (const { name: used } of matching) this.#used.add(used);
+    return matching.length > 0;
   }
 }

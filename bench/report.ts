@@ -25,6 +25,11 @@ export type Progress = (text: string) => void;
 /** Which cases of a suite are wanted; see `CaseFilter`. */
 export interface WantedCases {
   wants(name: string): boolean;
+  /**
+   * Of a case that takes so long that nobody runs it by the way: only where --only names its family, as
+   * `linpack-3000-whole-*` does and `linpack-*` does not.
+   */
+  wantsNamed(name: string, family: string): boolean;
 }
 
 /** Measures; `wanted` is asked once for every case, before anything is set up for it. */

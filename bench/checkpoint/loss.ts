@@ -4,24 +4,19 @@
  * detaching are outside of that: nothing is written then.
  */
 import { Checkpointing, type CheckpointReport } from '../../lib/checkpoint/checkpointing.js';
-import { percentile } from '../../lib/stats.js';
 import { runDirOf } from '../../test/lab/daemons.js';
 import { Lab } from '../../test/lab/lab.js';
 import { measureRates, startComputing, type WorkMeter } from '../epoch/work.js';
 import type { BenchResult, Progress } from '../report.js';
 import { startIdleGuest } from './idle-guest.js';
 import type { CheckpointPlan, LossSize } from './plan.js';
+import { spreads } from './spreads.js';
 
 const PAGES_PER_S = 2_000;
 const WORKING_SET_PAGES = 5_120;
 const WARM_UP_MS = 1_000;
 
-interface Written {
-  /** Of the work in as much time without a checkpoint. */
-  readonly lostPercent: number;
-  readonly totalMs: number;
-  readonly writtenBytes: number;
-}
+type Written = Readonly<Record<'lostPercent' | 'totalMs' | 'writtenBytes', number>>;
 
 interface Taken {
   readonly report: CheckpointReport;
@@ -48,6 +43,7 @@ const takeTurns = async (
   for (let turn = 1; turn <= turns; turn += 1) {
     const { report, rate: during } = await take();
     const after = await rate();
+    // Of the work in as much time without a checkpoint.
     const lostPercent = 100 * (1 - during / ((before + after) / 2));
     written.push({ lostPercent, totalMs: report.totalMs, writtenBytes: report.bytes });
     before = after;
@@ -68,16 +64,7 @@ export const measureLoss = async (
   await measureRates(meter, 1, WARM_UP_MS);
   const options = { qmp: guest.qmpPath, dir: lab.path('lossy'), keep: 2, runDir: runDirOf(lab, 'a') };
   const result = (kind: 'full' | 'increment', turns: readonly Written[]): BenchResult => {
-    const spread = (name: keyof Written): Record<string, number> => {
-      const values = turns.map((turn) => turn[name]);
-      return { [`${name}P50`]: percentile(values, 50), [`${name}Max`]: percentile(values, 100) };
-    };
-    const metrics = {
-      turns: turns.length,
-      ...spread('lostPercent'),
-      ...spread('totalMs'),
-      ...spread('writtenBytes'),
-    };
+    const metrics = { turns: turns.length, ...spreads(turns) };
     progress(`loss-${kind}: ${JSON.stringify(metrics)}`);
     return { name: `loss-${kind}`, params: { ...load, ramMb, accelerator: 'tcg' }, metrics };
   };

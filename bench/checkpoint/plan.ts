@@ -8,6 +8,8 @@ export interface Workload {
   readonly command: string;
   /** It is not brought to its end: what it takes alone is not known. */
   readonly isCutOff?: true;
+  /** It takes so long that it is run only where --only names it. */
+  readonly isOnlyIfNamed?: true;
   /** In the guest, beside it: ends when the checkpoint is to be taken. Default: at once. */
   readonly until?: string;
   readonly methods: readonly Method[];
@@ -33,19 +35,31 @@ export const checkpointsOf: Readonly<Record<Method, number>> = {
   savevm: 1,
 };
 
-const linpack = (order: number, rounds: number, of: readonly Method[] = methods): Workload => ({
+const linpack = (order: number, rounds: number): Workload => ({
   name: `linpack-${order}`,
   params: { workload: 'LINPACK', order, rounds },
   command: `linpack --order ${order} --rounds ${rounds}`,
-  methods: of,
+  methods,
 });
 
-/** Its matrix, of 72 MB, is there after a few seconds; that it was ended is no failure. */
+/** Until the matrix of one of order 3000, of 72 MB, is there. */
+const UNTIL_MATRIX = 'sleep 5';
+
+/** To its end, as in the thesis: a quarter of an hour on an emulated CPU, for each of the methods and alone twice. */
+const linpackWhole = (order: number, rounds: number): Workload => ({
+  ...linpack(order, rounds),
+  name: `linpack-${order}-whole`,
+  until: UNTIL_MATRIX,
+  isOnlyIfNamed: true,
+  methods: ['alone', 'capture-one', 'handoff-one'],
+});
+
+/** That it was ended is no failure. */
 const linpackCutOff = (order: number, seconds: number): Workload => ({
   name: `linpack-${order}`,
   params: { workload: `LINPACK, ${seconds} s of it`, order },
   command: `timeout ${seconds} linpack --order ${order} --rounds 1; [ $? -eq 143 ]`,
-  until: 'sleep 5',
+  until: UNTIL_MATRIX,
   isCutOff: true,
   methods: methods.filter((method) => method !== 'alone' && !method.endsWith('two')),
 });
@@ -53,14 +67,14 @@ const linpackCutOff = (order: number, seconds: number): Workload => ({
 const BONNIE_LOG = '/run/bonnie.log';
 
 /** bonnie++ wants a file larger than the memory it is told of; it writes first, and reads what the disk has. */
-const bonnie = (mebibytes: number, during: 'write' | 'read', of: readonly Method[] = methods): Workload => ({
+const bonnie = (mebibytes: number, during: 'write' | 'read'): Workload => ({
   name: `bonnie-${during}`,
   params: { workload: `bonnie++, checkpoint while it ${during}s`, mebibytes },
   command: `bonnie++ -f -n 0 -u 0:0 -s ${mebibytes} -r ${mebibytes / 2} -d /mnt 2> ${BONNIE_LOG}`,
   until: `until grep -q '^${during === 'read' ? 'Reading' : 'Writing'}' ${BONNIE_LOG}; do usleep 50000; done${
     during === 'read' ? '; echo 3 > /proc/sys/vm/drop_caches' : ''
   }`,
-  methods: of,
+  methods,
 });
 
 /** How often each way of standing still is timed, on one guest that writes memory. */
@@ -91,21 +105,18 @@ export interface CheckpointPlan {
 
 export const caseName = (workload: Workload, method: Method): string => `${workload.name}-${method}`;
 
-/** As in the thesis: where it has two in a row, so has the hand-off. */
-const WITHOUT_CAPTURE_TWO = methods.filter((method) => method !== 'capture-two');
-const ONCE = methods.filter((method) => !method.endsWith('two'));
-
 /**
- * The thesis's orders and sizes. LINPACK of order 3000 would take five minutes a round on an emulated CPU, some
- * forty for all: its checkpoints are taken while it computes, and then it is ended.
+ * The thesis's orders and sizes. LINPACK of order 3000 takes five minutes a round on an emulated CPU: its checkpoints
+ * are taken while it computes, and then it is ended, unless the whole of it is asked for.
  */
 const full = {
   workloads: [
     linpack(500, 3),
-    linpack(1000, 3, ONCE),
+    linpack(1000, 3),
     linpackCutOff(3000, 20),
-    bonnie(350, 'write', WITHOUT_CAPTURE_TWO),
-    bonnie(350, 'read', WITHOUT_CAPTURE_TWO),
+    linpackWhole(3000, 3),
+    bonnie(350, 'write'),
+    bonnie(350, 'read'),
   ],
   pauses: {
     increments: 20,
@@ -140,7 +151,10 @@ export const checkpointPlan = (smoke: boolean, wanted: WantedCases): CheckpointP
   const { workloads, pauses, loss, ...size } = smoke ? smokeSize : full;
   const methodsOf = new Map<Workload, readonly Method[]>();
   for (const workload of workloads) {
-    const asked = workload.methods.filter((method) => wanted.wants(caseName(workload, method)));
+    const asked = workload.methods.filter((method) => {
+      const name = caseName(workload, method);
+      return workload.isOnlyIfNamed ? wanted.wantsNamed(name, workload.name) : wanted.wants(name);
+    });
     const others = asked.filter((method) => method !== 'alone');
     if (asked.length > 0) methodsOf.set(workload, workload.isCutOff ? others : ['alone', ...others]);
   }

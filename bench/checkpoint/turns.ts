@@ -7,27 +7,28 @@ import { repositoryRoot } from '../../test/lab/guest.js';
 import { guestOutput } from '../../test/lab/guest-shell.js';
 import { Lab } from '../../test/lab/lab.js';
 import { eventMs } from '../event-time.js';
+import { nodeFlags } from '../pair.js';
 import type { BenchResult, Progress } from '../report.js';
 import { startIdleGuest } from './idle-guest.js';
+import { jsonLinesOf } from './json-lines.js';
 import { type CheckpointPlan, caseName, checkpointsOf, type Method, type Workload } from './plan.js';
 import type { RoleOptions } from './role.js';
+import type { Figures } from './spreads.js';
 
 /** LINPACK of order 3000 on an emulated CPU takes a while. */
 const WORKLOAD_TIMEOUT_MS = 3 * 3_600_000;
 const SAVEVM_TIMEOUT_MS = 3_600_000;
 
-type Metrics = Readonly<Record<string, number>>;
-
 interface Turn {
   readonly workloadS: number;
   /** Seconds and milliseconds, of each checkpoint. */
-  readonly checkpoints: readonly Metrics[];
+  readonly checkpoints: readonly Figures[];
 }
 
 const PHASES = ['all', 'saveState', 'copyFile', 'commit', 'migrate'] as const;
 
 /** Each phase as a share of the run that nobody disturbs. */
-const sharesOf = (metrics: Metrics, aloneS: number): Metrics =>
+const sharesOf = (metrics: Figures, aloneS: number): Figures =>
   Object.fromEntries(
     PHASES.flatMap((phase) => {
       const seconds = metrics[`${phase}S`];
@@ -53,7 +54,7 @@ export const measureTurns = async (plan: CheckpointPlan, progress: Progress): Pr
     const aloneS = turns.get('alone')?.workloadS ?? Number.NaN;
     for (const [method, { workloadS, checkpoints }] of turns) {
       const params = { ...workload.params, method, ramMb: plan.ramMb };
-      const whole: Metrics = workload.isCutOff ? {} : { workloadS, workloadVsAlone: workloadS / aloneS };
+      const whole: Figures = workload.isCutOff ? {} : { workloadS, workloadVsAlone: workloadS / aloneS };
       if (checkpoints.length === 0) {
         results.push({ name: caseName(workload, method), params, metrics: whole });
       }
@@ -104,7 +105,7 @@ const takeCheckpoints = async (
   lab: Lab,
   qmp: string,
   method: Exclude<Method, 'alone' | 'savevm'>,
-): Promise<Metrics[]> =>
+): Promise<Figures[]> =>
   (
     await runRole(lab, {
       method: method.startsWith('capture') ? 'capture' : 'handoff',
@@ -112,25 +113,23 @@ const takeCheckpoints = async (
       qmp,
       dir: lab.path('checkpoints'),
     })
-  ).map(({ stoppedMs = Number.NaN, prefixMs = 0, writtenBytes = Number.NaN, ...phases }) => ({
+  ).map(({ stoppedMs = Number.NaN, prefixMs, writtenBytes = Number.NaN, ...phases }) => ({
     ...Object.fromEntries(Object.entries(phases).map(([name, ms]) => [name.replace(/Ms$/, 'S'), ms / 1e3])),
-    ...{ stoppedMs, prefixMs, writtenBytes },
+    ...{ stoppedMs, ...(prefixMs === undefined ? {} : { prefixMs }), writtenBytes },
   }));
 
-export const runRole = async (lab: Lab, options: Omit<RoleOptions, 'runDir'>): Promise<Metrics[]> => {
+export const runRole = async (lab: Lab, options: Omit<RoleOptions, 'runDir'>): Promise<Figures[]> => {
   const script = join(repositoryRoot(), 'dist/bench/checkpoint/role.js');
   const given: RoleOptions = { ...options, runDir: runDirOf(lab, 'a') };
-  const { stdout } = await lab
-    .host('a')
-    .exec(process.execPath, [script, JSON.stringify(given)], { timeoutMs: WORKLOAD_TIMEOUT_MS });
-  return stdout
-    .trim()
-    .split('\n')
-    .map((line) => JSON.parse(line) as Metrics);
+  return jsonLinesOf(
+    await lab.host('a').exec(process.execPath, [...nodeFlags, script, JSON.stringify(given)], {
+      timeoutMs: WORKLOAD_TIMEOUT_MS,
+    }),
+  );
 };
 
 /** Of stock QEMU: the VM stands still for all of it. By its own time stamps, as all pauses. */
-const saveVm = async (qmpPath: string): Promise<Metrics> => {
+const saveVm = async (qmpPath: string): Promise<Figures> => {
   await using qmp = await QmpClient.connect(qmpPath);
   let [stopMs, resumeMs] = [Number.NaN, Number.NaN];
   qmp.on('STOP', (event) => {

@@ -3,16 +3,21 @@ import type { BenchResult } from '../report.js';
 import { barChart, present } from './chart.js';
 import type { SuiteFigures } from './suites.js';
 import { presentTables, tableOfAny } from './table.js';
+import { isPhase, phaseTables } from './thesis-phases.js';
 
-const isPublished = ({ params }: BenchResult): boolean => params.source === 'published';
 const isUnderWorkload = ({ params }: BenchResult): boolean => 'workload' in params;
 const isPause = ({ name }: BenchResult): boolean => name.startsWith('pause-') || name === 'restore';
 const isLoss = ({ name }: BenchResult): boolean => name.startsWith('loss-');
 
+const withoutPhases = ({ metrics, ...result }: BenchResult): BenchResult => ({
+  ...result,
+  metrics: Object.fromEntries(Object.entries(metrics).filter(([name]) => !isPhase(name))),
+});
+
 export const checkpointFigures: SuiteFigures = {
   title: 'Checkpoints to disk: capture, hand-off and savevm',
   about:
-    'The experiments of the Thai thesis on KVM checkpointing. A Linux guest on TCG with a disk computes (LINPACK) or works on its disk (bonnie++): alone, with one checkpoint or two in a row by capture, by hand-off, which is the thesis’s method, and with one `savevm` of stock QEMU. Its disk is a qcow2, as `savevm` needs, and all the others’ are raw, also alone: what its workload takes longer contains what qcow2 costs. LINPACK of order 3000, of which an emulated CPU takes five minutes for a round, is ended after 20 s: its checkpoints are timed, its own time is not. The workload’s time is from its begin to its end, with the checkpoints in it. How long the VM stands still is by capture its pause, by hand-off the phase of migrating, of `savevm` from QEMU’s STOP to its RESUME event; before the first pause of a run comes a short stop of its own, for QEMU’s ROMs. The phases of a capture: saving state is all rounds of memory and the devices; nothing migrates.',
+    'The experiments of the Thai thesis on KVM checkpointing. A Linux guest on TCG with a disk computes (LINPACK) or works on its disk (bonnie++): alone, with one checkpoint or two in a row by capture, by hand-off, which is the thesis’s method, and with one `savevm` of stock QEMU. Its disk is a qcow2, as `savevm` needs, and all the others’ are raw, also alone: what its workload takes longer contains what qcow2 costs. LINPACK of order 3000, of which an emulated CPU takes five minutes for a round, is ended after 20 s: its checkpoints are timed, its own time is not; `--only linpack-3000-whole-*` brings it to its end, three rounds, in an hour or more. The workload’s time is from its begin to its end, with the checkpoints in it. How long the VM stands still is by capture its pause, by hand-off the phase of migrating, of `savevm` from QEMU’s STOP to its RESUME event; a hand-off has a short stop of its own before, for QEMU’s ROMs. The phases of a capture: saving state is all rounds of memory and the devices; nothing migrates.',
   charts: (report) =>
     present([
       barChart(report, {
@@ -34,7 +39,10 @@ export const checkpointFigures: SuiteFigures = {
       where: (result: BenchResult) => boolean,
       note: string,
       casesAsColumns = false,
-    ) => tableOfAny(report, report.results.filter(where), { title, note, casesAsColumns });
+    ) => {
+      const results = report.results.filter(where).map(withoutPhases);
+      return tableOfAny(report, results, { title, note, casesAsColumns });
+    };
     return presentTables([
       table(
         'Pauses, and restoring',
@@ -48,16 +56,8 @@ export const checkpointFigures: SuiteFigures = {
         'Work lost while it is written, against the windows before and after it; attaching and detaching are not in it. The guest has no disk: no image is copied, no overlay committed.',
         true,
       ),
-      table(
-        'Workloads and their checkpoints',
-        isUnderWorkload,
-        'Shares are of the time that the workload takes alone.',
-      ),
-      table(
-        'The thesis’s averages',
-        isPublished,
-        'Of another machine: what can be compared is each phase as a share of the workload.',
-      ),
+      table('Workloads and their checkpoints', isUnderWorkload, 'The phases of the checkpoints follow.'),
+      ...phaseTables(report),
     ]);
   },
 };

@@ -188,7 +188,9 @@ const cellsInWords = (cells: readonly Pick<Metric, 'label' | 'unit' | 'statistic
     const words = unit === '' ? label : `${label}, ${unit}`;
     statistics.set(words, [...(statistics.get(words) ?? []), statistic]);
   }
-  return [...statistics].map(([words, of]) => `${words}, ${of.join(' / ')}`).join('; then ');
+  return [...statistics]
+    .map(([words, of]) => (of.every((statistic) => statistic === '') ? words : `${words}, ${of.join(' / ')}`))
+    .join('; then ');
 };
 
 /** Tables of what a report does not hold are not shown. */

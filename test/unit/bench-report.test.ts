@@ -58,6 +58,15 @@ describe('--only', () => {
     expect(filter.offered).toEqual(names);
   });
 
+  test('a case that has to be named is wanted only by a pattern that begins with its family', () => {
+    const wants = (only?: string): boolean => new CaseFilter(only).wantsNamed('long-run-alone', 'long-run');
+    expect([undefined, '*', 'long-*', 'long-run'].map(wants)).toEqual([false, false, false, false]);
+    expect(['long-run-*', 'long-run-alone', 'short,long-run*'].map(wants)).toEqual([true, true, true]);
+    const filter = new CaseFilter('long-*');
+    filter.wantsNamed('long-run-alone', 'long-run');
+    expect([filter.offered, filter.unknown]).toEqual([['long-run-alone'], ['long-*']]);
+  });
+
   test('a dot is a dot', () => {
     expect(new CaseFilter('a.c').wants('abc')).toBe(false);
   });
