@@ -340,7 +340,7 @@ describe('03 a hand-off that fails leaves one VM', { timeout: 30_000 }, () => {
   });
 
   test('a checkpoint by the coordinator: the old one stands still and is saved, the disk is whole', async () => {
-    const [ramTo, saved] = [lab.sharedMemoryPath('coordinated.ram'), lab.path('saved')];
+    const [ramTo, saved] = [lab.sharedMemoryPath(`coordinated${made}.ram`), lab.path(`saved${made}`)];
     mkdirSync(saved);
     const image = lab.path(`bare${made}.img`);
     const write = (byte: number) => withQmp(qmpPath, (qmp) => writeByte(qmp, byte));

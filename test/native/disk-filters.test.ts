@@ -58,8 +58,8 @@ test('01 errors below, at random: who asked is told, image and log stay alike, t
   await using lab = await DiskServerLab.start({ image: image.path, ringMiB: 64 });
   const control = await startLog(lab);
   image.fail();
-  const clients = (unit: number, unitsMax: number) =>
-    Promise.all([1, 2, 3].map((seed) => lab.io(randomCommands(seed, 150, unit, unitsMax), false)));
+  const clients = (unit: number, unitsMax: number, seed = 0) =>
+    Promise.all([1, 2, 3].map((of) => lab.io(randomCommands(seed + of, 150, unit, unitsMax), false)));
   expect((await clients(4096, 1)).join('')).toMatch(IO_ERROR);
   const { errors, flags } = await control.stats();
   expect(errors).toBeGreaterThan(0);
@@ -67,13 +67,17 @@ test('01 errors below, at random: who asked is told, image and log stay alike, t
   // A page fails as a whole: neither image nor log has it.
   expect(differingBlocks(replayed(lab), readFileSync(image.bytesPath))).toEqual([]);
 
-  // What is larger fails half way: that is in no log, but its blocks stay marked, whatever is forgotten.
-  expect((await clients(512, 80)).join('')).toMatch(IO_ERROR);
+  // What is larger fails half way: that is in no log, but its blocks stay marked, whatever is forgotten. Where
+  // later writes cover all that, more are tried.
+  let differing: number[] = [];
+  for (let seed = 1; differing.length === 0 && seed <= 5; seed += 1) {
+    expect((await clients(512, 80, 10 * seed)).join('')).toMatch(IO_ERROR);
+    differing = differingBlocks(replayed(lab), readFileSync(image.bytesPath));
+  }
   image.heal();
   for (let window = 0; window < 2; window += 1) await control.ask('mapRotate');
   const { marked } = lab.readMap();
   expect(marked.length).toBeGreaterThan(0);
-  const differing = differingBlocks(replayed(lab), readFileSync(image.bytesPath));
   expect(differing.length).toBeGreaterThan(0);
   expect(differing.filter((block) => !marked.includes(block))).toEqual([]);
 

@@ -2,7 +2,7 @@
 
 import { type ChildProcess, type StdioOptions, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { openSync } from 'node:fs';
+import { openSync, readdirSync, readFileSync } from 'node:fs';
 import { connect, createServer, type Socket } from 'node:net';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
@@ -12,6 +12,7 @@ import { unavailableSenders } from '../../lib/send/sender-availability.js';
 import { senderStrategies } from '../../lib/send/sender-choice.js';
 import { openReceiver } from '../../lib/transfer/receiver.js';
 import { openSender } from '../../lib/transfer/sender.js';
+import { waitFor } from '../lab/wait.js';
 import { type Footprint, footprint, nothingPinned, Region } from './transfer-lab.js';
 
 const unavailable = unavailableSenders(native.probeSenders());
@@ -57,6 +58,15 @@ class Child implements AsyncDisposable {
     }
   }
 
+  /** All its threads stand when this resolves: the signal reaches them one after the other. */
+  async stop(): Promise<void> {
+    this.process.kill('SIGSTOP');
+    const tasks = `/proc/${this.process.pid}/task`;
+    await waitFor('the process to stop', () =>
+      readdirSync(tasks).every((id) => / T /.test(readFileSync(`${tasks}/${id}/stat`, 'utf8'))),
+    );
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     this.process.kill('SIGKILL');
     await this.#exited;
@@ -90,7 +100,7 @@ describe('a receiving process', () => {
         await using sender = await openSender({ to, ...senderOptions(), strategy });
         await sender.send([everything(region)]);
         expect(await child.line()).toEqual({ id: 1 });
-        child.process.kill('SIGSTOP'); // so that the next one cannot be over before it is killed
+        await child.stop(); // so that the next one cannot be over before it is killed
         const transfers = [sender.send([everything(region)]), sender.send([everything(region)])];
         const outcomes = Promise.allSettled(transfers);
         await new Promise((resolve) => setTimeout(resolve, 20));
