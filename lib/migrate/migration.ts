@@ -38,6 +38,7 @@ import {
 } from './outcome.js';
 import { migrationPolicy } from './policies.js';
 import type { MigrationDecision, MigrationLimits, MigrationPolicy, MigrationRound } from './policy.js';
+import { agedOverheadMs } from './round-figures.js';
 import { timeText } from './words.js';
 
 /**
@@ -182,6 +183,10 @@ export class Migration extends EventEmitter<MigrationEvents> implements AnyMigra
       overheadMs = stoodStillMs;
     });
     const migration = new Migration({ settings, primary, policy, limits: limits!, startedMs });
+    // After the migration's own listener, which tells what was decided with it as it was.
+    primary.on('round', () => {
+      overheadMs = agedOverheadMs(overheadMs, OVERHEAD_MS);
+    });
     if (signal?.aborted) migration.#cancel();
     signal?.addEventListener('abort', () => migration.#cancel(), { once: true });
     return migration;

@@ -61,6 +61,13 @@ export const writeRate = (rounds: readonly MigrationRound[], pageBytes: number):
   return last === undefined ? 0 : (last.dirtyPages * pageBytes) / roundTime(last);
 };
 
+/**
+ * What a stop is expected to take beside the pages, a round after one was measured. That one may have waited for a
+ * disk, and is not repeated: what it took beyond the usual counts half with each round. KVM's rule counts pages only.
+ */
+export const agedOverheadMs = (overheadMs: number, usualMs: number): number =>
+  overheadMs <= usualMs ? overheadMs : usualMs + (overheadMs - usualMs) / 2;
+
 export interface Remainder {
   readonly pages: number;
   /** Bytes per millisecond; 0: not known yet. */

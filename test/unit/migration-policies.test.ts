@@ -9,7 +9,7 @@ import type {
   MigrationPolicy,
   MigrationRound,
 } from '../../lib/migrate/policy.js';
-import { linkRate, pagesToSend } from '../../lib/migrate/round-figures.js';
+import { agedOverheadMs, linkRate, pagesToSend } from '../../lib/migrate/round-figures.js';
 
 const limits: MigrationLimits = { downtimeMs: 300, pageBytes: 4096, overheadMs: 0 };
 
@@ -52,6 +52,21 @@ describe('01 what every policy does', () => {
       expect(policy(roundsLeaving(3_001), limits).step).toBe(next);
       expect(policy(roundsLeaving(2_000), { ...limits, overheadMs: 100 }).step).toBe(stop);
       expect(policy(roundsLeaving(2_001), { ...limits, overheadMs: 100 }).step).toBe(next);
+    });
+
+    it('stops also after a short stop that took longer than is allowed', () => {
+      let overheadMs = 450;
+      let rounds = 0;
+      for (
+        ;
+        policy(roundsLeaving(...Array(rounds + 1).fill(10)), { ...limits, overheadMs }).step === next;
+        rounds += 1
+      ) {
+        overheadMs = agedOverheadMs(overheadMs, 10);
+        expect(rounds).toBeLessThan(10);
+      }
+      expect(overheadMs).toBeGreaterThan(10);
+      expect(agedOverheadMs(4, 10)).toBe(4);
     });
 
     it('goes on while rounds shrink fast', () => {
