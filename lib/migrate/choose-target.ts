@@ -73,9 +73,9 @@ const obstacleOf = (candidate: TargetCandidate, { ramBytes }: TargetNeeds): stri
   return candidate.linkRate > 0 ? undefined : 'nothing gets through to it';
 };
 
-/** CPUs that the VM would have to share with what runs there. */
+/** CPUs that the VM would have to share with what runs there; in halves, for a moment's look tells no more. */
 const cpusShort = ({ idleCpus }: TargetOffer, { vcpus }: TargetNeeds): number =>
-  Math.max(0, vcpus - idleCpus);
+  Math.round(2 * Math.max(0, vcpus - idleCpus)) / 2;
 
 /** For all of RAM once, and the switchover. */
 const arrivalMs = ({ linkRate, roundTripMs }: TargetOffer, { ramBytes }: TargetNeeds): number =>

@@ -39,6 +39,9 @@ describe('01 the best target', () => {
       'busy has only 0.5 CPUs idle for 2 of the VM.',
     );
     expect(nameOf(busy, { ...busy, name: 'busier', idleCpus: 0 })).toBe('busy');
+    // What one moment's look tells of a twentieth of a CPU is not worth a slower link.
+    const slow = { ...offer, name: 'slow', idleCpus: 0.05, linkRate: 3_000 };
+    expect(nameOf(slow, { ...offer, name: 'fast', idleCpus: 0 })).toBe('fast');
   });
 
   it('has the memory, or is none', () => {
